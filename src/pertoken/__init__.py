@@ -1,0 +1,19 @@
+"""PerToken: cost per token as the unit of total cost of ownership for AI."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pertoken.plan import compare
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "compare"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "compare":
+        from pertoken.plan import compare
+
+        return compare
+    raise AttributeError(f"module 'pertoken' has no attribute {name!r}")

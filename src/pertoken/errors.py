@@ -1,0 +1,92 @@
+"""One tree of errors, so that a caller can catch exactly what it can mend.
+
+::
+
+    PerTokenError                 everything we raise on purpose; the CLI prints it in one line, exit code 2
+    ├── InputError                a file, an option or a value from a human or a network
+    │   ├── UnknownNameError      a name that is in no catalogue; carries the nearest ones
+    │   └── ScenarioError         a scenario file: path, line and field
+    ├── CannotServeError          physics says no: does not fit, precision missing, SLO out of reach
+    ├── NoEvidenceError           nothing supports the number that was asked for
+    ├── MissingRateError          usage that no rate prices
+    ├── InfeasibleError           a plan no schedule can meet; names the constraint in the way
+    └── MissingExtraError         an optional part is not installed; carries the pip line
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PerTokenError(Exception):
+    """Base of all errors PerToken raises on purpose."""
+
+
+class InputError(PerTokenError):
+    """A value from a human, a file or the network that cannot be used."""
+
+
+class UnknownNameError(InputError):
+    """A name that is in no catalogue.
+
+    Parameters: what the name should name ("GPU", "model"), the name asked for, the known names.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        self.kind, self.name = kind, name
+        self.nearest = nearest(name, known)
+        known_text = (
+            f"did you mean {', '.join(self.nearest)}?" if self.nearest else f"see `pertoken catalog {hint}`"
+        )
+        super().__init__(f"unknown {kind} {name!r}: {known_text}")
+
+
+class ScenarioError(InputError):
+    """A scenario or fleet file that cannot be used; says file, line, field, what was found and what fits."""
+
+
+class CannotServeError(PerTokenError):
+    """The hardware cannot do what was asked, whatever it costs; the message says by how much."""
+
+
+class NoEvidenceError(PerTokenError):
+    """No measurement, fit or physical model supports the number that was asked for."""
+
+
+class MissingRateError(PerTokenError):
+    """Usage that no rate prices: close refuses to call it free."""
+
+
+class InfeasibleError(PerTokenError):
+    """No schedule meets every constraint; names the one in the way and what is missing."""
+
+
+class MissingExtraError(PerTokenError):
+    """An optional part is not installed.
+
+    >>> str(MissingExtraError("kernels", "kernel-level prediction"))
+    "kernel-level prediction needs the extra 'kernels': pip install 'pertoken[kernels]'"
+    """
+
+    def __init__(self, extra: str, what: str) -> None:
+        super().__init__(f"{what} needs the extra {extra!r}: pip install 'pertoken[{extra}]'")
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """The known names that look most like `name`, best first; case and punctuation do not count.
+
+    >>> nearest("h100-smx", ["H100-SXM", "H200-SXM", "L4"])
+    ['H100-SXM', 'H200-SXM']
+    """
+
+    def plain(text: str) -> str:
+        return "".join(c for c in text.lower() if c.isalnum())
+
+    by_plain: dict[str, str] = {}
+    for candidate in known:
+        by_plain.setdefault(plain(candidate), candidate)
+    target = plain(name)
+    hits = difflib.get_close_matches(target, by_plain, n=count, cutoff=0.5)
+    contains = [p for p in by_plain if target and target in p and p not in hits]
+    return [by_plain[p] for p in (hits + sorted(contains, key=len))[:count]]

@@ -1,0 +1,1 @@
+"""Prediction: what a model does on a GPU. `predict` answers a point, `search` finds the best one for a workload."""

@@ -1,0 +1,155 @@
+"""The three tables, declared once: what a floor returns and what the ledger stores.
+
+Quantities are DECIMAL(19, 6) and rates DECIMAL(18, 12): their product is exact in 38 digits on every engine, so
+the same query gives the same sums to the digit. `close` rounds that product once, to DECIMAL(20, 9) USD.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pertoken.errors import InputError
+from pertoken.units import COMPONENTS, METERS, PHASES, base_meter
+
+HOUR = pa.timestamp("us", tz="UTC")
+QUANTITY = pa.decimal128(19, 6)
+RATE = pa.decimal128(18, 12)
+COST = pa.decimal128(20, 9)
+
+USAGE = pa.schema(
+    [
+        ("book", pa.string()),
+        ("hour", HOUR),
+        ("pool", pa.string()),
+        ("model", pa.string()),
+        ("tenant", pa.string()),
+        ("phase", pa.string()),
+        ("meter", pa.string()),
+        ("quantity", QUANTITY),
+        ("basis", pa.string()),
+    ]
+)
+RATES = pa.schema(
+    [
+        ("hour", HOUR),
+        ("pool", pa.string()),
+        ("meter", pa.string()),
+        ("category", pa.string()),
+        ("component", pa.string()),
+        ("usd_per_unit", RATE),
+        ("basis", pa.string()),
+        ("source", pa.string()),
+    ]
+)
+COSTS = pa.schema(
+    [
+        ("book", pa.string()),
+        ("hour", HOUR),
+        ("pool", pa.string()),
+        ("model", pa.string()),
+        ("tenant", pa.string()),
+        ("phase", pa.string()),
+        ("category", pa.string()),
+        ("component", pa.string()),
+        ("cost_usd", COST),
+    ]
+)
+
+Hours = npt.NDArray[np.datetime64]
+Floats = npt.NDArray[np.float64]
+
+
+def usage_rows(
+    hours: Hours,
+    quantities: Mapping[tuple[str, str], float | Floats],
+    *,
+    book: str,
+    pool: str,
+    model: str,
+    tenant: str,
+    basis: str,
+) -> pa.Table:
+    """Usage rows of one book, pool, model and tenant.
+
+    Parameters: hours [UTC, shape (T,)]; quantities by (phase, meter), each a scalar or shape (T,) in the
+    meter's unit. Zero quantities leave no row. Token and request meters are rounded to whole numbers so that
+    their running sum never strays by more than a half. Raises InputError on a quantity that is not finite or
+    is negative, on an unknown phase or meter.
+    """
+    parts: list[pa.Table] = []
+    for (phase, meter), quantity in quantities.items():
+        if phase not in PHASES:
+            raise InputError(f"unknown phase {phase!r}: one of {', '.join(PHASES)}")
+        known = METERS.get(base_meter(meter))
+        if known is None:
+            raise InputError(f"unknown meter {meter!r}: one of {', '.join(METERS)}")
+        values = np.broadcast_to(np.asarray(quantity, dtype=np.float64), hours.shape)
+        if not np.isfinite(values).all() or (values < 0).any():
+            raise InputError(f"{meter} of pool {pool!r}, phase {phase!r} has a negative or non-finite quantity")
+        if known.unit in ("token", "request"):
+            values = np.diff(np.round(np.cumsum(values)), prepend=0.0)
+        keep = values > 0
+        count = int(keep.sum())
+        if not count:
+            continue
+        constant = {
+            "book": book, "pool": pool, "model": model, "tenant": tenant, "phase": phase, "meter": meter,
+            "basis": basis,
+        }  # fmt: skip
+        columns: dict[str, Any] = {k: pa.repeat(v, count) for k, v in constant.items()}
+        columns["hour"] = pa.array(hours[keep].astype("datetime64[us]")).cast(HOUR)
+        columns["quantity"] = decimals(values[keep], QUANTITY)
+        parts.append(pa.table([columns[name] for name in USAGE.names], schema=USAGE))
+    return pa.concat_tables(parts) if parts else USAGE.empty_table()
+
+
+def rate_rows(
+    hours: Hours,
+    usd_per_unit: float | Floats,
+    *,
+    pool: str,
+    meter: str,
+    component: str,
+    basis: str,
+    source: str,
+) -> pa.Table:
+    """Rate rows of one pool, meter and component: USD per unit, scalar or shape (T,), by hour [UTC, (T,)].
+
+    Zero is a rate ("included in the rent"); NaN leaves the hour without a rate. Raises InputError on a
+    negative or infinite rate, an unknown meter or component.
+    """
+    if component not in COMPONENTS:
+        raise InputError(f"unknown component {component!r}: one of {', '.join(COMPONENTS)}")
+    if base_meter(meter) not in METERS:
+        raise InputError(f"unknown meter {meter!r}: one of {', '.join(METERS)}")
+    values = np.broadcast_to(np.asarray(usd_per_unit, dtype=np.float64), hours.shape)
+    keep = ~np.isnan(values)
+    if np.isinf(values).any():
+        raise InputError(f"rate of {meter} ({component}) in pool {pool!r} is infinite")
+    count = int(keep.sum())
+    constant = {
+        "pool": pool, "meter": meter, "category": COMPONENTS[component], "component": component,
+        "basis": basis, "source": source,
+    }  # fmt: skip
+    columns: dict[str, Any] = {k: pa.repeat(v, count) for k, v in constant.items()}
+    columns["hour"] = pa.array(hours[keep].astype("datetime64[us]")).cast(HOUR)
+    columns["usd_per_unit"] = decimals(values[keep], RATE)
+    return pa.table([columns[name] for name in RATES.names], schema=RATES)
+
+
+def concat(tables: Sequence[pa.Table], schema: pa.Schema) -> pa.Table:
+    """All rows of the tables, in order; an empty table of the schema where there are none."""
+    return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+def decimals(values: Floats, kind: pa.Decimal128Type) -> pa.Array:
+    """Floats rounded half to even at the decimal type's scale. Raises InputError on overflow."""
+    try:
+        return pa.array(values).cast(kind)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"a number does not fit {kind}: {error}") from error
