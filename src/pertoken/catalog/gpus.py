@@ -12,7 +12,9 @@ class Gpu:
 
     Rates are dense peaks of one device (never sparse, never per die): `flops` [FLOP/s] by precision
     (``bf16``, ``fp8``, ``fp4``, ``int8``), a precision the hardware lacks is absent. Link rates are one direction,
-    per device. `idle_w` is board power with a model loaded and no work; `architecture` names the generation
+    per device. `idle_w` is board power with a model loaded and no work; `host_idle_w` and
+    `host_busy_w` are the rest of the server at the plug (CPUs, memory, network, fans, conversion loss) divided by
+    its GPUs, at rest and at full load. `architecture` names the generation
     (``hopper``, ``blackwell``, ``cdna3``, …).
     """
 
@@ -27,6 +29,8 @@ class Gpu:
     gpus_per_node: int
     tdp_w: float
     idle_w: float
+    host_idle_w: float
+    host_busy_w: float
     released: str
     sources: tuple[str, ...]
     checked: str
