@@ -90,7 +90,9 @@ def usage_rows(
             raise InputError(f"unknown meter {meter!r}: one of {', '.join(METERS)}")
         values = np.broadcast_to(np.asarray(quantity, dtype=np.float64), hours.shape)
         if not np.isfinite(values).all() or (values < 0).any():
-            raise InputError(f"{meter} of pool {pool!r}, phase {phase!r} has a negative or non-finite quantity")
+            raise InputError(
+                f"{meter} of pool {pool!r}, phase {phase!r} has a negative or non-finite quantity"
+            )
         if known.unit in ("token", "request"):
             values = np.diff(np.round(np.cumsum(values)), prepend=0.0)
         keep = values > 0

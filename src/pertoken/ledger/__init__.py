@@ -1,0 +1,126 @@
+"""The books: usage, rates and cost in three tables, closed idempotently, read back as metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+
+from pertoken.errors import InputError
+from pertoken.ledger._close import TABLES, close
+from pertoken.ledger._engine import Engine, connect
+from pertoken.ledger._metric import (
+    COST_DIMENSIONS,
+    USAGE_DIMENSIONS,
+    Filter,
+    columns,
+    metric_sql,
+    where_clause,
+)
+from pertoken.tables import RATES, USAGE
+
+__all__ = ["Ledger", "connect", "open_ledger"]
+
+
+class Ledger:
+    """Usage, rates and costs of any number of books on one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def add_usage(self, rows: pa.Table) -> None:
+        """Append usage rows (`tables.USAGE`). Raises InputError on another schema."""
+        self._engine.load("usage_hourly", _checked(rows, USAGE))
+
+    def add_rates(self, rows: pa.Table) -> None:
+        """Add rate rows (`tables.RATES`); a row of the same hour, pool, meter, component and source is replaced.
+
+        Raises InputError on another schema.
+        """
+        checked = _checked(rows, RATES)
+        keys = ("hour", "pool", "meter", "component", "source")
+        with self._engine.transaction():
+            self._engine.execute(
+                "CREATE TABLE IF NOT EXISTS rates_incoming AS SELECT * FROM rates WHERE FALSE"
+            )
+            self._engine.execute("DELETE FROM rates_incoming")
+            self._engine.load("rates_incoming", checked)
+            match = " AND ".join(f"i.{k} = rates.{k}" for k in keys)
+            self._engine.execute(
+                f"DELETE FROM rates WHERE EXISTS (SELECT 1 FROM rates_incoming i WHERE {match})"
+            )
+            self._engine.execute("INSERT INTO rates SELECT * FROM rates_incoming")
+            self._engine.execute("DELETE FROM rates_incoming")
+
+    def close(
+        self, book: str | None = None, start: datetime | None = None, end: datetime | None = None
+    ) -> None:
+        """Turn quantities into costs for a book (None: all) and the hours from `start` up to, not with, `end`.
+
+        Idempotent. Raises MissingRateError, changing nothing, on usage that no rate prices.
+        """
+        terms, parameters = ["TRUE"], []
+        for value, test in ((book, "book = ?"), (_utc(start), "hour >= ?"), (_utc(end), "hour < ?")):
+            if value is not None:
+                terms.append(test)
+                parameters.append(value)
+        close(self._engine, " AND ".join(terms), list(parameters))
+
+    def metric(self, *names: str, by: Sequence[str] = (), where: Filter | None = None) -> pa.Table:
+        """Metrics (`units.METRICS`) by dimensions: one row per group, columns `by` then one per metric [its unit].
+
+        A metric without a denominator in a group is null. Raises UnknownNameError, InputError.
+        """
+        sql, parameters = metric_sql(names, by, where or {})
+        return self._engine.query(sql, parameters)
+
+    def cost(self, *by: str, where: Filter | None = None) -> pa.Table:
+        """Cost [USD] by dimensions: columns `by` then ``cost_usd``."""
+        return self._sum("cost_hourly", "cost_usd", by, COST_DIMENSIONS, where or {})
+
+    def usage(self, *by: str, where: Filter | None = None) -> pa.Table:
+        """Quantity by dimensions [the meter's unit, so group or filter by meter]: `by` then ``quantity``."""
+        return self._sum("usage_hourly", "quantity", by, USAGE_DIMENSIONS, where or {})
+
+    def rates(self) -> pa.Table:
+        """All rate rows, in order of pool, meter, component and hour."""
+        return self._engine.query("SELECT * FROM rates ORDER BY pool, meter, component, source, hour")
+
+    def _sum(
+        self, table: str, column: str, by: Sequence[str], allowed: Sequence[str], filters: Filter
+    ) -> pa.Table:
+        keys = ", ".join(columns(by, allowed))
+        where, parameters = where_clause(filters, allowed)
+        group = f"GROUP BY {keys} ORDER BY {keys}" if keys else ""
+        prefix = f"{keys}, " if keys else ""
+        return self._engine.query(
+            f"SELECT {prefix}SUM({column}) AS {column} FROM {table} WHERE {where} {group}", parameters
+        )
+
+    def shut(self) -> None:
+        """Release the engine."""
+        self._engine.close()
+
+
+def open_ledger(where: str | Path | None = None) -> Ledger:
+    """A ledger in memory (None) or in the file at `where`, its tables made where they are missing."""
+    engine = connect(where)
+    for statement in TABLES:
+        engine.execute(statement)
+    return Ledger(engine)
+
+
+def _checked(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    if rows.schema.names != schema.names:
+        raise InputError(f"rows have the columns {rows.schema.names}, the table has {schema.names}")
+    return rows.cast(schema)
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    if moment is not None and moment.tzinfo is None:
+        raise InputError(
+            f"{moment.isoformat()} has no time zone: give one, such as {moment.isoformat()}+00:00"
+        )
+    return moment.astimezone(UTC) if moment is not None else None

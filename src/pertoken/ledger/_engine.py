@@ -1,0 +1,100 @@
+"""Where the ledger's tables live: one function, `connect`, behind which an engine runs the same plain SQL."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import duckdb
+import pyarrow as pa
+
+from pertoken.errors import InputError
+
+Parameters = Sequence[object]
+
+
+class Engine(Protocol):
+    """What the ledger asks of an engine."""
+
+    def execute(self, sql: str, parameters: Parameters = ()) -> None:
+        """Run one statement."""
+
+    def query(self, sql: str, parameters: Parameters = ()) -> pa.Table:
+        """Run one SELECT and return its rows."""
+
+    def load(self, table: str, rows: pa.Table) -> None:
+        """Append rows whose columns are in the table's order."""
+
+    def transaction(self) -> AbstractTransaction:
+        """All statements inside happen, or none."""
+
+    def close(self) -> None:
+        """Release the engine."""
+
+
+class AbstractTransaction(Protocol):
+    def __enter__(self) -> None: ...
+    def __exit__(self, *exc: object) -> bool | None: ...
+
+
+class _DuckDB:
+    """DuckDB in this process, in memory or in one file that only this process may hold."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._connection = connection
+        self._local = threading.local()
+
+    def _cursor(self) -> duckdb.DuckDBPyConnection:
+        # DuckDB wants one cursor per thread; a cursor shares the database, not the transaction.
+        cursor: duckdb.DuckDBPyConnection | None = getattr(self._local, "cursor", None)
+        if cursor is None:
+            cursor = self._local.cursor = self._connection.cursor()
+            cursor.execute("SET TimeZone = 'UTC'")
+        return cursor
+
+    def execute(self, sql: str, parameters: Parameters = ()) -> None:
+        self._cursor().execute(sql, list(parameters)).fetchall()
+
+    def query(self, sql: str, parameters: Parameters = ()) -> pa.Table:
+        return self._cursor().sql(sql, params=list(parameters)).to_arrow_table()
+
+    def load(self, table: str, rows: pa.Table) -> None:
+        cursor = self._cursor()
+        cursor.register("incoming", rows)
+        try:
+            columns = ", ".join(rows.column_names)
+            cursor.execute(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM incoming").fetchall()
+        finally:
+            cursor.unregister("incoming")
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        cursor = self._cursor()
+        cursor.execute("BEGIN TRANSACTION").fetchall()
+        try:
+            yield
+        except BaseException:
+            cursor.execute("ROLLBACK").fetchall()
+            raise
+        cursor.execute("COMMIT").fetchall()
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def connect(where: str | Path | None = None) -> Engine:
+    """The engine at `where`: None for DuckDB in memory, a path for DuckDB in that file.
+
+    Raises InputError where the file is not a ledger or another process holds it.
+    """
+    try:
+        connection = duckdb.connect(":memory:" if where is None else str(where))
+    except duckdb.IOException as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"cannot open the ledger {where}: {reason}; only one process may hold it at a time"
+        ) from error
+    return _DuckDB(connection)

@@ -1,0 +1,100 @@
+"""Metrics: named ratios of sums over the two fact tables, each aggregated before they are joined."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from pertoken.errors import InputError, UnknownNameError
+from pertoken.units import METRICS, PHASES, Metric
+
+DIMENSIONS = ("book", "hour", "pool", "model", "tenant")
+COST_DIMENSIONS = (*DIMENSIONS, "phase", "category", "component")
+USAGE_DIMENSIONS = (*DIMENSIONS, "phase", "meter")
+
+Filter = Mapping[str, str | Sequence[str]]
+
+
+def columns(names: Iterable[str], allowed: Sequence[str]) -> list[str]:
+    """The names, each checked against the closed list of columns. Raises InputError."""
+    chosen = list(names)
+    for name in chosen:
+        if name not in allowed:
+            raise InputError(f"cannot group or filter by {name!r}: one of {', '.join(allowed)}")
+    return chosen
+
+
+def where_clause(filters: Filter, allowed: Sequence[str]) -> tuple[str, list[object]]:
+    """A WHERE condition with its parameters; ``TRUE`` where nothing is filtered."""
+    terms: list[str] = []
+    parameters: list[object] = []
+    for name in columns(filters, allowed):
+        value = filters[name]
+        values = [value] if isinstance(value, str) else list(value)
+        terms.append(f"{name} IN ({', '.join('?' for _ in values)})" if values else "FALSE")
+        parameters += values
+    return " AND ".join(terms) or "TRUE", parameters
+
+
+def metric_named(name: str) -> Metric:
+    """The metric of that name. Raises UnknownNameError."""
+    if name not in METRICS:
+        raise UnknownNameError("metric", name, METRICS, hint="gpus")
+    return METRICS[name]
+
+
+def metric_sql(names: Sequence[str], by: Sequence[str], filters: Filter) -> tuple[str, list[object]]:
+    """The SELECT that answers metrics by dimensions, and its parameters.
+
+    One row per group that has cost or usage; a metric whose denominator is zero there is NULL.
+    """
+    metrics = [metric_named(name) for name in names]
+    keys = columns(by, DIMENSIONS)
+    where, parameters = where_clause(filters, DIMENSIONS)
+    terms = sorted({term for m in metrics for term in _terms(m)})
+    names_of = {term: f"t{i}" for i, term in enumerate(terms)}
+    cost = [t for t in terms if t.partition("@")[0] == "cost"]
+    usage = [t for t in terms if t not in cost]
+    key_list = ", ".join(keys)
+    group = f"GROUP BY {key_list}" if keys else ""
+    prefix = f"{key_list}, " if keys else ""
+
+    def part(table: str, table_terms: list[str]) -> str:
+        sums = ", ".join(f"{_sum(t)} AS {names_of[t]}" for t in table_terms) or "COUNT(*) AS unused"
+        return f"SELECT {prefix}{sums} FROM {table} WHERE {where} {group}"
+
+    join = " AND ".join(f"c.{k} = u.{k}" for k in keys) or "TRUE"
+    picked = [f"COALESCE(c.{k}, u.{k}) AS {k}" for k in keys]
+    picked += [f"{_value(m, names_of)} AS {m.name}" for m in metrics]
+    order = f"ORDER BY {', '.join(str(i + 1) for i in range(len(keys)))}" if keys else ""
+    sql = (
+        f"SELECT {', '.join(picked)} FROM ({part('cost_hourly', cost)}) c "
+        f"FULL OUTER JOIN ({part('usage_hourly', usage)}) u ON {join} {order}"
+    )
+    return sql, [*parameters, *parameters]
+
+
+def _terms(metric: Metric) -> list[str]:
+    terms = f"{metric.numerator}+{metric.denominator}".split("+")
+    return [*terms, "cost", *metric.share_of.split("+")] if metric.share_of else terms
+
+
+def _sum(term: str) -> str:
+    meter, _, phase = term.partition("@")
+    if phase and phase not in PHASES:
+        raise InputError(f"metric term {term!r} names an unknown phase")
+    column = "cost_usd" if meter == "cost" else "quantity"
+    tests = [f"phase = '{phase}'"] if phase else []
+    if meter != "cost":
+        tests.append(f"split_part(meter, ':', 1) = '{meter}'")
+    return f"SUM(CASE WHEN {' AND '.join(tests)} THEN {column} ELSE 0 END)" if tests else f"SUM({column})"
+
+
+def _value(metric: Metric, names_of: Mapping[str, str]) -> str:
+    def total(terms: str) -> str:
+        parts = [f"COALESCE(CAST({names_of[t]} AS DOUBLE), 0)" for t in terms.split("+")]
+        return f"({' + '.join(parts)})"
+
+    value = f"{metric.scale!r} * {total(metric.numerator)} / NULLIF({total(metric.denominator)}, 0)"
+    if metric.share_of:
+        value += f" * {total('cost')} / NULLIF({total(metric.share_of)}, 0)"
+    return value
