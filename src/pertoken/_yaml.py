@@ -1,0 +1,146 @@
+"""YAML from a human: parsed with line numbers, so that every complaint says where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pertoken.errors import ScenarioError, nearest
+
+MAX_BYTES = 1 << 20
+
+Document = TypeVar("Document", bound=BaseModel)
+
+
+def load_yaml(path: Path, kind: type[Document]) -> Document:
+    """A YAML file as the pydantic model `kind`; relative paths in it are seen from its folder.
+
+    Raises ScenarioError naming file, line, field, what was found and what fits.
+    """
+    text = _read(path)
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        _refuse_duplicates(node, path)
+        data = yaml.load(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f":{mark.line + 1}" if mark else ""
+        raise ScenarioError(f"{path}{where}: not YAML: {error.problem}") from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ScenarioError(f"{path}: not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(data, dict):
+        raise ScenarioError(f"{path}: a {kind.__name__.lower()} is a mapping of fields, found {_found(data)}")
+    try:
+        return kind.model_validate(data, context={"folder": path.parent})
+    except ValidationError as error:
+        raise ScenarioError(_explain(error, path, node, kind)) from error
+
+
+def _read(path: Path) -> str:
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ScenarioError(f"{path}: {size} bytes is no scenario: at most {MAX_BYTES} are read")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        siblings = [str(p) for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        hits = nearest(str(path), siblings)
+        hint = f": did you mean {', '.join(hits)}?" if hits else ""
+        raise ScenarioError(f"no file at {path}{hint}") from error
+    except UnicodeDecodeError as error:
+        raise ScenarioError(f"{path}: not text: byte {error.start} is not UTF-8") from error
+    except OSError as error:
+        raise ScenarioError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _refuse_duplicates(node: yaml.Node | None, path: Path) -> None:
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_duplicates(item, path)
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if str(key.value) in seen:
+                first = seen[str(key.value)]
+                raise ScenarioError(f"{path}:{line}: {key.value!r} is given twice, first on line {first}")
+            seen[str(key.value)] = line
+            _refuse_duplicates(value, path)
+
+
+def _explain(error: ValidationError, path: Path, node: yaml.Node | None, kind: type[BaseModel]) -> str:
+    problems = error.errors(include_url=False)
+    # A union reports one problem per member: keep those that got furthest into the document.
+    first = max(problems, key=lambda p: (p["type"] != "missing", len(_position(node, p["loc"])[1])))
+    line, known = _position(node, first["loc"])
+    field = ".".join(known) or "(top)"
+    message = first["msg"].removeprefix("Value error, ")
+    last = str(first["loc"][-1]) if first["loc"] else ""
+    if first["type"] == "extra_forbidden":
+        fits = nearest(last, _fields_at(kind, first["loc"][:-1]))
+        hint = f": did you mean {', '.join(fits)}?" if fits else ""
+        message = f"unknown field{hint}"
+    elif first["type"] == "missing":
+        field = ".".join([*known, last])
+        message = "this field is missing"
+    else:
+        message += f"; found {_found(first['input'])}"
+    more = len({p["loc"][:3] for p in problems}) - 1
+    tail = f" (and {more} more)" if more > 0 else ""
+    return f"{path}:{line}: {field}: {message}{tail}"
+
+
+def _position(node: yaml.Node | None, loc: tuple[int | str, ...]) -> tuple[int, list[str]]:
+    """The line of the deepest node on the way, and the keys that are really in the document."""
+    line = node.start_mark.line + 1 if node else 1
+    known: list[str] = []
+    for part in loc:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if str(key.value) == str(part):
+                    node, line = value, key.start_mark.line + 1
+                    known.append(str(part))
+                    break
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+            known.append(str(part))
+    return line, known
+
+
+def _fields_at(kind: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields that fit at a place: all fields of the models the schema mentions along the way."""
+    schema = kind.model_json_schema()
+    definitions: dict[str, Any] = schema.get("$defs", {})
+    here: list[dict[str, Any]] = [schema]
+    for part in loc:
+        deeper: list[dict[str, Any]] = []
+        for place in here:
+            options = _resolve(place, definitions)
+            for option in options:
+                child = option.get("properties", {}).get(part) or option.get("additionalProperties")
+                child = child or next(iter(option.get("patternProperties", {}).values()), None)
+                child = child or option.get("items")
+                if isinstance(child, dict):
+                    deeper.append(child)
+        here = deeper or here
+    names: list[str] = []
+    for place in here:
+        for option in _resolve(place, definitions):
+            names += option.get("properties", {})
+    return names
+
+
+def _resolve(place: dict[str, Any], definitions: dict[str, Any]) -> list[dict[str, Any]]:
+    if "$ref" in place:
+        return _resolve(definitions[place["$ref"].rpartition("/")[2]], definitions)
+    options = [*place.get("oneOf", []), *place.get("anyOf", [])]
+    return [found for option in options for found in _resolve(option, definitions)] if options else [place]
+
+
+def _found(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
