@@ -1,0 +1,186 @@
+"""The ledger's promises: closing twice changes nothing, unpriced usage raises, parts sum to the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pertoken.errors import InputError, MissingRateError, UnknownNameError
+from pertoken.ledger import Ledger, open_ledger
+from pertoken.tables import Hours, rate_rows, usage_rows
+
+HOURS: Hours = np.arange("2026-06-01T00", "2026-06-02T00", dtype="datetime64[h]")
+
+
+def used(ledger: Ledger, quantities: dict[tuple[str, str], float], tenant: str = "shop", pool: str = "h100") -> None:
+    ledger.add_usage(
+        usage_rows(HOURS, quantities, book="plan:x", pool=pool, model="m", tenant=tenant, basis="assumed")
+    )
+
+
+def priced(ledger: Ledger, meter: str, usd: float, component: str = "rent", pool: str = "h100") -> None:
+    ledger.add_rates(
+        rate_rows(HOURS, usd, pool=pool, meter=meter, component=component, basis="quoted", source="test")
+    )
+
+
+@pytest.fixture
+def ledger() -> Iterator[Ledger]:
+    book = open_ledger()
+    yield book
+    book.shut()
+
+
+def test_a_day_by_hand(ledger: Ledger) -> None:
+    # 24 h × 1 GPU at 2.40 USD/h: 0.3 prefill, 0.5 decode, 0.2 idle; 1,000 input and 500 output tokens an hour.
+    used(ledger, {("input", "gpu_hours"): 0.3, ("output", "gpu_hours"): 0.5})
+    used(ledger, {("input", "input_tokens"): 1000, ("output", "output_tokens"): 500})
+    used(ledger, {("idle", "gpu_hours"): 0.2}, tenant="(idle)")
+    priced(ledger, "gpu_hours", 2.40)
+    ledger.close("plan:x")
+    assert ledger.cost().to_pylist() == [{"cost_usd": Decimal("57.600000000")}]
+    by_phase = {row["phase"]: row["cost_usd"] for row in ledger.cost("phase").to_pylist()}
+    assert by_phase == {"input": Decimal("17.28"), "output": Decimal("28.80"), "idle": Decimal("11.52")}
+    row = ledger.metric(
+        "usd_per_mtok_output",
+        "usd_per_mtok_input",
+        "usd_per_mtok_total",
+        "usd_per_mtok_output_with_idle",
+        "utilisation",
+    ).to_pylist()[0]
+    assert row["usd_per_mtok_output"] == pytest.approx(28.80 / 12_000 * 1e6)
+    assert row["usd_per_mtok_input"] == pytest.approx(17.28 / 24_000 * 1e6)
+    assert row["usd_per_mtok_total"] == pytest.approx(57.60 / 36_000 * 1e6)
+    assert row["usd_per_mtok_output_with_idle"] == pytest.approx(36.0 / 12_000 * 1e6)
+    assert row["utilisation"] == pytest.approx(0.8)
+
+
+def test_closing_twice_changes_nothing(ledger: Ledger) -> None:
+    used(ledger, {("output", "gpu_hours"): 1.0})
+    priced(ledger, "gpu_hours", 1.23456789)
+    ledger.close()
+    once = ledger.cost("hour", "phase", "component").to_pylist()
+    ledger.close()
+    assert ledger.cost("hour", "phase", "component").to_pylist() == once
+    assert len(once) == 24
+
+
+def test_rates_given_twice_are_not_charged_twice(ledger: Ledger) -> None:
+    used(ledger, {("output", "gpu_hours"): 1.0})
+    priced(ledger, "gpu_hours", 2.0)
+    priced(ledger, "gpu_hours", 3.0)
+    priced(ledger, "gpu_hours", 0.5, component="software")
+    ledger.close()
+    costs = {row["component"]: row["cost_usd"] for row in ledger.cost("component").to_pylist()}
+    assert costs == {"rent": Decimal("72"), "software": Decimal("12")}
+
+
+def test_closing_a_window_leaves_the_rest(ledger: Ledger) -> None:
+    used(ledger, {("output", "gpu_hours"): 1.0})
+    priced(ledger, "gpu_hours", 2.0)
+    noon = datetime(2026, 6, 1, 12, tzinfo=UTC)
+    ledger.close("plan:x", end=noon)
+    assert ledger.cost().to_pylist()[0]["cost_usd"] == Decimal(24)
+    ledger.close("plan:x", start=noon)
+    assert ledger.cost().to_pylist()[0]["cost_usd"] == Decimal(48)
+    with pytest.raises(InputError, match="no time zone"):
+        ledger.close(start=datetime(2026, 6, 1, 12))  # noqa: DTZ001
+
+
+@pytest.mark.parametrize("meter", ["gpu_hours", "energy_kwh", "energy_kwh:tier2", "peak_kw:summer"])
+def test_unpriced_resources_raise_and_leave_the_books_as_they_were(ledger: Ledger, meter: str) -> None:
+    used(ledger, {("output", "gpu_hours"): 1.0}, pool="priced")
+    priced(ledger, "gpu_hours", 2.0, pool="priced")
+    ledger.close()
+    used(ledger, {("output", meter): 1.0})
+    with pytest.raises(MissingRateError, match=f"no rate for {meter} in pool 'h100' in 24 hours"):
+        ledger.close()
+    assert ledger.cost().to_pylist()[0]["cost_usd"] == Decimal(48)
+
+
+def test_tokens_of_an_api_must_be_priced_each(ledger: Ledger) -> None:
+    used(ledger, {("input", "input_tokens"): 10, ("output", "output_tokens"): 10}, pool="api")
+    with pytest.raises(MissingRateError, match="input_tokens"):
+        ledger.close()
+    priced(ledger, "input_tokens", 1e-6, component="api", pool="api")
+    with pytest.raises(MissingRateError, match="output_tokens"):
+        ledger.close()
+    priced(ledger, "output_tokens", 2e-6, component="api", pool="api")
+    ledger.close()
+    assert ledger.cost().to_pylist()[0]["cost_usd"] == Decimal("0.000720000")
+
+
+def test_a_zero_rate_is_a_price(ledger: Ledger) -> None:
+    used(ledger, {("output", "energy_kwh"): 1.0, ("output", "gpu_hours"): 1.0})
+    priced(ledger, "gpu_hours", 2.0)
+    priced(ledger, "energy_kwh", 0.0, component="energy_charge")
+    ledger.close()
+    assert ledger.cost().to_pylist()[0]["cost_usd"] == Decimal(48)
+
+
+def test_names_are_from_the_closed_list(ledger: Ledger) -> None:
+    with pytest.raises(UnknownNameError, match="usd_per_mtok_output"):
+        ledger.metric("usd_per_mtok_outputs")
+    with pytest.raises(InputError, match="cannot group or filter by"):
+        ledger.cost("hour; DROP TABLE rates")
+    assert ledger.cost(where={"pool": "x'; DROP TABLE rates; --"}).to_pylist() == [{"cost_usd": None}]
+
+
+def test_a_group_without_tokens_has_no_cost_per_token(ledger: Ledger) -> None:
+    used(ledger, {("idle", "gpu_hours"): 1.0}, tenant="(idle)")
+    priced(ledger, "gpu_hours", 2.0)
+    ledger.close()
+    assert ledger.metric("usd_per_mtok_output", by=["tenant"]).to_pylist() == [
+        {"tenant": "(idle)", "usd_per_mtok_output": None}
+    ]
+
+
+def test_a_ledger_in_a_file_is_there_after_reopening(tmp_path: object) -> None:
+    path = f"{tmp_path}/books.duckdb"
+    first = open_ledger(path)
+    used(first, {("output", "gpu_hours"): 1.0})
+    priced(first, "gpu_hours", 2.0)
+    first.close()
+    first.shut()
+    again = open_ledger(path)
+    assert again.cost().to_pylist()[0]["cost_usd"] == Decimal(48)
+    again.shut()
+
+
+def test_a_file_that_is_no_ledger_gets_one_line(tmp_path: object) -> None:
+    path = f"{tmp_path}/notes.txt"
+    with open(path, "w") as file:
+        file.write("not a ledger\n" * 100)
+    with pytest.raises(InputError, match="cannot open the ledger"):
+        open_ledger(path)
+
+
+PHASES = ["input", "output", "training", "idle", "waste"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    quantities=st.lists(st.tuples(st.sampled_from(PHASES), st.floats(0, 1e6)), min_size=1, max_size=6),
+    usd=st.floats(0, 1000),
+    kwh_usd=st.floats(0, 10),
+)
+def test_the_parts_sum_to_the_whole(quantities: list[tuple[str, float]], usd: float, kwh_usd: float) -> None:
+    ledger = open_ledger()
+    for i, (phase, quantity) in enumerate(quantities):
+        used(ledger, {(phase, "gpu_hours"): quantity, (phase, "energy_kwh"): quantity / 3}, tenant=f"t{i}")
+    priced(ledger, "gpu_hours", usd)
+    priced(ledger, "energy_kwh", kwh_usd, component="energy_charge")
+    ledger.close()
+    whole = ledger.cost().to_pylist()[0]["cost_usd"]
+    for dimension in ("phase", "tenant", "component", "category", "hour"):
+        parts = [row["cost_usd"] for row in ledger.cost(dimension).to_pylist()]
+        assert sum(parts) == (whole or 0)
+    expected = sum(q for _, q in quantities) * (usd + kwh_usd / 3) * 24
+    assert float(whole or 0) == pytest.approx(expected, rel=1e-6, abs=0.01)
+    ledger.shut()
