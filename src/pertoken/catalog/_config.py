@@ -1,0 +1,253 @@
+"""From a Hugging Face ``config.json`` to a Model: one reading for all families, by the keys that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pertoken.catalog import _checkpoint, _mixers
+from pertoken.catalog._architecture import Architecture, Moe, build
+from pertoken.catalog._families import NOT_DECODERS, Family, family
+from pertoken.catalog._keys import Keys, read_json
+from pertoken.catalog.models import Model
+from pertoken.errors import InputError
+
+_NESTED = ("text_config", "thinker_config", "llm_config", "language_config", "language_model_config")
+
+
+def load(path: Path) -> Model:
+    """The model of one config file (or of the folder that holds a config.json)."""
+    if path.is_dir():
+        path = path / "config.json"
+    return build(architecture(read_json(path), path))
+
+
+def load_folder(path: Path) -> dict[str, Model]:
+    """Every ``org--name_config.json`` of a folder, by ``org/name``."""
+    if not path.is_dir():
+        raise InputError(f"{path}: is no folder: give one that holds org--name_config.json files")
+    files = sorted(f for f in path.glob("*_config.json") if not f.name.endswith("hf_quant_config.json"))
+    if not files:
+        raise InputError(f"{path}: holds no org--name_config.json: name each config after its model")
+    found = [load(f) for f in files]
+    return {m.name: m for m in found}
+
+
+def architecture(config: Mapping[str, Any], path: Path) -> Architecture:
+    """The architecture that config describes; `path` names it and finds the file of its quantisation."""
+    outer = Keys(path, config)
+    keys = _text_keys(outer)
+    kind = keys.text("model_type") or outer.text("model_type")
+    if kind in NOT_DECODERS or config.get("is_encoder_decoder") is True:
+        raise outer.error("model_type", kind, "a decoder-only language model is needed")
+    habits = family(kind)
+    hidden = keys.whole("hidden_size", "n_embd", "d_model", "dim", "n_embed")
+    layers = _layers(keys)
+    moe = _moe(keys, habits, hidden, layers)
+    mixers = _mixers.mixers(keys, habits, hidden, layers)
+    ffn_layers, ffn = _dense(keys, habits, hidden, layers, moe)
+    precision, attention_precision = _checkpoint.precision(outer, keys)
+    tied_default = False if kind.startswith("qwen3_vl") else habits.tied
+    tied = keys.flag("tie_word_embeddings", default=outer.flag("tie_word_embeddings", default=tied_default))
+    result = Architecture(
+        name=_name(path, config),
+        hidden=hidden,
+        layers=layers,
+        vocabulary=keys.whole("vocab_size", "padded_vocab_size", "n_vocab"),
+        mixers=mixers,
+        context=keys.whole(
+            "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", default=0, least=0
+        ),
+        ffn_layers=ffn_layers,
+        ffn=ffn,
+        ffn_gated=habits.gated,
+        ffn_bias=keys.flag("mlp_bias", default=habits.ffn_bias),
+        moe=moe,
+        tied=tied,
+        norms=habits.norms,
+        norm_bias=habits.norm_bias,
+        encoder=_checkpoint.encoder_parameters(outer),
+        precision=precision,
+        attention_precision=attention_precision,
+        active_counts_embedding=kind != "gpt_oss",
+        sources=_sources(path, kind, habits),
+        checked="as on disk",
+    )
+    return _special(result, keys, kind)
+
+
+def _text_keys(outer: Keys) -> Keys:
+    """The config of the language model: nested once or twice in models of several senses."""
+    keys = outer
+    for _ in range(2):
+        inner = next((keys.child(key) for key in _NESTED if key in keys), None)
+        if inner is None:
+            return keys
+        keys = inner
+    return keys
+
+
+def _layers(keys: Keys) -> int:
+    blocks = keys.list("layers_block_type")
+    return keys.whole(
+        "num_hidden_layers", "n_layer", "n_layers", "num_layers", default=len(blocks) or None, most=10_000
+    )
+
+
+def _sources(path: Path, kind: str, habits: Family) -> tuple[str, ...]:
+    note = f"{path.name} of the checkpoint"
+    if habits.known:
+        return (note,)
+    return (note, f"model_type '{kind}' is not known: read as a Llama-like decoder by its standard keys")
+
+
+def _name(path: Path, config: Mapping[str, Any]) -> str:
+    """``org/name`` from ``org--name_config.json``, the Hugging Face cache, the config itself or its folder."""
+    stem = path.name.removesuffix(".json").removesuffix("config").rstrip("_-.")
+    if stem:
+        return stem.replace("--", "/", 1)
+    for parent in path.parent.resolve().parts[::-1]:
+        if parent.startswith("models--"):
+            return parent.removeprefix("models--").replace("--", "/", 1)
+    given = config.get("_name_or_path")
+    if isinstance(given, str) and given.strip("/. "):
+        return given.strip("/") if given.count("/") <= 1 and not given.startswith("/") else Path(given).name
+    return path.parent.resolve().name or "config"
+
+
+def _moe(keys: Keys, habits: Family, hidden: int, layers: int) -> Moe | None:
+    """The mixture of experts, None for a dense model."""
+    names = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts")
+    experts = keys.whole(*names, default=0, least=0)
+    if experts <= 1 or keys.values.get("enable_moe_block") is False:
+        return None
+    active = keys.whole(
+        "num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k", "moe_top_k",
+        "experts_per_token",
+    )  # fmt: skip
+    if active > experts:
+        key = keys.first("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k")
+        raise keys.error(key, active, f"a token cannot visit more experts than the {experts} there are")
+    size = keys.whole("moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size")
+    return Moe(
+        layers=len(_moe_layers(keys, layers)),
+        experts=experts,
+        active=active,
+        size=size,
+        shared=_shared_width(keys, size),
+        shared_gate=habits.shared_gate,
+        router_bias=habits.router_bias,
+        bias=keys.text("model_type") == "gpt_oss",
+        gated=habits.gated,
+        latent=keys.whole("moe_latent_size", "routed_expert_hidden_size", default=0, least=0),
+    )
+
+
+def _shared_width(keys: Keys, size: int) -> int:
+    """Width of all shared experts of a layer together."""
+    count = keys.whole(
+        "n_shared_experts",
+        "num_shared_experts",
+        "moe_num_shared_experts",
+        "num_shared_expert",
+        default=0,
+        least=0,
+    )
+    own = keys.whole(
+        "moe_shared_expert_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size",
+        "share_expert_dim", default=0, least=0,
+    )  # fmt: skip
+    if keys.text("model_type").startswith("llama4"):
+        return size
+    if keys.values.get("enable_moe_block"):  # Gemma 4: the dense block runs beside the experts
+        return keys.whole("intermediate_size")
+    return own * max(count, 1) if own else count * size
+
+
+def _moe_layers(keys: Keys, layers: int) -> list[int]:
+    """Indices of the layers that have experts."""
+    every = list(range(layers))
+    kinds = keys.list("mlp_layer_types", layers) if "mlp_layer_types" in keys else []
+    if kinds:
+        return [i for i in every if kinds[i] == "sparse"]
+    blocks = _mixers.blocks(keys, layers)
+    if blocks:
+        return [i for i in every if blocks[i] == "moe"]
+    if isinstance(keys.values.get("moe_layer_freq"), list):
+        return [i for i, on in enumerate(keys.list("moe_layer_freq", layers)) if on]
+    if "moe_layers_enum" in keys:
+        return [int(i) for i in keys.text("moe_layers_enum").split(",") if int(i) < layers]
+    if keys.list("moe_layers"):
+        return [i for i in keys.list("moe_layers") if i < layers]
+    if "interleave_moe_layer_step" in keys:
+        step = keys.whole("interleave_moe_layer_step")
+        return every[step - 1 :: step]
+    if "moe_layer_start_index" in keys:
+        start = keys.whole("moe_layer_start_index", least=0)
+        end = keys.whole("moe_layer_end_index", default=layers - 1, least=-1)
+        end = layers - 1 if end < 0 else end
+        step = keys.whole("moe_layer_interval", default=1)
+        return [i for i in every if start <= i <= end and (i + 1) % step == 0]
+    if "expert_layer_period" in keys:
+        period, offset = (
+            keys.whole("expert_layer_period"),
+            keys.whole("expert_layer_offset", default=0, least=0),
+        )
+        return [i for i in every if i % period == offset]
+    first = keys.whole("first_k_dense_replace", "moe_layer_start", default=0, least=0)
+    step = keys.whole("decoder_sparse_step", "moe_layer_freq", default=1)
+    dense = set(keys.list("mlp_only_layers"))
+    after = 1 if "decoder_sparse_step" in keys else 0
+    return [i for i in every if i >= first and i not in dense and (i + after) % step == 0]
+
+
+def _dense(keys: Keys, habits: Family, hidden: int, layers: int, moe: Moe | None) -> tuple[int, float]:
+    """Layers with a dense feed-forward block and its width (a mean where it varies)."""
+    blocks = _mixers.blocks(keys, layers)
+    if blocks:
+        count = sum(block == "mlp" for block in blocks)
+    else:
+        count = layers - (moe.layers if moe else 0)
+    if "block_configs" in keys:
+        widths = _mixers.nas_ffn_widths(keys, hidden, layers)
+        return (layers, sum(widths) / layers)
+    if not count:
+        return (0, 0.0)
+    names = (
+        "dense_intermediate_size",
+        "intermediate_size_mlp",
+        "intermediate_size",
+        "ffn_hidden_size",
+        "n_inner",
+    )
+    if moe is None:
+        names = ("intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim")
+    if not any(name in keys for name in names):
+        if "expansion_ratio" in keys:
+            return (count, keys.whole("expansion_ratio") * hidden)
+        if not habits.gated:  # GPT-2, Falcon, MPT: four times the width unless said otherwise
+            return (count, 4 * hidden)
+    if (
+        isinstance(keys.values.get("intermediate_size"), list) and moe is None
+    ):  # one width per layer (Gemma 3n)
+        return (count, sum(keys.list("intermediate_size", layers)) / layers)
+    return (count, keys.whole(*names))
+
+
+def _special(a: Architecture, keys: Keys, kind: str) -> Architecture:
+    """What is in no common key."""
+    if "hc_mult" in keys:  # hyper-connections: two mixes per layer over that many residual streams
+        streams = keys.whole("hc_mult")
+        mixes = (2 + streams) * streams
+        a = replace(a, extra_per_layer=2 * (mixes * streams * a.hidden + mixes + 3))
+    if kind in ("opt", "gpt2", "gpt_bigcode"):
+        a = replace(a, position_embeddings=a.context)
+    if keys.whole("hidden_size_per_layer_input", default=0, least=0):
+        raise keys.error(
+            "hidden_size_per_layer_input",
+            keys.values["hidden_size_per_layer_input"],
+            "per-layer embeddings are not read from a config: use a catalogue model",
+        )
+    return a

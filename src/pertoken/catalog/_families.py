@@ -1,0 +1,149 @@
+"""What a config.json leaves unsaid, by model family: NAME_MAP from a foreign `model_type` to its habits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Family:
+    """Habits of one family: the published class's defaults and what its code does without a key."""
+
+    bias: str = ""
+    """Biases of attention without an `attention_bias` key: ``qkv``, ``qkvo``."""
+    bias_key: str = "qkvo"
+    """Which projections `attention_bias: true` means."""
+    qk_norm: str = ""
+    tied: bool = False
+    gated: bool = True
+    ffn_bias: bool = False
+    norms: int = 2
+    norm_bias: bool = False
+    final_norm: bool = True
+    sliding: str = "key"
+    """When `sliding_window` counts: ``key`` wherever it is set, ``flag`` only with use_sliding_window."""
+    pattern: int = 0
+    """Every so many layers one is full, the others slide (0: no habit)."""
+    router_bias: bool = False
+    shared_gate: bool = False
+    head: int = 0
+    known: bool = True
+
+
+LLAMA = Family()
+_QWEN2 = Family(bias="qkv", bias_key="qkv", sliding="flag")
+_QWEN3 = Family(qk_norm="head", sliding="flag")
+_QWEN_NEXT = Family(qk_norm="head", sliding="flag", shared_gate=True)
+_DEEPSEEK = Family(router_bias=True)
+_GPT = Family(bias="qkvo", gated=False, ffn_bias=True, norm_bias=True, tied=True)
+_GEMMA = Family(tied=True, head=256)
+
+NAME_MAP: dict[str, Family] = {
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "ministral": LLAMA,
+    "ministral3": LLAMA,
+    "mistral3": LLAMA,
+    "mixtral": LLAMA,
+    "nemotron-nas": LLAMA,
+    "llama4": LLAMA,
+    "llama4_text": LLAMA,
+    "smollm3": Family(tied=True),
+    "yi": LLAMA,
+    "baichuan": LLAMA,
+    "internlm": Family(bias="qkvo"),
+    "internlm2": LLAMA,
+    "internlm3": LLAMA,
+    "granite": LLAMA,
+    "granitemoe": LLAMA,
+    "granitemoeshared": LLAMA,
+    "granitemoehybrid": LLAMA,
+    "phi3": Family(sliding="key"),
+    "phimoe": Family(norm_bias=True, bias="qkvo"),
+    "phi": Family(bias="qkvo", gated=False, ffn_bias=True, norms=1, norm_bias=True),
+    "qwen2": _QWEN2,
+    "qwen2_moe": Family(bias="qkv", bias_key="qkv", sliding="flag", shared_gate=True),
+    "qwen2_vl": _QWEN2,
+    "qwen2_vl_text": _QWEN2,
+    "qwen2_5_vl": _QWEN2,
+    "qwen2_5_vl_text": _QWEN2,
+    "mimo": _QWEN2,
+    "qwen3": _QWEN3,
+    "qwen3_moe": _QWEN3,
+    "qwen3_vl": _QWEN3,
+    "qwen3_vl_text": _QWEN3,
+    "qwen3_vl_moe": _QWEN3,
+    "qwen3_vl_moe_text": _QWEN3,
+    "qwen3_omni_moe": _QWEN3,
+    "qwen3_omni_moe_text": _QWEN3,
+    "qwen3_next": _QWEN_NEXT,
+    "qwen3_5": _QWEN_NEXT,
+    "qwen3_5_text": _QWEN_NEXT,
+    "qwen3_5_moe": _QWEN_NEXT,
+    "qwen3_5_moe_text": _QWEN_NEXT,
+    "deepseek_v2": LLAMA,
+    "deepseek_v3": _DEEPSEEK,
+    "deepseek_v32": _DEEPSEEK,
+    "deepseek_v4": _DEEPSEEK,
+    "deepseek_ref": _DEEPSEEK,
+    "kimi_k2": _DEEPSEEK,
+    "kimi_k25": _DEEPSEEK,
+    "kimi_linear": _DEEPSEEK,
+    "glm_moe_dsa": _DEEPSEEK,
+    "glm4_moe_lite": _DEEPSEEK,
+    "glm4_moe": Family(router_bias=True, bias_key="qkv"),
+    "glm4v_moe": Family(router_bias=True, bias_key="qkv"),
+    "glm4": Family(bias_key="qkv", norms=4),
+    "glm": Family(bias_key="qkv"),
+    "gpt_oss": Family(router_bias=True, bias="qkvo", pattern=2),
+    "minimax_m2": Family(router_bias=True),
+    "minimax_m3": Family(router_bias=True),
+    "minimax_m3_vl": Family(router_bias=True),
+    "mimo_v2_flash": Family(router_bias=True),
+    "step3p5": Family(router_bias=True, qk_norm="head"),
+    "step3p7": Family(router_bias=True, qk_norm="head"),
+    "nemotron_h": Family(gated=False, norms=1, router_bias=True),
+    "nemotron": Family(gated=False, norm_bias=True),
+    "gemma": _GEMMA,
+    "gemma2": Family(tied=True, head=256, norms=4, pattern=2),
+    "gemma3": Family(tied=True, head=256, norms=4, pattern=6, qk_norm="head"),
+    "gemma3_text": Family(tied=True, head=256, norms=4, pattern=6, qk_norm="head"),
+    "gemma4": Family(tied=True, head=256, norms=4, pattern=6, qk_norm="head"),
+    "gemma4_text": Family(tied=True, head=256, norms=4, pattern=6, qk_norm="head"),
+    "olmo": Family(norms=0, final_norm=False),
+    "olmo2": Family(qk_norm="layer"),
+    "olmo3": Family(qk_norm="layer", pattern=4),
+    "olmoe": Family(qk_norm="layer"),
+    "cohere": Family(tied=True, norms=1),
+    "cohere2": Family(tied=True, norms=1, pattern=4),
+    "falcon": Family(gated=False, norm_bias=True, tied=True),
+    "stablelm": Family(norm_bias=True),
+    "starcoder2": Family(gated=False, bias="qkvo", ffn_bias=True, norm_bias=True, tied=True),
+    "exaone": LLAMA,
+    "exaone4": Family(qk_norm="head", pattern=4),
+    "ernie4_5": Family(tied=True),
+    "ernie4_5_moe": Family(tied=True, router_bias=True),
+    "hunyuan": Family(tied=True, qk_norm="head"),
+    "hunyuan_v1_dense": Family(tied=True, qk_norm="head"),
+    "hunyuan_v1_moe": Family(tied=True, qk_norm="head"),
+    "seed_oss": Family(bias="qkv", bias_key="qkv"),
+    "apertus": Family(gated=False, qk_norm="head"),
+    "arcee": Family(gated=False),
+    "dots1": Family(router_bias=True, qk_norm="head"),
+    "mpt": Family(gated=False, tied=True),
+    "gpt2": _GPT,
+    "gpt_neox": Family(bias="qkvo", gated=False, ffn_bias=True, norm_bias=True),
+    "gpt_bigcode": _GPT,
+    "opt": _GPT,
+}
+
+NOT_DECODERS = frozenset(
+    "albert bart bert bert-generation blip clip camembert deberta deberta-v2 distilbert electra encodec gemma-embedding "
+    "hubert layoutlm led longformer m2m_100 marian mbart mobilebert modernbert mpnet mt5 nllb-moe pegasus roberta "
+    "siglip speecht5 swin t5 umt5 vit wav2vec2 whisper xlm-roberta".split()
+)
+
+
+def family(model_type: str) -> Family:
+    """The habits of that model type; those of Llama, marked as not known, where it has no entry."""
+    return NAME_MAP.get(model_type, Family(known=False))

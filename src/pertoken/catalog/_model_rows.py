@@ -1,0 +1,149 @@
+"""The model rows of the catalogue, read once, and the names people give them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from pertoken.catalog._architecture import Architecture, Mixer, Moe, build
+from pertoken.catalog.models import Model
+from pertoken.errors import UnknownNameError
+
+_MAKERS = frozenset({"meta", "nvidia", "amd", "ibm", "google"})
+"""Words some publishers put before the model's own name."""
+
+_TUNED = frozenset({"instruct", "base", "chat", "it", "hf", "thinking", "pt", "text"})
+"""Words for a tuning that leaves the architecture as it is."""
+
+_QUANTISED = {
+    "fp8": "fp8",
+    "mxfp8": "fp8",
+    "fp4": "fp4",
+    "nvfp4": "fp4",
+    "mxfp4": "fp4",
+    "awq": "int4",
+    "gptq": "int4",
+    "int4": "int4",
+    "w4a16": "int4",
+    "int8": "int8",
+    "w8a8": "int8",
+    "bf16": "bf16",
+    "fp16": "bf16",
+}
+"""NAME_MAP of suffixes to our precisions."""
+
+_HOW = frozenset({"static", "dynamic", "block", "pertensor", "kv", "v2", "quantized", "tensor", "per"})
+"""Words that say how a checkpoint was quantised; they count as such only beside a precision."""
+
+_DATE = re.compile(r"2[3-9](0[1-9]|1[0-2])|(0[1-9]|1[0-2])([0-2]\d|3[01])|20\d{6}")
+_RUNS = re.compile(r"\d+(?:\.\d+)*[bmtke]?(?![a-z])|\d+(?:\.\d+)*|[a-z]+")
+
+
+@dataclass(frozen=True)
+class _Variant:
+    key: str
+    precision: str
+
+
+@cache
+def _rows() -> dict[str, dict[str, Any]]:
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times as fast, but not everywhere
+    text = files("pertoken.catalog").joinpath("data", "models.yaml").read_text(encoding="utf-8")
+    rows: dict[str, dict[str, Any]] = yaml.load(text, Loader=loader)
+    return rows
+
+
+@cache
+def _build(name: str) -> Model:
+    row = dict(_rows()[name])
+    row.pop("aliases", None)
+    moe = Moe(**row.pop("moe")) if "moe" in row else None
+    mixers = tuple(Mixer(**m) for m in row.pop("mixers"))
+    row.setdefault("ffn_layers", row["layers"] - (moe.layers if moe else 0))
+    row["sources"], row["checked"] = tuple(row["sources"]), str(row["checked"])
+    return build(Architecture(name=name, mixers=mixers, moe=moe, **row))
+
+
+@cache
+def models() -> Mapping[str, Model]:
+    return {name: _build(name) for name in _rows()}
+
+
+def model(name: str) -> Model:
+    index = _index()
+    wanted = _variant(name)
+    row = index.get(_key(_words(name))) or index.get(wanted.key)
+    if row is None:
+        raise UnknownNameError("model", name, _known(), hint="models")
+    found = _build(row)
+    precision = wanted.precision
+    if not precision or precision == found.native_precision:
+        return found
+    latent = any(a.prefill_flops_per_context_token for a in found.attention)
+    # published FP4 checkpoints leave latent attention in bf16
+    return replace(
+        found, native_precision=precision, attention_precision="bf16" if latent and precision == "fp4" else ""
+    )
+
+
+def _known() -> Iterable[str]:
+    for name, row in _rows().items():
+        yield name.rpartition("/")[2]
+        yield from row.get("aliases", ())
+
+
+@cache
+def _index() -> dict[str, str]:
+    """Keys of all names and aliases to rows: as written, then without the words of a variant."""
+    index: dict[str, str] = {}
+    names = [(alias, row) for row in _rows() for alias in (row, *_rows()[row].get("aliases", ()))]
+    for name, row in names:
+        index.setdefault(_key(_words(name)), row)
+    for name, row in names:
+        index.setdefault(_variant(name).key, row)
+    return index
+
+
+def _words(name: str) -> list[str]:
+    """The words of a name's last part, lower case, without the maker.
+
+    >>> _words("nvidia/NVIDIA-Nemotron-Nano-9B-v2")
+    ['nemotron', 'nano', '9b', 'v2']
+    """
+    words = [w for w in re.split(r"[-_\s:@]+", name.strip().rpartition("/")[2].lower()) if w]
+    return words[1:] if len(words) > 1 and words[0] in _MAKERS else words
+
+
+def _key(words: Iterable[str]) -> str:
+    """Words as runs of letters and numbers, so that LLAMA3.1_405B and Llama-3.1-405B meet and Llama-27b stays apart.
+
+    >>> _key(["deepseekv3"]), _key(["deepseek", "v3"]), _key(["llama", "2", "7b"]), _key(["llama", "27b"])
+    ('deepseekv 3', 'deepseekv 3', 'llama 2 7b', 'llama 27b')
+    """
+    runs: list[str] = []
+    for word in words:
+        for run in _RUNS.findall(word):
+            if runs and run.isalpha() and runs[-1].isalpha():
+                runs[-1] += run
+            else:
+                runs.append(run)
+    return " ".join(runs)
+
+
+def _variant(name: str) -> _Variant:
+    """The name without the words of tuning, date and quantisation, and the precision those name."""
+    words = [
+        part
+        for word in _words(name)
+        for part in (word.split(".") if word.startswith("quantized") else [word])
+    ]
+    precision = next((_QUANTISED[w] for w in words[1:] if w in _QUANTISED), "")
+    dropped = _TUNED | set(_QUANTISED) | (_HOW if precision else frozenset())
+    kept = words[:1] + [w for w in words[1:] if w not in dropped and not _DATE.fullmatch(w)]
+    return _Variant(_key(kept), precision)
