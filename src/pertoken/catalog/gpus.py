@@ -1,9 +1,44 @@
-"""GPUs and other accelerators: what the datasheet says, dense, per device, with source and date."""
+"""GPUs and other accelerators: what the datasheet says, dense, per device, with source and date.
+
+The facts are rows of ``data/gpus.yaml``; this module reads and checks them and finds a row under the names
+that vendors, clouds and benchmarks give it.
+
+>>> gpu("NVIDIA Blackwell GPU (B200-SXM-180GB)").name
+'B200'
+>>> gpu("h100").flops["bf16"] / 1e12
+989.4
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from functools import cache
+from importlib import resources
+from types import MappingProxyType
+from typing import Any
+
+import yaml
+
+from pertoken.errors import InputError, UnknownNameError
+from pertoken.units import GIGA, TERA
+
+PRECISIONS = ("bf16", "fp8", "fp4", "int8")
+_MIB = 2**20
+_BASES = ("quoted", "measured", "assumed")
+
+_FILLER = frozenset(
+    (
+        *("nvidia", "amd", "intel", "apple", "habana", "instinct", "geforce", "tesla", "blackwell", "hopper"),
+        *("gpu", "gpus", "accelerator", "tensor", "core", "oam", "dgx", "hgx", "dlc"),
+        *("hbm2", "hbm2e", "hbm3", "hbm3e", "gddr6", "gddr6x", "gddr7"),
+    )
+)
+"""Words that name a vendor, a generation or a package but never tell two rows apart."""
+_MEMORY_WORD = re.compile(r"(\d+)(gb|gib|g)")
 
 
 @dataclass(frozen=True)
@@ -11,11 +46,16 @@ class Gpu:
     """One accelerator as it is sold.
 
     Rates are dense peaks of one device (never sparse, never per die): `flops` [FLOP/s] by precision
-    (``bf16``, ``fp8``, ``fp4``, ``int8``), a precision the hardware lacks is absent. Link rates are one direction,
-    per device. `idle_w` is board power with a model loaded and no work; `host_idle_w` and
-    `host_busy_w` are the rest of the server at the plug (CPUs, memory, network, fans, conversion loss) divided by
-    its GPUs, at rest and at full load. `architecture` names the generation
-    (``hopper``, ``blackwell``, ``cdna3``, …).
+    (``bf16``, ``fp8``, ``fp4``, ``int8``), a precision the hardware lacks is absent. Link rates are one
+    direction, per device. `idle_w` is board power with a model loaded and no work; `host_idle_w` and
+    `host_busy_w` are the rest of the server at the plug (CPUs, memory, network, fans, conversion loss) over
+    its GPUs, at rest and at full load. `architecture` names the generation (``hopper``, ``blackwell``,
+    ``cdna3``, …).
+
+    `memory_gb` is the size on the label, which vendors count in binary units; `memory_bytes` is what the
+    driver shows to programs. `scale_up_gpus` devices reach each other at `intra_node_bytes_per_s` (72 in an
+    NVL72 rack, whose machines of `gpus_per_node` are compute trays). `power_notes` tells how each power
+    figure is known.
     """
 
     name: str
@@ -34,16 +74,174 @@ class Gpu:
     released: str
     sources: tuple[str, ...]
     checked: str
+    memory_bytes: float = 0.0
+    scale_up_gpus: int = 1
+    spellings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    power_notes: Mapping[str, str] = field(default_factory=dict)
 
 
 def gpus() -> Mapping[str, Gpu]:
-    """All GPUs of the catalogue by canonical name (``H100-SXM``), in catalogue order."""
-    raise NotImplementedError
+    """All GPUs of the catalogue by canonical name (``H100-SXM``), in catalogue order.
+
+    Raises InputError naming row and field where the shipped data breaks a rule.
+
+    >>> len(gpus()) >= 24
+    True
+    """
+    return _catalogue()
 
 
 def gpu(name: str) -> Gpu:
     """The GPU of that name; spelling as vendors, clouds and benchmarks write it (``h100_sxm``, ``DGX-H100``).
 
+    Case, punctuation and words like NVIDIA, Instinct or DGX do not count. A memory size in the name must be
+    one the GPU is sold with. A bare family name means its SXM or OAM module (``h100`` is H100-SXM), except
+    where memory sizes differ too: a bare ``a100`` is refused, naming both (``a100_sxm`` and ``a100_pcie`` are
+    the 80 GB ones, as benchmarks use the names).
+
     Raises UnknownNameError with the nearest names.
+
+    >>> gpu("AMD Instinct MI325X 256GB HBM3E DLC").name
+    'MI325X'
+    >>> gpu("a100_80gb").name
+    'A100-80GB-SXM'
     """
-    raise NotImplementedError
+    catalogue, index = _catalogue(), _spellings()
+    if (exact := catalogue.get(name)) is not None:
+        return exact
+    words = _words(name)
+    core, sizes = _without_memory(words)
+    for key in ("".join(words), "".join(w for w in words if w not in _FILLER)):
+        if key in index:
+            return catalogue[index[key]]
+    if core in index and sizes <= _sizes(catalogue[index[core]]):
+        return catalogue[index[core]]
+    family = [row for row in catalogue if row.lower().split("-")[0] == core]
+    raise UnknownNameError("GPU", name, sorted(family, key=_modules_first) or catalogue, hint="gpus")
+
+
+def _modules_first(name: str) -> tuple[bool, str]:
+    return (not name.endswith("SXM"), name)
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", name.lower().replace("blackwell ultra", ""))
+
+
+def _without_memory(words: list[str]) -> tuple[str, frozenset[int]]:
+    """The name without filler and memory sizes, and the sizes [GB] it gave."""
+    kept, sizes = [], set()
+    for word in words:
+        if word in _FILLER:
+            continue
+        if match := _MEMORY_WORD.fullmatch(word):
+            sizes.add(int(match[1]))
+        else:
+            kept.append(word)
+    return "".join(kept), frozenset(sizes)
+
+
+def _sizes(row: Gpu) -> frozenset[int]:
+    """Sizes [GB] a name may give for this GPU: the label's, and the driver's in binary and decimal units."""
+    decimal = row.memory_bytes / GIGA
+    binary = row.memory_bytes / _MIB / 1024
+    return frozenset({round(row.memory_gb), *_around(decimal), *_around(binary)})
+
+
+def _around(value: float) -> tuple[int, int]:
+    return math.floor(value), math.ceil(value)
+
+
+@cache
+def _spellings() -> Mapping[str, str]:
+    """Folded spelling → canonical name; a spelling of two rows is an error in the data."""
+    index: dict[str, str] = {}
+    for row in _catalogue().values():
+        for text in (row.name, *row.spellings):
+            key = "".join(_words(text))
+            if index.setdefault(key, row.name) != row.name:
+                raise InputError(f"gpus.yaml: spelling {text!r} is claimed by {index[key]} and {row.name}")
+    return MappingProxyType(index)
+
+
+@cache
+def _catalogue() -> Mapping[str, Gpu]:
+    text = resources.files("pertoken.catalog").joinpath("data/gpus.yaml").read_text(encoding="utf-8")
+    raw = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    rows: dict[str, Gpu] = {}
+    for entry in raw["gpus"]:
+        row = _row(entry, raw["host_power"], str(raw["checked"]))
+        for problem in _problems(row):
+            raise InputError(f"gpus.yaml: {row.name}: {problem}")
+        if row.name in rows:
+            raise InputError(f"gpus.yaml: {row.name} appears twice")
+        rows[row.name] = row
+    return MappingProxyType(rows)
+
+
+def _row(entry: Mapping[str, Any], host_power: Mapping[str, Any], checked: str) -> Gpu:
+    host = host_power[entry["host"]]
+    return Gpu(
+        name=entry["name"],
+        vendor=entry["vendor"],
+        architecture=entry["architecture"],
+        memory_gb=float(entry["memory_gb"]),
+        memory_bytes_per_s=entry["memory_gb_per_s"] * GIGA,
+        flops=MappingProxyType({p: rate * TERA for p, rate in entry["dense_tflops"].items()}),
+        intra_node_bytes_per_s=entry["intra_node_gb_per_s"] * GIGA,
+        inter_node_bytes_per_s=entry["inter_node_gb_per_s"] * GIGA,
+        gpus_per_node=entry["gpus_per_node"],
+        tdp_w=float(entry["tdp_w"]),
+        idle_w=float(entry["idle_w"]),
+        host_idle_w=float(host["idle_w"]),
+        host_busy_w=float(host["busy_w"]),
+        released=str(entry["released"]),
+        sources=tuple(entry["sources"]),
+        checked=str(entry.get("checked", checked)),
+        memory_bytes=float(entry["memory_mib"] * _MIB),
+        scale_up_gpus=entry["scale_up_gpus"],
+        spellings=tuple(entry["spellings"]),
+        notes=tuple(entry.get("notes", ())),
+        power_notes=MappingProxyType({"idle_w": entry["idle"], "host_w": host["note"]}),
+    )
+
+
+def _problems(row: Gpu) -> Iterator[str]:
+    """What is wrong with a row; nothing where it keeps every rule."""
+    positive = {
+        "memory_gb": row.memory_gb,
+        "memory_bytes": row.memory_bytes,
+        "memory_bytes_per_s": row.memory_bytes_per_s,
+        "intra_node_bytes_per_s": row.intra_node_bytes_per_s,
+        "inter_node_bytes_per_s": row.inter_node_bytes_per_s,
+        "gpus_per_node": row.gpus_per_node,
+        "tdp_w": row.tdp_w,
+        "idle_w": row.idle_w,
+        **{f"flops {p}": rate for p, rate in row.flops.items()},
+    }
+    yield from (f"{what} is {v}, not positive" for what, v in positive.items() if not 0 < v < math.inf)
+    yield from (f"unknown precision {p!r}" for p in row.flops if p not in PRECISIONS)
+    if "bf16" not in row.flops:
+        yield "no bf16 rate"
+    for low, high in (("bf16", "fp8"), ("fp8", "fp4")):
+        if row.flops.get(high, math.inf) < row.flops.get(low, 0.0):
+            yield f"{high} is slower than {low}: a sparse number among dense ones?"
+    if not 0.7 <= row.memory_bytes / (row.memory_gb * GIGA) <= 1.08:
+        yield "memory_mib does not fit memory_gb"
+    if not 0 < row.idle_w < row.tdp_w:
+        yield "idle_w is not below tdp_w"
+    if not 0 <= row.host_idle_w <= row.host_busy_w:
+        yield "host_idle_w is not between 0 and host_busy_w"
+    if row.scale_up_gpus < row.gpus_per_node:
+        yield "scale_up_gpus is below gpus_per_node"
+    if row.intra_node_bytes_per_s < row.inter_node_bytes_per_s:
+        yield "the link inside the node is slower than the one out of it"
+    yield from (f"{what} has no basis" for what, t in row.power_notes.items() if not t.startswith(_BASES))
+    if len(row.sources) < 2:
+        yield "fewer than two sources"
+    for what, day in (("released", row.released), ("checked", row.checked)):
+        try:
+            date.fromisoformat(day)
+        except ValueError:
+            yield f"{what} is {day!r}, not a date"
