@@ -13,7 +13,8 @@ FloatLike = float | Floats
 
 @dataclass(frozen=True)
 class Interval:
-    """A predicted quantity: expected value and the low and high end of its 80 % interval, arrays of one shape."""
+    """A predicted quantity: expected value and the low and high end of its 80 % interval, arrays of one
+    shape."""
 
     value: Floats
     low: Floats
@@ -24,8 +25,9 @@ class Interval:
 class Layout:
     """How one replica is spread over GPUs: tensor, pipeline, expert and (attention) data parallel degrees.
 
-    GPUs of a replica = tp × pp × dp. `ep` is over how many GPUs the routed experts are spread whole (1: experts are
-    sliced by tp instead); attention data parallel (`dp` > 1) keeps each request's cache on one rank.
+    GPUs of a replica = tp × pp × dp. `ep` is over how many GPUs the routed experts are spread whole (1:
+    experts are sliced by tp instead); attention data parallel (`dp` > 1) keeps each request's cache on one
+    rank.
     """
 
     tp: int = 1
@@ -42,10 +44,11 @@ class Layout:
 class Point:
     """One operating point of a serving replica; the float fields broadcast against each other.
 
-    input_tokens: prompt tokens per request, cached ones included; cached_input_tokens: those of them that hit the
-    prefix cache; output_tokens per request; concurrency: requests in flight in the replica (closed loop).
-    `accepted_per_step`: tokens kept per decode step with speculative decoding (1: none), `draft_fraction`: cost
-    of drafting one step relative to one decode step of the model itself.
+    input_tokens: prompt tokens per request, cached ones included; cached_input_tokens: those of them that
+    hit the prefix cache; output_tokens per request; concurrency: requests in flight in the replica (closed
+    loop).
+    `accepted_per_step`: tokens kept per decode step with speculative decoding (1: none), `draft_fraction`:
+    cost of drafting one step relative to one decode step of the model itself.
     """
 
     input_tokens: FloatLike
@@ -86,8 +89,8 @@ class Prediction:
 class StepTimes:
     """Linear pieces of an engine step, for the request-level simulator.
 
-    A step that decodes b sequences whose contexts sum to c tokens and prefills p prompt tokens at mean context k
-    takes decode_s[b] + context_s × c + p × (prefill_s + prefill_context_s × k) + (step_s if b = 0).
+    A step that decodes b sequences whose contexts sum to c tokens and prefills p prompt tokens at mean
+    context k takes decode_s[b] + context_s × c + p × (prefill_s + prefill_context_s × k) + (step_s if b = 0).
     """
 
     decode_s: Floats
@@ -110,8 +113,8 @@ class TrainingPoint:
     """One training configuration.
 
     gpus: all GPUs of the job; sequence_tokens per sample; global_batch: samples per optimiser step;
-    `kind`: ``pretrain``, ``full`` (full fine-tune) or ``lora``; checkpointing: ``none``, ``selective``, ``full``;
-    empty layout degrees (0) are chosen.
+    `kind`: ``pretrain``, ``full`` (full fine-tune) or ``lora``; checkpointing: ``none``, ``selective``,
+    ``full``; empty layout degrees (0) are chosen.
     """
 
     gpus: int

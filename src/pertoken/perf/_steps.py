@@ -1,0 +1,248 @@
+"""From work and coefficients to times: one decode step, one prompt, and the closed loop of requests between
+them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from pertoken.perf._coefficients import Coefficients
+from pertoken.perf._work import Work, mean_min
+from pertoken.perf.point import FloatLike, Floats
+from pertoken.units import MILLISECONDS_PER_SECOND, TOKENS_PER_MTOK
+
+MICRO = 1 / TOKENS_PER_MTOK
+MILLI = 1 / MILLISECONDS_PER_SECOND
+QUEUE_ROUNDS = 3
+"""Fixed-point rounds of the closed loop; the fourth changes the result by less than one part in a
+thousand."""
+
+
+class Requests(NamedTuple):
+    """What one request asks: prompt tokens computed and cached, output tokens, tokens kept per step, tokens
+    checked per step, cost of a draft relative to a step."""
+
+    computed: FloatLike
+    cached: FloatLike
+    output: FloatLike
+    accepted: FloatLike
+    verified: FloatLike
+    draft: FloatLike
+
+
+class Loop(NamedTuple):
+    """The closed loop's answer, arrays of one shape."""
+
+    tokens_per_s: Floats
+    ttft_s: Floats
+    tpot_s: Floats
+    prefill_fraction: Floats
+    max_concurrency: Floats
+    step_s: Floats
+    running: Floats
+    compute_utilisation: Floats
+    memory_utilisation: Floats
+    link_utilisation: Floats
+
+
+class Context(NamedTuple):
+    """Mean cached tokens attended to while decoding: all, within the window, within the top-k."""
+
+    full: FloatLike
+    window: FloatLike
+    top: FloatLike
+
+
+def decode_context(work: Work, requests: Requests) -> Context:
+    """Contexts averaged over a request's decode steps."""
+    low = np.asarray(requests.computed) + requests.cached
+    high = low + requests.output
+    return Context((low + high) / 2, mean_min(low, high, work.window), mean_min(low, high, work.top))
+
+
+def cache_per_sequence_s(work: Work, context: Context) -> FloatLike:
+    """Ideal seconds to read one sequence's cache for one step."""
+    return (
+        work.kv_full_s * context.full
+        + work.kv_window_s * context.window
+        + work.kv_top_s * context.top
+        + work.kv_state_s
+    )
+
+
+def attention_per_token_s(work: Work, context: Context) -> FloatLike:
+    """Ideal seconds of attention's FLOPs for one new token."""
+    return (
+        work.attention_full_s * context.full
+        + work.attention_window_s * context.window
+        + work.attention_top_s * context.top
+    )
+
+
+def weights_s(work: Work, c: Coefficients, tokens: FloatLike) -> FloatLike:
+    """Seconds to read the weights a step of that many tokens touches: expert coverage is 1 − (1 −
+    k/E)^tokens."""
+    return c.always * work.always_s + c.routed * work.routed_s * (1 - np.power(work.miss, tokens))
+
+
+def latency_s(work: Work, c: Coefficients) -> FloatLike:
+    """Seconds of a step that no amount of bandwidth removes."""
+    return c.step_ms * MILLI + MICRO * (
+        c.layer_us * work.layers + c.expert_us * work.moe_layers + c.message_us * work.messages
+    )
+
+
+def decode_step_s(
+    work: Work,
+    c: Coefficients,
+    sequences: FloatLike,
+    verified: FloatLike,
+    cache_s: FloatLike,
+    attention_s: FloatLike,
+) -> Floats:
+    """Seconds for one decode step of `sequences` running requests of the replica (all ranks).
+
+    Formula: reads of weights ∨ GEMM FLOPs + cache reads ∨ attention FLOPs + links + latency + per-sequence
+    work, where a ∨ b = √(a² + b²): a roofline with a rounded corner. A pipeline of p stages runs p
+    micro-batches.
+    """
+    micro = np.maximum(sequences / work.pp, 1.0)
+    tokens = micro * verified
+    rank = np.maximum(micro / work.dp, np.minimum(micro, 1.0))
+    gemm = c.gemm * tokens * (work.dense_gemm_s + c.grouped * work.routed_gemm_s)
+    read = weights_s(work, c, tokens)
+    attend = rank * np.sqrt(np.square(c.cache * cache_s) + np.square(c.attention * verified * attention_s))
+    seconds: Floats = (
+        np.sqrt(read * read + gemm * gemm)
+        + attend
+        + c.links * work.message_s * tokens
+        + latency_s(work, c)
+        + c.sequence_us * MICRO * rank
+    )
+    return seconds
+
+
+def prompt_s(work: Work, c: Coefficients, requests: Requests) -> tuple[FloatLike, FloatLike]:
+    """Seconds of the replica one prompt takes, and seconds until its own first token on an idle replica."""
+    n, start = requests.computed, requests.cached
+    end = np.asarray(n) + start
+    context = Context((start + end) / 2, mean_min(start, end, work.window), mean_min(start, end, work.top))
+    attention = (
+        work.prompt_full_s * context.full
+        + work.prompt_window_s * context.window
+        + work.prompt_top_s * context.top
+    )
+    flops = c.prefill * (work.dense_gemm_s + c.grouped * work.routed_gemm_s)
+    per_token = flops + c.attention * attention / work.dp + c.links * work.message_s
+    request = c.request_ms * MILLI / work.dp
+    shared = n * per_token / work.pp + request
+    alone = n * per_token + request * work.dp
+    return shared, np.maximum(alone, weights_s(work, c, n)) + latency_s(work, c) + c.first_ms * MILLI
+
+
+def max_sequences(work: Work, requests: Requests) -> Floats:
+    """Requests whose caches fit in memory, all ranks together; at mean context over a request's life."""
+    length = np.asarray(requests.computed) + requests.cached + np.asarray(requests.output) / 2
+    per_sequence = (
+        work.kv_full_bytes * length
+        + work.kv_window_bytes * np.minimum(length, work.window)
+        + work.kv_state_bytes
+    )
+    return np.asarray(np.maximum(np.floor(work.kv_memory_bytes / per_sequence), 0.0) * work.dp)
+
+
+def closed_loop(work: Work, c: Coefficients, requests: Requests, concurrency: FloatLike) -> Loop:
+    """C requests in flight share the replica: each lives OSL decode steps, in which C prompts are computed
+    too.
+
+    Formulas: cycle = OSL/accepted × step(B) + R × prompt, R = min(C, KV limit), throughput = R × OSL /
+    cycle; time to first token = own prompt + wait for others + wait for memory; B = R less those waiting for
+    their first token; time per output token from Little's law, C = rate × (TTFT + OSL × TPOT).
+    """
+    limit = max_sequences(work, requests)
+    admitted = np.maximum(np.minimum(concurrency, limit), 1.0)
+    context = decode_context(work, requests)
+    cache_s, attention_s = cache_per_sequence_s(work, context), attention_per_token_s(work, context)
+    shared, alone = prompt_s(work, c, requests)
+    steps = np.asarray(requests.output) / requests.accepted
+    decoding: Floats = np.asarray(admitted, dtype=np.float64)
+    first: FloatLike = 0.0
+    for _ in range(QUEUE_ROUNDS):
+        step = decode_step_s(work, c, decoding, requests.verified, cache_s, attention_s) * (
+            1 + requests.draft
+        )
+        cycle = steps * step + admitted * shared
+        busy = admitted * shared / cycle
+        first = alone + 0.5 * step + c.queue * busy * 0.5 * (admitted - 1) * shared
+        decoding = np.maximum(admitted * (1 - np.minimum(first / cycle, 0.9)), 1.0)
+    rate = admitted / cycle
+    tpot = np.maximum(cycle - first, steps * step * 0.5) / np.asarray(requests.output)
+    ttft = first + np.maximum(concurrency - limit, 0.0) / rate
+    return Loop(
+        rate * requests.output, ttft, tpot, busy, limit, step, admitted,
+        *_utilisation(work, requests, cycle, admitted, steps, step, decoding, cache_s),
+    )  # fmt: skip
+
+
+def _utilisation(
+    work: Work,
+    requests: Requests,
+    cycle: FloatLike,
+    admitted: FloatLike,
+    steps: FloatLike,
+    step: FloatLike,
+    decoding: FloatLike,
+    cache_s: FloatLike,
+) -> tuple[Floats, Floats, Floats]:
+    """Ideal seconds of compute, memory and links over the cycle's seconds."""
+    del step
+    flops = work.dense_gemm_s + work.routed_gemm_s
+    tokens = decoding * requests.verified
+    context = (np.asarray(requests.computed) + 2 * np.asarray(requests.cached)) / 2
+    prompt = requests.computed * (flops + work.prompt_full_s * context / work.dp)
+    compute = (steps * tokens * flops + admitted * prompt) / cycle
+    read = work.always_s + work.routed_s * (1 - np.power(work.miss, tokens)) + decoding / work.dp * cache_s
+    memory = steps * read / cycle
+    link = work.message_s * (steps * tokens + admitted * requests.computed) / cycle
+    return np.minimum(compute, 1.0), np.minimum(memory, 1.0), np.minimum(link, 1.0)
+
+
+def split_loop(
+    work: Work, c: Coefficients, requests: Requests, concurrency: FloatLike, prefill_gpus: FloatLike
+) -> Loop:
+    """The closed loop where `prefill_gpus` GPUs only prefill and the layout's GPUs only decode.
+
+    Two stations, C requests: rate = min(C / (TTFT + OSL × TPOT), prompts the prefill GPUs can compute per
+    second); time to first token from Little's law. Prefill GPUs are laid out like the decoding ones.
+    """
+    limit = max_sequences(work, requests)
+    context = decode_context(work, requests)
+    cache_s, attention_s = cache_per_sequence_s(work, context), attention_per_token_s(work, context)
+    shared, alone = prompt_s(work, c, requests)
+    scale = np.asarray(work.gpus) / np.asarray(prefill_gpus, dtype=np.float64)
+    service, alone = shared * scale, alone * np.maximum(scale, 1.0)
+    steps = np.asarray(requests.output) / requests.accepted
+    decoding: Floats = np.maximum(np.minimum(np.asarray(concurrency, dtype=np.float64), limit), 1.0)
+    rate: Floats = np.zeros(1)
+    busy: Floats = np.zeros(1)
+    for _ in range(3 * QUEUE_ROUNDS):
+        step = decode_step_s(work, c, decoding, requests.verified, cache_s, attention_s) * (
+            1 + requests.draft
+        )
+        wait = alone + c.queue * busy * 0.5 * concurrency * service
+        rate = np.minimum(
+            np.minimum(concurrency / (wait + steps * step), 1 / service), limit / (steps * step)
+        )
+        busy = rate * service
+        decoding = np.maximum(0.5 * decoding + 0.5 * rate * steps * step, 1.0)
+    tpot = steps * step / np.asarray(requests.output)
+    ttft = np.maximum(concurrency / rate - requests.output * tpot, alone)
+    cycle = concurrency / rate
+    decode_gpus, total = work.gpus, np.asarray(work.gpus) + prefill_gpus
+    prefill = busy * prefill_gpus / (busy * prefill_gpus + decode_gpus)
+    used = _utilisation(work, requests, cycle, concurrency, steps, step, decoding, cache_s)
+    share = np.asarray(decode_gpus) / total
+    return Loop(
+        rate * requests.output, ttft, tpot, prefill, limit, step, decoding, *(u * share for u in used)
+    )

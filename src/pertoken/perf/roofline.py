@@ -1,0 +1,268 @@
+"""The serving predictor: a roofline of prefill and decode with fitted efficiencies, closed over the requests
+in flight.
+
+>>> from pertoken.catalog.gpus import gpu
+>>> from pertoken.catalog.models import model
+>>> from pertoken.perf.point import Layout, Point
+>>> at = Point(1000, 500, 16, precision="fp8", layout=Layout(tp=4))
+>>> answer = predict(model("Llama-3.3-70B-Instruct"), gpu("H100-SXM"), at)
+>>> bool(answer.tokens_per_s.low < answer.tokens_per_s.value < answer.tokens_per_s.high)
+True
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import numpy.typing as npt
+
+from pertoken.catalog.gpus import Gpu
+from pertoken.catalog.models import Model
+from pertoken.errors import CannotServeError, InputError
+from pertoken.perf import _steps
+from pertoken.perf._coefficients import Lookup, lookup
+from pertoken.perf._steps import Loop, Requests
+from pertoken.perf._work import Formats, Work, engine_family, formats, precision_name, work
+from pertoken.perf.point import FloatLike, Floats, Interval, Layout, Point, Prediction, StepTimes
+
+BLOCK = 16_384
+"""Points computed at once: small enough for the processor's cache."""
+POWER_LOG_SPREAD = 0.15
+"""Half-width of the power interval in log space where no fit supports the number."""
+
+
+def predict(model: Model, gpu: Gpu, point: Point) -> Prediction:
+    """What one replica does at an operating point: throughput, latencies, power, each with an 80 % interval.
+
+    Parameters: model; gpu; point, whose float fields broadcast to the shape of the answer. With
+    `prefill_gpus` the layout describes the decoding GPUs; the replica then has layout.gpus + prefill_gpus
+    GPUs.
+    Formula: `_steps.closed_loop` (or `_steps.split_loop`) over `_work.work` × fitted slowdowns.
+    Raises InputError on a point that makes no sense (negative, not finite, cached beyond input),
+    CannotServeError on weights or a single request that does not fit memory, a precision nothing supports, a
+    context the model lacks.
+    Source: the coefficient file names rows and date; the method is in docs/perf.md.
+    """
+    loop, found, fmt = _answer(model, gpu, point)
+    power = _gpu_power_w(gpu, loop)
+    spread = found.spread
+    return Prediction(
+        tokens_per_s=_interval(loop.tokens_per_s, spread.tokens_per_s),
+        ttft_s=_interval(loop.ttft_s, spread.ttft_s),
+        tpot_s=_interval(loop.tpot_s, spread.tpot_s),
+        gpu_power_w=Interval(
+            power,
+            np.maximum(power * np.exp(-POWER_LOG_SPREAD), min(gpu.idle_w, float(power.min()))),
+            np.minimum(power * np.exp(POWER_LOG_SPREAD), gpu.tdp_w),
+        ),
+        prefill_fraction=loop.prefill_fraction,
+        max_concurrency=loop.max_concurrency,
+        basis=found.basis,
+        source="; ".join(part for part in (found.source, fmt.note) if part),
+    )
+
+
+def utilisations(model: Model, gpu: Gpu, point: Point) -> tuple[Floats, Floats, Floats]:
+    """Shares of the hardware's peak that are in use on average: (compute, memory bandwidth, links), each 0
+    to 1.
+
+    Parameters and errors as `predict`. Formula: ideal seconds of each resource over the seconds of the cycle.
+    """
+    loop, _, _ = _answer(model, gpu, point)
+    return loop.compute_utilisation, loop.memory_utilisation, loop.link_utilisation
+
+
+def _answer(model: Model, gpu: Gpu, point: Point) -> tuple[Loop, Lookup, Formats]:
+    fmt = formats(gpu, point.precision, point.kv_precision, point.engine)
+    layout_work = work(model, gpu, checked_layout(point.layout), fmt)
+    found = coefficients(model, gpu, point.engine, point.precision)
+    arrays = checked_point(model, point)
+    shape = arrays[0].shape
+    flat = [np.ravel(a) for a in arrays]
+    parts = [
+        _block(layout_work, found, point, *(a[i : i + BLOCK] for a in flat))
+        for i in range(0, max(flat[0].size, 1), BLOCK)
+    ]
+    loop = Loop(
+        *(np.concatenate([np.atleast_1d(p[k]) for p in parts]).reshape(shape) for k in range(len(parts[0])))
+    )
+    lacking = loop.max_concurrency < 1
+    if lacking.any():
+        raise CannotServeError(_no_room(model, gpu, point, arrays, lacking))
+    return loop, found, fmt
+
+
+def _block(
+    layout_work: Work,
+    found: Lookup,
+    point: Point,
+    n_in: Floats,
+    cached: Floats,
+    out: Floats,
+    concurrency: Floats,
+) -> Loop:
+    c = found.coefficients
+    requests = requests_of(point, n_in, cached, out)
+    if point.prefill_gpus:
+        loop = _steps.split_loop(layout_work, c, requests, concurrency, float(point.prefill_gpus))
+    else:
+        loop = _steps.closed_loop(layout_work, c, requests, concurrency)
+    return Loop(*(np.broadcast_to(np.asarray(a, dtype=np.float64), n_in.shape) for a in loop))
+
+
+def requests_of(point: Point, n_in: FloatLike, cached: FloatLike, out: FloatLike) -> Requests:
+    """A point's requests. With speculative decoding a step checks the accepted tokens and one that may
+    fail."""
+    verified = 1.0 if point.accepted_per_step <= 1 else point.accepted_per_step + 1
+    return Requests(
+        np.asarray(n_in) - cached, cached, out, point.accepted_per_step, verified, point.draft_fraction
+    )
+
+
+def coefficients(model: Model, gpu: Gpu, engine: str, precision: str) -> Lookup:
+    """The coefficients of a configuration with their interval and source."""
+    return lookup(
+        gpu.architecture, gpu.vendor, engine_family(engine), precision_name(precision), model.name, gpu.name
+    )
+
+
+def checked_layout(layout: Layout) -> Layout:
+    """The layout, if its degrees are whole, positive and experts divide over its GPUs; raises InputError
+    otherwise."""
+    degrees = {f.name: getattr(layout, f.name) for f in fields(layout)}
+    for name, degree in degrees.items():
+        if degree != int(degree) or degree < 1:
+            raise InputError(f"layout {name} is {degree}: a whole number of at least 1 is needed")
+    if (layout.tp * layout.dp) % layout.ep:
+        raise InputError(f"layout ep {layout.ep} does not divide tp × dp = {layout.tp * layout.dp}")
+    return layout
+
+
+def checked_point(model: Model, point: Point) -> tuple[Floats, Floats, Floats, Floats]:
+    """Input, cached, output tokens and concurrency broadcast to one shape; raises InputError or
+    CannotServeError."""
+    named = {
+        "input_tokens": point.input_tokens,
+        "cached_input_tokens": point.cached_input_tokens,
+        "output_tokens": point.output_tokens,
+        "concurrency": point.concurrency,
+    }
+    arrays = {name: np.asarray(value, dtype=np.float64) for name, value in named.items()}
+    least = {"output_tokens": 1.0, "concurrency": 1.0}
+    for name, values in arrays.items():
+        if not np.isfinite(values).all() or (values < least.get(name, 0.0)).any():
+            raise InputError(
+                f"{name} must be a number of at least {least.get(name, 0.0):g}: found {values!r}"
+            )
+    if point.accepted_per_step < 1 or point.draft_fraction < 0 or point.prefill_gpus < 0:
+        raise InputError("accepted_per_step is at least 1, draft_fraction and prefill_gpus are not negative")
+    if (arrays["cached_input_tokens"] > arrays["input_tokens"]).any():
+        raise InputError(
+            "cached_input_tokens cannot exceed input_tokens: it counts those of them that hit the cache"
+        )
+    longest = float(np.max(arrays["input_tokens"] + arrays["output_tokens"]))
+    if model.max_context and longest > model.max_context:
+        raise CannotServeError(
+            f"{model.name} has a context of {model.max_context} tokens; {longest:.0f} were asked (in + out)"
+        )
+    n_in, cached, out, concurrency = np.broadcast_arrays(*arrays.values())
+    return n_in, cached, out, concurrency
+
+
+def _no_room(
+    model: Model, gpu: Gpu, point: Point, arrays: tuple[Floats, ...], lacking: npt.NDArray[np.bool_]
+) -> str:
+    n_in, _, out, _ = (float(np.ravel(a)[np.ravel(lacking)][0]) for a in arrays)
+    return (
+        f"not one request of {n_in:.0f} + {out:.0f} tokens fits the cache memory that {model.name} leaves on "
+        f"{point.layout.gpus} × {gpu.name}: more GPUs per replica, narrower kv_precision or shorter requests"
+    )
+
+
+def _interval(value: Floats, half_width: float) -> Interval:
+    """A value with the same ratio up and down."""
+    return Interval(value, value * np.exp(-half_width), value * np.exp(half_width))
+
+
+def _gpu_power_w(gpu: Gpu, loop: Loop) -> Floats:
+    """Board power between idle and TDP by the busier of compute and memory."""
+    load = np.clip(loop.compute_utilisation + 0.6 * loop.memory_utilisation + 0.1, 0.0, 1.0)
+    return np.asarray(gpu.idle_w + (gpu.tdp_w - gpu.idle_w) * load)
+
+
+def step_times(
+    model: Model,
+    gpu: Gpu,
+    precision: str = "bf16",
+    engine: str = "vllm",
+    layout: Layout | None = None,
+    *,
+    kv_precision: str = "",
+    max_batch: int = 256,
+    context_tokens: float = 2048.0,
+    prompt_tokens: float = 1024.0,
+    accepted_per_step: float = 1.0,
+) -> StepTimes:
+    """An engine step in linear pieces, for the request-level simulator; consistent with `predict`.
+
+    Parameters: model, gpu, precision, engine, layout as in a Point; max_batch: sequences per step [of the
+    replica]; context_tokens: mean context the cache reads are linearised at (windows make them bend);
+    prompt_tokens: mean prompt the power of prefill is taken at. Errors as `predict`.
+    """
+    layout = checked_layout(layout or Layout())
+    fmt = formats(gpu, precision, kv_precision, engine)
+    w = work(model, gpu, layout, fmt)
+    found = coefficients(model, gpu, engine, precision)
+    c = found.coefficients
+    point = Point(prompt_tokens, 1.0, 1.0, accepted_per_step=accepted_per_step)
+    batch = np.arange(1, max_batch + 1, dtype=np.float64)
+    low, high = 0.9 * context_tokens, 1.1 * context_tokens
+
+    def step(tokens: float) -> Floats:
+        context = _steps.Context(tokens, np.minimum(tokens, w.window), np.minimum(tokens, w.top))
+        cache, attention = _steps.cache_per_sequence_s(w, context), _steps.attention_per_token_s(w, context)
+        verified = requests_of(point, 1.0, 0.0, 1.0).verified
+        return np.asarray(_steps.decode_step_s(w, c, batch, verified, cache, attention))
+
+    context_s = float((step(high)[-1] - step(low)[-1]) / (high - low) / batch[-1])
+    decode = np.maximum(step(context_tokens) - context_s * batch * context_tokens, 0.0)
+    per_token = c.prefill * (w.dense_gemm_s + c.grouped * w.routed_gemm_s) + c.links * w.message_s
+    request_s = c.request_ms * _steps.MILLI / w.dp / max(prompt_tokens, 1.0)
+    memory = float(np.asarray(w.kv_memory_bytes)) - max_batch / layout.dp * float(
+        np.asarray(w.kv_state_bytes)
+    )
+    per_context = w.kv_full_bytes + w.kv_window_bytes * min(1.0, float(np.asarray(w.window)) / context_tokens)
+    capacity = memory / float(np.asarray(per_context)) * layout.dp if per_context else np.inf
+    if capacity < 1:
+        raise CannotServeError(f"{model.name} on {layout.gpus} × {gpu.name} leaves no memory for the cache")
+    decode_w, prefill_w = _phase_power_w(
+        gpu, w, float(decode[-1] + context_s * max_batch * context_tokens), max_batch
+    )
+    return StepTimes(
+        decode_s=np.concatenate([[0.0], decode]),
+        context_s=context_s,
+        prefill_s=float(np.asarray(per_token / w.pp + request_s)),
+        prefill_context_s=float(np.asarray(c.attention * w.prompt_full_s / w.dp / w.pp)),
+        step_s=float(np.asarray(_steps.latency_s(w, c))),
+        kv_capacity_tokens=int(min(capacity, 2.0**62)),
+        idle_power_w=gpu.idle_w,
+        decode_power_w=decode_w,
+        prefill_power_w=prefill_w,
+        gpus=layout.gpus,
+        basis=found.basis,
+    )
+
+
+def _phase_power_w(gpu: Gpu, w: Work, step_s: float, batch: int) -> tuple[float, float]:
+    """Power of a GPU that only decodes, and of one that only prefills."""
+    flops = float(np.asarray(w.dense_gemm_s + w.routed_gemm_s))
+    compute = min(batch * flops / step_s, 1.0)
+    memory = min(float(np.asarray(w.always_s + w.routed_s)) / step_s, 1.0)
+    one, zero = np.ones(1), np.zeros(1)
+
+    def power(compute_utilisation: float, memory_utilisation: float) -> float:
+        loop = Loop(*(one,) * 7, one * compute_utilisation, one * memory_utilisation, zero)
+        return float(_gpu_power_w(gpu, loop)[0])
+
+    return power(compute, memory), power(0.6, 0.3)
