@@ -105,8 +105,8 @@ class Site(_Strict):
     power_cap_kw: Positive | None = None
     peak_so_far_kw: dict[str, NotNegative] = {}
     """Demand already set this billing period, by the tariff's band."""
-    previous_peaks_kw: list[NotNegative] = []
-    """Monthly peaks before the horizon, oldest first: what a ratchet looks back on."""
+    previous_peaks_kw: dict[str, list[NotNegative]] = {}
+    """By the tariff's demand charge: monthly peaks before the horizon, oldest first, for a ratchet."""
     overheads: Overheads = Overheads()
 
     @field_validator("timezone")
@@ -132,7 +132,7 @@ class Owned(_Strict):
     life_years: Positive = 4.0
     wacc_fraction: Fraction = 0.08
     residual_fraction: Fraction = 0.1
-    method: Literal["annuity", "straight_line"] = "annuity"
+    method: Literal["annuity", "straight-line"] = "annuity"
     maintenance_fraction_per_year: Fraction = 0.0
     cooling_usd_per_kw: NotNegative = 0.0
     """Capital of cooling and power distribution per kW of IT load, same life."""

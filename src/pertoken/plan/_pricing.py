@@ -1,0 +1,259 @@
+"""Rate rows of a scenario's pools and sites: its price terms handed to the pure functions of `rates`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pyarrow as pa
+
+from pertoken import catalog
+from pertoken.catalog import Tariff
+from pertoken.catalog.tariffs import flat_tariff
+from pertoken.rates.capital import colocation_usd_per_gpu_hour, cooling_usd_per_hour
+from pertoken.rates.energy import TariffHours, resolve
+from pertoken.rates.pool import (
+    api_rate_rows,
+    egress_rate_rows,
+    energy_included_rate_rows,
+    gpu_hour_rate_rows,
+    owned_rate_rows,
+    rented_rate_rows,
+    reserved_rate_rows,
+    software_rate_rows,
+    spot_rate_rows,
+)
+from pertoken.rates.site import demand_rate_rows, energy_rate_rows, fixed_rate_rows, per_month_usd_per_hour
+from pertoken.scenario import (
+    Api,
+    Colocated,
+    InlineTariff,
+    OnDemand,
+    Overheads,
+    Owned,
+    Pool,
+    Reserved,
+    Scenario,
+    Serving,
+    Site,
+    Spot,
+    TariffFile,
+)
+from pertoken.tables import RATES, Hours, concat, rate_rows
+from pertoken.units import HOURS_PER_YEAR, WATTS_PER_KILOWATT, site_pool
+
+WRITTEN = "scenario"
+"""Source of a number the scenario's author wrote."""
+
+_LINES: dict[str, Callable[[Overheads], float | None]] = {
+    "staff": lambda o: None if o.staff_fte is None else o.staff_fte * o.usd_per_fte_year / HOURS_PER_YEAR,
+    "hosting": lambda o: _monthly(o.hosting_usd_per_month),
+    "network": lambda o: _monthly(o.network_usd_per_month),
+    "storage": lambda o: _monthly(o.storage_usd_per_month),
+}
+"""Overheads that are paid by the hour [USD/h], by component."""
+
+
+def resolved_tariff(site: Site, hours: Hours) -> TariffHours | None:
+    """The site's tariff as prices of the horizon's hours; None where the site has none."""
+    spec = site.tariff
+    if spec is None:
+        return None
+    found: Tariff
+    if isinstance(spec, str):
+        found = catalog.tariff(spec)
+    elif isinstance(spec, InlineTariff):
+        found = flat_tariff(spec.usd_per_kwh, usd_per_kw_month=spec.demand_usd_per_kw, source=WRITTEN)
+    else:
+        found = _from_file(spec, site)
+    return resolve(found, hours)
+
+
+def _from_file(spec: TariffFile, site: Site) -> Tariff:
+    if spec.urdb is not None:
+        return catalog.tariff_from_urdb(spec.urdb, timezone=site.timezone)
+    assert spec.csv is not None
+    return catalog.tariff_from_csv(spec.csv, timezone=site.timezone)
+
+
+def pays_for_energy(pool: Pool) -> bool:
+    """Whether the pool's electricity is billed beside its price."""
+    return isinstance(pool.price, Owned) and not (
+        isinstance(pool.price, Colocated) and pool.price.energy_included
+    )
+
+
+def pool_rates(scenario: Scenario, pool_name: str, tariff: TariffHours | None) -> pa.Table:
+    """All rate rows of one pool over the horizon.
+
+    Raises UnknownNameError or InputError where a price is to come from the catalogue and is not there.
+    """
+    pool = scenario.pools[pool_name]
+    hours = scenario.hours
+    if isinstance(pool.price, Api):
+        parts = [_api(scenario, pool_name, pool.price, hours)]
+    else:
+        parts = _gpu_price(scenario, pool_name, pool, hours)
+        if pays_for_energy(pool):
+            assert tariff is not None  # a fleet without it is refused when it is read
+            parts.append(energy_rate_rows(pool_name, tariff))
+        elif isinstance(pool.price, Owned):
+            parts.append(energy_included_rate_rows(pool_name, hours, source="in the price per kW"))
+        site = scenario.sites[pool.site]
+        software = first_written(pool.overheads.software_usd_per_gpu_year, site.overheads.software_usd_per_gpu_year)
+        if software is not None:
+            parts.append(software_rate_rows(pool_name, hours, usd_per_gpu_year=software, source=WRITTEN))
+        egress = first_written(pool.overheads.egress_usd_per_gb, site.overheads.egress_usd_per_gb)
+        # Egress is counted always; where nobody wrote a price the report says it was left out.
+        source = WRITTEN if egress is not None else "left out: no egress price written"
+        parts.append(egress_rate_rows(pool_name, hours, usd_per_gb=egress or 0.0, source=source))
+    parts += _overheads(pool_name, pool.overheads, hours)
+    return concat(parts, RATES)
+
+
+def site_rates(scenario: Scenario, site_name: str, tariff: TariffHours | None) -> pa.Table:
+    """All rate rows of what no pool owns: the site's overheads, its demand and fixed charges."""
+    site = scenario.sites[site_name]
+    parts = _overheads(site_pool(site_name), site.overheads, scenario.hours)
+    if tariff is not None:
+        parts += [demand_rate_rows(site_name, tariff), fixed_rate_rows(site_name, tariff)]
+    return concat(parts, RATES)
+
+
+def first_written(*values: float | None) -> float | None:
+    """The first value somebody wrote."""
+    return next((v for v in values if v is not None), None)
+
+
+def left_out(scenario: Scenario, pool_name: str) -> list[str]:
+    """Cost lines nobody wrote, at the pool or its site: the report names them, they are not zero."""
+    pool = scenario.pools[pool_name]
+    levels = [pool.overheads] + ([scenario.sites[pool.site].overheads] if pool.site else [])
+    missing = [name for name, line in _LINES.items() if all(line(o) is None for o in levels)]
+    if not isinstance(pool.price, Api):
+        missing += [
+            name
+            for name, field in (("software", "software_usd_per_gpu_year"), ("egress", "egress_usd_per_gb"))
+            if all(getattr(o, field) is None for o in levels)
+        ]
+    return missing
+
+
+def purchase_usd(scenario: Scenario, pool: Pool) -> float:
+    """What the pool's hardware costs to buy, per GPU [USD], cooling capital included; 0 where it is rented."""
+    if not isinstance(pool.price, Owned):
+        return 0.0
+    return _usd_per_gpu(scenario, pool, pool.price)[0] + pool.price.cooling_usd_per_kw * _kw_per_gpu(pool)
+
+
+def _overheads(pool: str, overheads: Overheads, hours: Hours) -> list[pa.Table]:
+    return [
+        rate_rows(
+            hours, usd, pool=pool, meter="site_hours", component=component, basis="assumed", source=WRITTEN
+        )
+        for component, line in _LINES.items()
+        if (usd := line(overheads)) is not None
+    ]
+
+
+def _monthly(usd_per_month: float | None) -> float | None:
+    return None if usd_per_month is None else per_month_usd_per_hour(usd_per_month)
+
+
+def _kw_per_gpu(pool: Pool) -> float:
+    gpu = catalog.gpu(pool.gpu)
+    return (gpu.tdp_w + gpu.host_busy_w) / WATTS_PER_KILOWATT
+
+
+def _gpu_price(scenario: Scenario, name: str, pool: Pool, hours: Hours) -> list[pa.Table]:
+    price = pool.price
+    if isinstance(price, Owned):
+        return _owned(scenario, name, pool, price, hours)
+    assert isinstance(price, OnDemand | Reserved | Spot)
+    usd, basis, source = price.usd_per_gpu_hour, "assumed", WRITTEN
+    if usd is None:
+        row = catalog.price(price.provider, pool.gpu, price.term, on=scenario.horizon.start)
+        assert row.usd_per_gpu_hour is not None
+        usd, basis, source = row.usd_per_gpu_hour, "quoted", f"{row.source}, {row.date}"
+    make = {"on_demand": rented_rate_rows, "reserved": reserved_rate_rows, "spot": spot_rate_rows}[price.term]
+    return [make(name, hours, usd, basis=basis, source=source)]
+
+
+def _usd_per_gpu(scenario: Scenario, pool: Pool, price: Owned) -> tuple[float, str, str]:
+    if price.usd_per_gpu is not None:
+        return price.usd_per_gpu, "assumed", WRITTEN
+    row = catalog.price(price.provider, pool.gpu, "purchase", on=scenario.horizon.start)
+    assert row.usd_per_gpu is not None
+    return row.usd_per_gpu, "quoted", f"{row.source}, {row.date}"
+
+
+def _owned(scenario: Scenario, name: str, pool: Pool, price: Owned, hours: Hours) -> list[pa.Table]:
+    usd, basis, source = _usd_per_gpu(scenario, pool, price)
+    parts = [
+        owned_rate_rows(
+            name,
+            hours,
+            usd_per_gpu=usd,
+            life_years=price.life_years,
+            wacc_fraction=price.wacc_fraction,
+            residual_fraction=price.residual_fraction,
+            method=price.method,
+            basis=basis,
+            source=source,
+        )
+    ]
+
+    def hosting(usd_per_gpu_hour: float, what: str) -> None:
+        if usd_per_gpu_hour:
+            parts.append(
+                gpu_hour_rate_rows(
+                    name, hours, usd_per_gpu_hour, component="hosting", basis="assumed", source=what
+                )
+            )
+
+    hosting(usd * price.maintenance_fraction_per_year / HOURS_PER_YEAR, "maintenance, share of price per year")
+    if price.cooling_usd_per_kw:
+        cooling = cooling_usd_per_hour(
+            price.cooling_usd_per_kw,
+            _kw_per_gpu(pool),
+            life_years=price.life_years,
+            wacc_fraction=price.wacc_fraction,
+            method=price.method,
+        )
+        hosting(cooling, "capital of cooling and power distribution")
+    if isinstance(price, Colocated):
+        rent = colocation_usd_per_gpu_hour(
+            usd_per_kw_month=price.usd_per_kw_month,
+            kw_per_gpu=_kw_per_gpu(pool),
+            usd_per_rack_month=price.rack_usd_per_month,
+            gpus_per_rack=float(pool.machine_gpus),
+        )
+        hosting(rent, "colocation, per contracted kW (TDP and host at full load)")
+    return parts
+
+
+def _api(scenario: Scenario, name: str, price: Api, hours: Hours) -> pa.Table:
+    if price.input_usd_per_mtok is not None and price.output_usd_per_mtok is not None:
+        cached = first_written(price.cached_input_usd_per_mtok, price.input_usd_per_mtok)
+        assert cached is not None
+        prices = (price.input_usd_per_mtok, cached, price.output_usd_per_mtok)
+        basis, source = "assumed", WRITTEN
+    else:
+        found = catalog.api_price(
+            price.provider, price.model, on=scenario.horizon.start, input_tokens=_prompt_tokens(scenario, name)
+        )
+        prices = (found.input_usd_per_mtok, found.cached_input_usd_per_mtok, found.output_usd_per_mtok)
+        basis, source = "quoted", found.source
+    meters = ("input_tokens", "cached_input_tokens", "output_tokens")
+    return api_rate_rows(name, hours, dict(zip(meters, prices, strict=True)), basis=basis, source=source)
+
+
+def _prompt_tokens(scenario: Scenario, pool_name: str) -> float:
+    """The longest mean prompt that could be sent to the API: prices may have tiers by context length."""
+    from pertoken.plan._serving import mean_tokens
+
+    lengths = [
+        mean_tokens(w.input_tokens)
+        for w in scenario.workloads.values()
+        if isinstance(w, Serving) and (not w.pools or pool_name in w.pools)
+    ]
+    return max(lengths, default=0.0)

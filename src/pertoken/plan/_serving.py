@@ -1,0 +1,338 @@
+"""A serving workload on one pool: the operating point, whole machines from the busiest hour, usage by hour."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from pertoken import catalog
+from pertoken.catalog import Gpu, Model
+from pertoken.errors import CannotServeError
+from pertoken.perf import Point, predict, search
+from pertoken.perf.power import server_power_w
+from pertoken.perf.search import Candidate
+from pertoken.plan._usage import Quantities, Use
+from pertoken.rates.capital import spot_lost_fraction
+from pertoken.scenario import Api, ModelFile, Pool, Scenario, Serving, Spot, Tokens, requests_per_hour
+from pertoken.tables import Floats
+from pertoken.units import BYTES_PER_GB, IDLE, SECONDS_PER_HOUR, WATTS_PER_KILOWATT
+
+MINUTES_PER_HOUR = 60
+_GRID = np.unique(np.round(np.geomspace(1, 4096, 49)))
+
+
+@dataclass(frozen=True)
+class Operation:
+    """How one replica of a model runs on a pool within the SLO, and what that gives.
+
+    `requests_per_s` of one replica at its operating point; `load` and `gpu_power_w` are the curve of mean board
+    power over the share of that capacity in use (0 to 1).
+    """
+
+    candidate: Candidate
+    engine: str
+    requests_per_s: float
+    requests_per_s_low: float
+    requests_per_s_high: float
+    tokens_per_s_low: float
+    tokens_per_s: float
+    tokens_per_s_high: float
+    ttft_s: float
+    tpot_s: float
+    ttft_high_s: float
+    tpot_high_s: float
+    prefill_fraction: float
+    load: Floats
+    gpu_power_w: Floats
+    basis: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What is held for a serving workload: replicas and whole machines; `paid_gpus` counts all GPUs paid for."""
+
+    replicas: int
+    machines: int
+    gpus: int
+    paid_gpus: int
+    lost_fraction: float
+
+
+def resolve_model(spec: str | ModelFile) -> Model:
+    """The catalogue's model, or the one a config.json describes."""
+    return catalog.model_from_config(spec.config) if isinstance(spec, ModelFile) else catalog.model(spec)
+
+
+def mean_tokens(value: float | Tokens) -> float:
+    """Mean tokens per request."""
+    return value.mean if isinstance(value, Tokens) else value
+
+
+def operations(workload: Serving, pool: Pool) -> tuple[Operation, ...]:
+    """The best operating point for each replica size that fits a machine of the pool, smallest first.
+
+    Raises CannotServeError where none holds the model, or none meets the SLO.
+    """
+    slo = workload.slo
+    model = resolve_model(workload.model)
+    found: list[Operation] = []
+    refused: CannotServeError | None = None
+    size = 1
+    while size <= pool.machine_gpus:
+        try:
+            found.append(
+                _operation(
+                    model,
+                    catalog.gpu(pool.gpu),
+                    _point(workload, pool),
+                    slo.ttft_s if slo else math.inf,
+                    slo.tpot_s if slo else math.inf,
+                    size,
+                    _precisions(workload, model),
+                    str(pool.points or ""),
+                )
+            )
+        except CannotServeError as error:
+            refused = error
+        size *= 2
+    if not found:
+        assert refused is not None
+        raise refused
+    return tuple(found)
+
+
+def _precisions(workload: Serving, model: Model) -> tuple[str, ...]:
+    return tuple(workload.precisions) or tuple(dict.fromkeys((model.native_precision, "bf16")))
+
+
+def _point(workload: Serving, pool: Pool) -> Point:
+    prompt = mean_tokens(workload.input_tokens)
+    return Point(
+        input_tokens=prompt,
+        output_tokens=mean_tokens(workload.output_tokens),
+        concurrency=1,
+        cached_input_tokens=prompt * workload.cached_fraction,
+        engine=pool.engine,
+        accepted_per_step=workload.accepted_per_step,
+        draft_fraction=workload.draft_fraction,
+    )
+
+
+@lru_cache(maxsize=4096)
+def _operation(
+    model: Model,
+    gpu: Gpu,
+    point: Point,
+    slo_ttft_s: float,
+    slo_tpot_s: float,
+    max_gpus: int,
+    precisions: tuple[str, ...],
+    points_csv: str,
+) -> Operation:
+    found = search(
+        model,
+        gpu,
+        point,
+        slo_ttft_s=slo_ttft_s,
+        slo_tpot_s=slo_tpot_s,
+        max_gpus=max_gpus,
+        precisions=precisions,
+        engine=point.engine,
+        count=1,
+    )
+    best = found.best[0]
+    grid = np.append(_GRID[best.concurrency > _GRID], best.concurrency)
+    at = replace(point, concurrency=grid, precision=best.precision, layout=best.layout)
+    answer = _predicted(model, gpu, at, points_csv)
+    rate = np.maximum.accumulate(answer.tokens_per_s.value)
+    requests = float(rate[-1]) / float(point.output_tokens)
+    ends = (float(answer.tokens_per_s.low[-1]), float(answer.tokens_per_s.high[-1]))
+    return Operation(
+        candidate=best,
+        engine=point.engine,
+        requests_per_s=requests,
+        requests_per_s_low=ends[0] / float(point.output_tokens),
+        requests_per_s_high=ends[1] / float(point.output_tokens),
+        tokens_per_s_low=ends[0],
+        tokens_per_s=float(rate[-1]),
+        tokens_per_s_high=ends[1],
+        ttft_s=float(answer.ttft_s.value[-1]),
+        tpot_s=float(answer.tpot_s.value[-1]),
+        ttft_high_s=float(answer.ttft_s.high[-1]),
+        tpot_high_s=float(answer.tpot_s.high[-1]),
+        prefill_fraction=float(np.broadcast_to(answer.prefill_fraction, grid.shape)[-1]),
+        load=np.concatenate([[0.0], rate / rate[-1]]),
+        gpu_power_w=np.concatenate([[gpu.idle_w], answer.gpu_power_w.value]),
+        basis=answer.basis,
+        source=answer.source,
+    )
+
+
+def _predicted(model: Model, gpu: Gpu, point: Point, points_csv: str) -> Any:
+    if points_csv:
+        from pathlib import Path
+
+        from pertoken.perf.measured import load_points, predict_measured
+
+        measured = predict_measured(load_points(Path(points_csv)), model, gpu, point)
+        if measured is not None:
+            return measured
+    return predict(model, gpu, point)
+
+
+def throughput_of(operation: Operation, case: str) -> float:
+    """Requests per second of one replica: ``expected``, or the ``low`` or ``high`` end of the 80 % interval."""
+    return {
+        "expected": operation.requests_per_s,
+        "low": operation.requests_per_s_low,
+        "high": operation.requests_per_s_high,
+    }[case]
+
+
+def machines_for(
+    operation: Operation, pool: Pool, workload: Serving, peak_requests_per_hour: float, case: str, factor: float
+) -> Machines:
+    """Whole machines that carry the busiest hour with the workload's headroom.
+
+    `factor` scales throughput (sensitivity). Raises CannotServeError where the pool has too few GPUs.
+    """
+    lost = spot_loss(pool)
+    capacity = throughput_of(operation, case) * factor * SECONDS_PER_HOUR * (1 - lost)
+    usable = capacity * (1 - workload.headroom_fraction)
+    replicas = max(workload.minimum_replicas, math.ceil(peak_requests_per_hour / usable - 1e-9))
+    size = operation.candidate.layout.gpus
+    machines = math.ceil(replicas / (pool.machine_gpus // size))
+    gpus = machines * pool.machine_gpus
+    if isinstance(pool.count, int) and gpus > pool.count:
+        raise CannotServeError(
+            f"the busiest hour ({peak_requests_per_hour:,.0f} requests) needs {replicas} replicas on {gpus} GPUs, "
+            f"the pool has {pool.count}"
+        )
+    paid = gpus
+    if isinstance(pool.count, int) and pool.price.term in ("owned", "colocated", "reserved"):
+        paid = pool.count
+    return Machines(replicas, machines, gpus, paid, lost)
+
+
+def spot_loss(pool: Pool, lost_minutes: float = 0.0) -> float:
+    """Share of paid hours that interruptions of a spot pool waste; 0 under other terms."""
+    if not isinstance(pool.price, Spot):
+        return 0.0
+    return spot_lost_fraction(
+        pool.price.interruptions_per_hour,
+        lost_work_hours=(pool.price.lost_minutes + lost_minutes) / MINUTES_PER_HOUR,
+        reload_hours=pool.price.reload_minutes / MINUTES_PER_HOUR,
+    )
+
+
+def gpu_serving(
+    scenario: Scenario,
+    name: str,
+    workload: Serving,
+    pool_name: str,
+    operation: Operation,
+    held: Machines,
+    *,
+    requests: Floats,
+    case: str = "expected",
+    factor: float = 1.0,
+) -> list[Use]:
+    """Usage of a GPU pool that serves `requests` [per hour, shape (T,)].
+
+    GPU hours used are the work at the operating point; the rest of what is paid is `(idle)`. Power follows the
+    load curve; energy of phases is split like their GPU hours, idle energy is what idle GPU hours draw with a model
+    loaded and no work. What is paid for stays switched on.
+    """
+    pool = scenario.pools[pool_name]
+    site = scenario.sites[pool.site]
+    gpu = catalog.gpu(pool.gpu)
+    size = operation.candidate.layout.gpus
+    capacity = throughput_of(operation, case) * factor * SECONDS_PER_HOUR
+    work = requests / capacity * size
+    waste = work * held.lost_fraction / (1 - held.lost_fraction)
+    idle = np.maximum(held.paid_gpus - work - waste, 0.0)
+    share = (work + waste) / (held.replicas * size)
+    gpu_w = np.interp(share, operation.load, operation.gpu_power_w)
+    busy_gpus = held.replicas * size
+    gpu_kwh = (busy_gpus * gpu_w + (held.paid_gpus - busy_gpus) * gpu.idle_w) / WATTS_PER_KILOWATT
+    host_w = server_power_w(gpu, gpu_w, share) - gpu_w
+    host_kwh = (busy_gpus * host_w + (held.paid_gpus - busy_gpus) * gpu.host_idle_w) / WATTS_PER_KILOWATT
+    idle_parts = (idle * gpu.idle_w / WATTS_PER_KILOWATT, idle * gpu.host_idle_w / WATTS_PER_KILOWATT)
+    prefill = operation.prefill_fraction
+    used = work + waste
+    parts = {
+        "input": work * prefill,
+        "output": work * (1 - prefill),
+        "waste": waste,
+    }
+    quantities: Quantities = {}
+    for phase, gpu_hours in parts.items():
+        of_used = np.divide(gpu_hours, used, out=np.zeros_like(used), where=used > 0)
+        quantities |= energy(
+            phase,
+            of_used * (gpu_kwh - idle_parts[0]),
+            of_used * (gpu_kwh + host_kwh - sum(idle_parts)),
+            site.pue,
+            site.carbon_g_per_kwh,
+        )
+        quantities[phase, "gpu_hours"] = gpu_hours
+    quantities |= token_quantities(workload, requests)
+    tenant = workload.tenant or name
+    model = resolve_model(workload.model).name
+    rest: Quantities = {("idle", "gpu_hours"): idle}
+    rest |= energy("idle", idle_parts[0], sum(idle_parts), site.pue, site.carbon_g_per_kwh)
+    return [
+        Use(pool_name, model, tenant, operation.basis, quantities),
+        Use(pool_name, model, IDLE, operation.basis, rest),
+    ]
+
+
+def energy(
+    phase: str, gpu_kwh: Any, it_kwh: Any, pue: float, carbon_g_per_kwh: float | None
+) -> Quantities:
+    """Energy quantities of a phase at the three boundaries: GPU board, server plug, utility meter; and its carbon."""
+    kwh = np.maximum(it_kwh, 0.0) * pue
+    found: Quantities = {
+        (phase, "gpu_energy_kwh"): np.maximum(gpu_kwh, 0.0),
+        (phase, "it_energy_kwh"): np.maximum(it_kwh, 0.0),
+        (phase, "energy_kwh"): kwh,
+    }
+    if carbon_g_per_kwh is not None:
+        found[phase, "gco2e"] = kwh * carbon_g_per_kwh
+    return found
+
+
+def token_quantities(workload: Serving, requests: Floats) -> Quantities:
+    """Tokens and requests delivered per hour, and text sent out."""
+    prompt = mean_tokens(workload.input_tokens) * requests
+    output = mean_tokens(workload.output_tokens) * requests
+    return {
+        ("input", "input_tokens"): prompt * (1 - workload.cached_fraction),
+        ("input", "cached_input_tokens"): prompt * workload.cached_fraction,
+        ("output", "output_tokens"): output,
+        ("output", "requests"): requests,
+        ("output", "egress_gb"): output * workload.bytes_per_token / BYTES_PER_GB,
+    }
+
+
+def api_serving(name: str, workload: Serving, pool_name: str, requests: Floats) -> list[Use]:
+    """Usage of an API that answers `requests` [per hour, shape (T,)]: tokens alone, its machines are its own."""
+    quantities = token_quantities(workload, requests)
+    del quantities["output", "egress_gb"]
+    model = resolve_model(workload.model).name
+    return [Use(pool_name, model, workload.tenant or name, "quoted", quantities)]
+
+
+def demand(scenario: Scenario, workload: Serving) -> Floats:
+    """Requests per hour over the horizon, shape (T,)."""
+    return requests_per_hour(scenario, workload)
+
+
+def is_api(pool: Pool) -> bool:
+    """Whether the pool is an API."""
+    return isinstance(pool.price, Api)

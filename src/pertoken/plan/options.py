@@ -1,0 +1,373 @@
+"""Every option alone: one workload on one pool, as usage and rates ready for the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+
+from pertoken import catalog
+from pertoken.errors import CannotServeError
+from pertoken.plan._pricing import (
+    first_written,
+    left_out,
+    pays_for_energy,
+    pool_rates,
+    purchase_usd,
+    resolved_tariff,
+    site_rates,
+)
+from pertoken.plan._serving import (
+    Machines,
+    Operation,
+    api_serving,
+    gpu_serving,
+    machines_for,
+    operations,
+)
+from pertoken.plan._training import Job, Runs, gpu_training, jobs, schedule
+from pertoken.plan._usage import Prices, Quantities, Use, prices_of, rows, total_usd
+
+from pertoken.rates.energy import TariffHours, tier_shares
+from pertoken.rates.site import peak_usage_rows, split_kwh
+from pertoken.scenario import Api, Scenario, Serving, Training, Workload, requests_per_hour
+from pertoken.tables import RATES, Floats, concat
+from pertoken.units import IDLE, site_pool
+
+CASES = ("expected", "low", "high")
+"""Where in the predictor's 80 % interval throughput is: its value, its low end, its high end."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One workload on one pool: what it uses, or why it cannot run there (`refused`)."""
+
+    workload: str
+    pool: str
+    case: str = "expected"
+    uses: tuple[Use, ...] = ()
+    refused: str = ""
+    operation: Operation | None = None
+    machines: Machines | None = None
+    job: Job | None = None
+    runs: Runs | None = None
+    peak_kw: float = 0.0
+
+    @property
+    def book(self) -> str:
+        """The book its rows are written to."""
+        suffix = "" if self.case == "expected" else f":{self.case}"
+        return f"plan:{self.workload}@{self.pool}{suffix}"
+
+
+@dataclass(frozen=True, eq=False)
+class Market:
+    """A scenario's prices, computed once: tariffs by site and rate rows by pool and site."""
+
+    scenario: Scenario
+    _tariffs: dict[str, TariffHours | None] = field(default_factory=dict)
+    _rates: dict[str, pa.Table] = field(default_factory=dict)
+    _prices: dict[str, Prices] = field(default_factory=dict)
+
+    def tariff(self, site: str) -> TariffHours | None:
+        """The site's tariff over the horizon."""
+        if site not in self._tariffs:
+            self._tariffs[site] = resolved_tariff(self.scenario.sites[site], self.scenario.hours)
+        return self._tariffs[site]
+
+    def rates(self, pool: str) -> pa.Table:
+        """Rate rows of a pool and of its site."""
+        if pool not in self._rates:
+            site = self.scenario.pools[pool].site
+            tariff = self.tariff(site) if site else None
+            parts = [pool_rates(self.scenario, pool, tariff)]
+            if site:
+                parts.append(site_rates(self.scenario, site, tariff))
+            self._rates[pool] = concat(parts, RATES)
+        return self._rates[pool]
+
+    def prices(self, pool: str) -> Prices:
+        """The same rates as arrays over the horizon."""
+        if pool not in self._prices:
+            self._prices[pool] = prices_of(self.rates(pool), self.hours)
+        return self._prices[pool]
+
+    @cached_property
+    def hours(self) -> np.ndarray[tuple[int], np.dtype[np.datetime64]]:
+        """UTC hours of the horizon."""
+        return self.scenario.hours
+
+    def cost_usd(self, option: Option) -> float:
+        """What an option costs over the horizon [USD], by the same product the ledger closes."""
+        return total_usd(option.uses, self.prices(option.pool))
+
+
+def usage(market: Market, option: Option) -> pa.Table:
+    """The option's usage rows, in its book."""
+    return rows(option.uses, market.hours, option.book)
+
+
+def options(market: Market, progress: Callable[[float], None] | None = None) -> Iterator[Option]:
+    """Every workload on every pool it may run on, in the scenario's order."""
+    scenario = market.scenario
+    pairs = [(w, p) for w in scenario.workloads for p in allowed(scenario, w)]
+    for done, (workload, pool) in enumerate(pairs):
+        yield evaluate(market, workload, pool)
+        if progress:
+            progress((done + 1) / len(pairs))
+
+
+def allowed(scenario: Scenario, workload_name: str) -> list[str]:
+    """Pools the workload's owner lets it run on: named pools, regions, vendors."""
+    workload = scenario.workloads[workload_name]
+    found = []
+    for name, pool in scenario.pools.items():
+        region = scenario.sites[pool.site].region if pool.site else ""
+        if workload.pools and name not in workload.pools:
+            continue
+        if workload.regions and region not in workload.regions:
+            continue
+        if workload.vendors and pool.vendor not in workload.vendors:
+            continue
+        found.append(name)
+    return found
+
+
+def evaluate(
+    market: Market,
+    workload_name: str,
+    pool_name: str,
+    *,
+    case: str = "expected",
+    factor: float = 1.0,
+    scale: float = 1.0,
+    gpus: int | None = None,
+) -> Option:
+    """One workload alone on one pool.
+
+    Parameters: case: see `CASES`; factor: on throughput; scale: on requests or training tokens; gpus: of a
+    training job (None: the fewest that meet the deadline; all of a pool that is paid for anyway).
+    What cannot run is an answer: `refused` says why.
+    """
+    workload = market.scenario.workloads[workload_name]
+    base = Option(workload_name, pool_name, case)
+    try:
+        if isinstance(workload, Training):
+            return _training(market, base, workload, factor, scale, gpus)
+        return _serving(market, base, workload, factor, scale)
+    except CannotServeError as error:
+        return Option(workload_name, pool_name, case, refused=str(error))
+
+
+def _serving(market: Market, base: Option, workload: Serving, factor: float, scale: float) -> Option:
+    scenario = market.scenario
+    pool = scenario.pools[base.pool]
+    requests = requests_per_hour(scenario, workload) * scale
+    if isinstance(pool.price, Api):
+        uses = api_serving(base.workload, workload, base.pool, requests)
+        uses += _overhead_hours(market, base.pool, uses)
+        return Option(base.workload, base.pool, base.case, tuple(uses))
+    peak = float(requests.max())
+    best: tuple[tuple[int, int, float], Operation, Machines] | None = None
+    refused: CannotServeError | None = None
+    for operation in operations(workload, pool):
+        try:
+            held = machines_for(operation, pool, workload, peak, base.case, factor)
+        except CannotServeError as error:
+            refused = error
+            continue
+        rank = (held.paid_gpus, held.gpus, -operation.requests_per_s * held.replicas)
+        if best is None or rank < best[0]:
+            best = (rank, operation, held)
+    if best is None:
+        assert refused is not None
+        raise refused
+    _, operation, held = best
+    uses = gpu_serving(
+        scenario, base.workload, workload, base.pool, operation, held, requests=requests, case=base.case, factor=factor
+    )
+    whole, peak_kw = _with_site(market, base, uses)
+    return Option(base.workload, base.pool, base.case, whole, "", operation, held, peak_kw=peak_kw)
+
+
+def _training(
+    market: Market, base: Option, workload: Training, factor: float, scale: float, gpus: int | None
+) -> Option:
+    scenario = market.scenario
+    pool = scenario.pools[base.pool]
+    if isinstance(pool.price, Api):
+        raise CannotServeError("an API serves tokens, it trains nothing")
+    found = jobs(workload, pool)
+    committed = isinstance(pool.count, int) and pool.price.term in ("owned", "colocated", "reserved")
+    order = sorted(found, key=lambda j: -j.tokens_per_s if committed else j.gpus)
+    if gpus is not None:
+        order = [j for j in found if j.gpus == gpus]
+    refused = CannotServeError(f"the job does not run on {gpus} GPUs of this pool")
+    for job in order:
+        try:
+            runs = schedule(scenario, workload, job, base.case, factor, scale)
+        except CannotServeError as error:
+            refused = error
+            continue
+        uses = gpu_training(scenario, base.workload, workload, base.pool, job, runs)
+        whole, peak_kw = _with_site(market, base, uses)
+        return Option(base.workload, base.pool, base.case, whole, job=job, runs=runs, peak_kw=peak_kw)
+    raise refused
+
+
+def _with_site(market: Market, base: Option, uses: list[Use]) -> tuple[tuple[Use, ...], float]:
+    """The uses with energy in the tariff's tiers, the site's peaks and its hours; and the highest kW."""
+    scenario = market.scenario
+    pool = scenario.pools[base.pool]
+    site = scenario.sites[pool.site]
+    tariff = market.tariff(pool.site) if pays_for_energy(pool) else None
+    by_phase: dict[str, Floats] = {}
+    for use in uses:
+        for (phase, meter), quantity in use.quantities.items():
+            if meter == "energy_kwh":
+                by_phase[phase] = by_phase.get(phase, np.zeros(len(market.hours))) + quantity
+    load = np.sum(list(by_phase.values()), axis=0)
+    peak_kw = float(load.max())
+    if site.power_cap_kw is not None and peak_kw > site.power_cap_kw * (1 + 1e-9):
+        raise CannotServeError(
+            f"it draws up to {peak_kw:,.1f} kW, site {pool.site!r} has a cap of {site.power_cap_kw:,.1f} kW"
+        )
+    found = list(uses)
+    if tariff is not None:
+        if tariff.tariff.tiers > 1:
+            found = [_in_tiers(use, tier_shares(tariff, load)) for use in found]
+        found += _peaks(market, base, tariff, by_phase)
+    found += _overhead_hours(market, base.pool, uses)
+    return tuple(found), peak_kw
+
+
+def _in_tiers(use: Use, shares: Floats) -> Use:
+    quantities: Quantities = {}
+    for (phase, meter), quantity in use.quantities.items():
+        if meter == "energy_kwh":
+            quantities |= {(phase, tier): part for tier, part in split_kwh(shares, quantity).items()}
+        else:
+            quantities[phase, meter] = quantity
+    return Use(use.pool, use.model, use.tenant, use.basis, quantities)
+
+
+def _peaks(market: Market, base: Option, tariff: TariffHours, by_phase: dict[str, Floats]) -> list[Use]:
+    site_name = market.scenario.pools[base.pool].site
+    site = market.scenario.sites[site_name]
+    table = peak_usage_rows(
+        base.book, site_name, tariff, by_phase, previous_peaks_kw=site.previous_peaks_kw or None, basis="assumed"
+    )
+    index = np.searchsorted(market.hours, table["hour"].to_numpy(zero_copy_only=False).astype("datetime64[h]"))
+    quantities: Quantities = {}
+    for i, row in zip(index, table.to_pylist(), strict=True):
+        array = quantities.setdefault((row["phase"], row["meter"]), np.zeros(len(market.hours)))
+        array[i] += float(row["quantity"])
+    return [Use(site_pool(site_name), "", IDLE, "assumed", quantities)] if quantities else []
+
+
+def _overhead_hours(market: Market, pool_name: str, uses: list[Use]) -> list[Use]:
+    """Hours of what is paid by the hour, at the pool and its site, over the phases as its GPU hours are.
+
+    An API holds no GPU hours for us: its tokens stand in for them.
+    """
+    site_name = market.scenario.pools[pool_name].site
+    meter = "gpu_hours" if site_name else None
+    by_phase: dict[str, Floats] = {}
+    for use in uses:
+        for (phase, name), quantity in use.quantities.items():
+            if name == meter or (meter is None and name.endswith("_tokens")):
+                by_phase[phase] = by_phase.get(phase, np.zeros(len(market.hours))) + quantity
+    total = np.sum(list(by_phase.values()), axis=0)
+    some = total > 0
+    shares: Quantities = {
+        (phase, "site_hours"): np.divide(part, total, out=np.zeros_like(total), where=some)
+        for phase, part in by_phase.items()
+    }
+    # An hour in which nothing is held is still an hour of staff and network: nobody's.
+    rest = np.where(some, 0.0, 1.0)
+    shares["idle", "site_hours"] = shares.get(("idle", "site_hours"), np.zeros_like(total)) + rest
+    priced = {pool for pool, name, _ in market.prices(pool_name) if name == "site_hours"}
+    pools = [p for p in (pool_name, site_pool(site_name)) if p in priced]
+    return [Use(p, uses[0].model, uses[0].tenant, "assumed", shares) for p in pools]
+
+
+def facts(market: Market, option: Option) -> dict[str, object]:
+    """What is known of an option beside its books: hardware, operating point, what was left out, sources."""
+    scenario = market.scenario
+    pool = scenario.pools[option.pool]
+    found: dict[str, object] = {
+        "pool": option.pool,
+        "workload": option.workload,
+        "term": pool.price.term,
+        "gpu": catalog.gpu(pool.gpu).name if pool.gpu else "",
+        "site": pool.site,
+        "book": option.book,
+        "left_out": left_out(scenario, option.pool),
+    }
+    if option.refused:
+        return found | {"refused": option.refused}
+    if option.machines is not None and option.operation is not None:
+        found |= _serving_facts(option.operation, option.machines)
+    if option.job is not None and option.runs is not None:
+        found |= _training_facts(option.job, option.runs)
+    found["peak_kw"] = option.peak_kw
+    found["purchase_usd"] = purchase_usd(scenario, pool) * (pool.count if isinstance(pool.count, int) else 0)
+    return found
+
+
+def _serving_facts(operation: Operation, held: Machines) -> dict[str, object]:
+    best = operation.candidate
+    return {
+        "engine": operation.engine,
+        "precision": best.precision,
+        "layout": {"tp": best.layout.tp, "pp": best.layout.pp, "ep": best.layout.ep, "dp": best.layout.dp},
+        "concurrency": best.concurrency,
+        "replicas": held.replicas,
+        "machines": held.machines,
+        "gpus": held.gpus,
+        "paid_gpus": held.paid_gpus,
+        "spot_lost_fraction": held.lost_fraction,
+        "ttft_s": operation.ttft_s,
+        "tpot_s": operation.tpot_s,
+        "tokens_per_s_per_replica": operation.tokens_per_s,
+        "tokens_per_s_per_replica_low": operation.tokens_per_s_low,
+        "tokens_per_s_per_replica_high": operation.tokens_per_s_high,
+        "requests_per_s_per_replica": operation.requests_per_s,
+        "basis": operation.basis,
+        "source": operation.source,
+    }
+
+
+def _training_facts(job: Job, runs: Runs) -> dict[str, object]:
+    return {
+        "precision": job.precision,
+        "gpus": job.gpus,
+        "tokens_per_s": job.tokens_per_s,
+        "mfu": float(job.prediction.mfu.value),
+        "retained_fraction": job.retained_fraction,
+        "days_to_finish": runs.days,
+        "basis": job.prediction.basis,
+        "source": job.prediction.source,
+    }
+
+
+def workload_of(market: Market, option: Option) -> Workload:
+    """The option's workload."""
+    return market.scenario.workloads[option.workload]
+
+
+__all__ = [
+    "CASES",
+    "Market",
+    "Option",
+    "allowed",
+    "evaluate",
+    "facts",
+    "first_written",
+    "options",
+    "usage",
+    "workload_of",
+]
