@@ -14,8 +14,7 @@ from pertoken.catalog.models import Attention, Model
 class Mixer:
     """One kind of token mixing and the number of layers that have it. Zero means: not in this model.
 
-    kind: ``gqa``, ``mla``, ``compressed`` (DeepSeek V4), ``delta_net``, ``kda``, ``mamba2``, ``none`` (the layer
-    mixes nothing: pruned by NAS).
+    kind: ``gqa``, ``mla``, ``compressed`` (DeepSeek V4), ``delta_net``, ``kda``, ``mamba2``.
     """
 
     kind: str
@@ -75,6 +74,33 @@ class Moe:
 
 
 @dataclass(frozen=True)
+class Encoder:
+    """A vision or audio encoder. patch: values in one patch; merge: patches merged into one token of width `out`."""
+
+    layers: int
+    width: int
+    ffn: int
+    patch: int = 0
+    positions: int = 0
+    merge: int = 1
+    out: int = 0
+    mergers: int = 1
+    gated: bool = False
+
+    @property
+    def parameters(self) -> float:
+        """Weights [count]: blocks with biases and norms, patch and position embeddings, projectors.
+
+        >>> Encoder(layers=1, width=2, ffn=4, out=3).parameters   # 4·4 + 2·8 + 9·2 + 4, projector 2·3
+        60.0
+        """
+        w, merged = self.width, self.width * self.merge
+        block = 4 * w * w + (3 if self.gated else 2) * w * self.ffn + 9 * w + self.ffn
+        projector = merged * (merged + self.out) if self.merge > 1 else w * self.out
+        return float(self.layers * block + w * (self.patch + self.positions) + self.mergers * projector)
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A decoder by its dimensions."""
 
@@ -91,15 +117,14 @@ class Architecture:
     ffn_bias: bool = False
     moe: Moe | None = None
     tied: bool = False
-    norms: int = 2
-    """Norms per layer; the final one comes on top."""
+    norms: float = 2
+    """Norms per layer (a mean where it varies); the final one comes on top."""
     norm_bias: bool = False
+    final_norm: bool = True
     position_embeddings: int = 0
-    encoder: float = 0.0
+    encoders: tuple[Encoder, ...] = ()
     extra_per_layer: float = 0.0
-    """Other weights of each layer (hyper-connections, per-layer embedding projections)."""
-    extra_embedding: float = 0.0
-    """Other weights that are looked up, one row per token."""
+    """Other weights of each layer (hyper-connections)."""
     precision: str = "bf16"
     attention_precision: str = ""
     active_counts_embedding: bool = True
@@ -128,15 +153,15 @@ def build(a: Architecture) -> Model:
         experts_active=moe.active if moe else 0,
         expert_parameters=_expert(moe, a.hidden) if moe else 0.0,
         shared_expert_parameters=_shared(moe, a.hidden) if moe else 0.0,
-        embedding_parameters=head + a.position_embeddings * a.hidden + a.extra_embedding,
+        embedding_parameters=head + a.position_embeddings * a.hidden,
         head_parameters=head,
         tied_embedding=a.tied,
-        norm_parameters=norm * (a.norms * a.layers + 1) + a.extra_per_layer * a.layers,
+        norm_parameters=norm * (a.norms * a.layers + a.final_norm) + a.extra_per_layer * a.layers,
         native_precision=a.precision,
         max_context=a.context,
         sources=a.sources,
         checked=a.checked,
-        encoder_parameters=a.encoder,
+        encoder_parameters=sum(e.parameters for e in a.encoders),
         attention_precision=a.attention_precision,
         active_counts_embedding=a.active_counts_embedding,
     )
@@ -149,7 +174,7 @@ def _expert(m: Moe, hidden: int) -> float:
 
 
 def _shared(m: Moe, hidden: int) -> float:
-    """Router, shared experts with their gate, and the projections into and out of the experts' latent space."""
+    """Router, shared experts with their gate, projections into and out of the experts' latent space."""
     router = hidden * m.experts + (m.experts if m.router_bias else 0)
     shared = (3 if m.gated else 2) * hidden * m.shared + (hidden if m.shared_gate else 0)
     return float(router + shared + 2 * hidden * m.latent)
@@ -160,7 +185,7 @@ def _gqa(m: Mixer, hidden: int) -> list[Attention]:
     q, k, v = m.heads * m.head, m.kv_heads * m.head, m.kv_heads * value
     projected_k, projected_v = (0, 0) if m.shared_cache else (k, 0 if m.key_is_value else v)
     out = m.heads * value
-    weights = hidden * (q + projected_k + projected_v + out + (out if m.gate else 0))
+    weights: float = hidden * (q + projected_k + projected_v + out + (out if m.gate else 0))
     if m.bias:
         weights += q + projected_k + projected_v + (hidden if m.bias == "qkvo" else 0)
     if m.qk_norm:
@@ -184,7 +209,7 @@ def _gqa(m: Mixer, hidden: int) -> list[Attention]:
 
 
 def _index(m: Mixer, hidden: int, query_width: int) -> float:
-    """Weights of a sparse layer's index: its queries, its one key with a layer norm, the weights of its heads."""
+    """Weights of a sparse layer's index: its queries, its one key with a layer norm, its heads' weights."""
     if not m.index_heads:
         return 0.0
     return float(
@@ -199,7 +224,7 @@ def _mla(m: Mixer, hidden: int) -> list[Attention]:
     """DeepSeek's latent attention: one latent vector and one rope key are cached for all heads."""
     value = m.value_head
     queries = m.heads * m.head
-    weights = (hidden + queries + 1) * m.q_rank if m.q_rank else hidden * queries
+    weights: float = (hidden + queries + 1) * m.q_rank if m.q_rank else hidden * queries
     weights += hidden * (m.kv_rank + m.rope) + m.kv_rank
     weights += m.kv_rank * m.heads * (m.head - m.rope + value)
     weights += m.heads * value * hidden * (2 if m.gate else 1)
@@ -207,7 +232,7 @@ def _mla(m: Mixer, hidden: int) -> list[Attention]:
         Attention(
             kind="sparse" if m.top_k else "mla",
             layers=m.layers,
-            parameters=weights + _index(m, hidden, m.q_rank),
+            parameters=weights + _index(m, hidden, m.q_rank or hidden),
             kv_values_per_token=float(m.kv_rank + m.rope),
             flops_per_context_token=2.0 * m.heads * (2 * m.kv_rank + m.rope),
             window=m.top_k,
@@ -220,7 +245,7 @@ def _mla(m: Mixer, hidden: int) -> list[Attention]:
 
 
 def _compressed(m: Mixer, hidden: int) -> list[Attention]:
-    """DeepSeek V4: a window of raw tokens beside the context compressed `ratio` to one, one shared key-value head.
+    """DeepSeek V4: a window of raw tokens beside the context compressed `ratio` to one, one key-value head.
 
     With an index, `top_k` compressed entries are attended to, else all of them. Ratio 0: the window alone.
     """
@@ -272,7 +297,7 @@ def _linear(m: Mixer, parameters: float, state_values: float) -> list[Attention]
 
 
 def _delta_net(m: Mixer, hidden: int) -> list[Attention]:
-    """Gated delta net (Qwen3-Next, Qwen3.5): `key_heads` × head queries and keys, `heads` × value_head values."""
+    """Gated delta net (Qwen3-Next, Qwen3.5): key_heads × head queries and keys, heads × value_head values."""
     key, value = m.key_heads * m.head, m.heads * m.value_head
     mixed = 2 * key + value
     weights = (
@@ -282,7 +307,7 @@ def _delta_net(m: Mixer, hidden: int) -> list[Attention]:
 
 
 def _kda(m: Mixer, hidden: int) -> list[Attention]:
-    """Kimi delta attention: per-channel decay through a low-rank projection; output gate of full or low rank."""
+    """Kimi delta attention: decay per channel of low rank; output gate of full or low rank."""
     width = m.heads * m.head
     low_rank = hidden * m.head + m.head * width
     gate = hidden * width if m.gate else low_rank
@@ -298,10 +323,6 @@ def _mamba2(m: Mixer, hidden: int) -> list[Attention]:
     return _linear(m, weights, inner * m.state + mixed * (m.conv - 1))
 
 
-def _none(m: Mixer, hidden: int) -> list[Attention]:
-    return []
-
-
 _MIXERS = {
     "gqa": _gqa,
     "mla": _mla,
@@ -309,5 +330,4 @@ _MIXERS = {
     "delta_net": _delta_net,
     "kda": _kda,
     "mamba2": _mamba2,
-    "none": _none,
 }

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pertoken.catalog._architecture import Encoder
 from pertoken.catalog._keys import Keys, read_json
 
 _FORMATS = {
@@ -26,30 +27,40 @@ _FORMATS = {
 """NAME_MAP of quantisation methods and algorithms to our precisions."""
 
 _BY_WIDTH = ("fp4", "int4", "fp8", "int8")
+_PATCH_CHANNELS = 3
 
 
-def precision(outer: Keys, text: Keys) -> tuple[str, str]:
-    """The precision of the checkpoint's weights and that of its attention where it differs (else empty)."""
+def precision(outer: Keys, text: Keys, named: str) -> tuple[str, str]:
+    """The precision of the checkpoint's weights and that of its attention where it differs (else empty).
+
+    `named`: the precision the checkpoint's name states; used where the config says only that it is mixed.
+    """
     quantisation = outer.child("quantization_config") or text.child("quantization_config")
-    beside = _quant_file(outer.path)
     found: set[str] = set()
-    excluded: list[str] = []
-    for source in (quantisation.values if quantisation else None, beside):
+    attention_kept = mixed = False
+    for source in (quantisation.values if quantisation else None, _quant_file(outer.path)):
         if source is not None:
             found |= _precisions(source)
-            excluded += _excluded(source)
-    if text.text("expert_dtype") == "fp4" or outer.text("expert_dtype") == "fp4":
+            attention_kept |= any(_is_attention(name) for name in _excluded(source))
+            mixed |= source.get("quant_algo") == "MIXED_PRECISION"
+    if "fp4" in (text.values.get("expert_dtype"), outer.values.get("expert_dtype")):
         found.add("fp4")
-    if quantisation and not found:
-        method = quantisation.values.get("quant_method")
-        raise outer.error("quantization_config", method, f"a method out of {', '.join(_FORMATS)} is needed")
+    if mixed and not found and named:
+        found.add(named)
+    if (quantisation or mixed) and not found:
+        method = quantisation.values.get("quant_method") if quantisation else "MIXED_PRECISION"
+        remedy = (
+            f"a method out of {', '.join(_FORMATS)} is needed, or hf_quant_config.json with quantized_layers"
+        )
+        raise outer.error("quantization_config", method, remedy)
     native = next((p for p in _BY_WIDTH if p in found), "bf16")
-    attention = ""
     if native in ("fp4", "int4") and "fp8" in found:
-        attention = "fp8"
-    if native != "bf16" and any("attn" in e for e in excluded):
-        attention = "bf16"
-    return native, attention
+        return native, "fp8"
+    return native, "bf16" if native != "bf16" and attention_kept else ""
+
+
+def _is_attention(name: str) -> bool:
+    return any(word in name for word in ("attn", "q_proj", "attention")) and "vis" not in name
 
 
 def _quant_file(path: Path) -> Mapping[str, Any] | None:
@@ -95,14 +106,48 @@ def _excluded(source: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def encoder_parameters(outer: Keys) -> float:
-    """Weights of the vision encoder, from its own config; 0 where there is none."""
-    vision = outer.child("vision_config") or (
-        inner.child("vision_config") if (inner := outer.child("thinker_config")) else None
+def encoders(outer: Keys) -> tuple[Encoder, ...]:
+    """The vision and audio encoders of a checkpoint, from their own configs."""
+    holder = outer.child("thinker_config") or outer
+    found = []
+    vision, audio = holder.child("vision_config"), holder.child("audio_config")
+    if vision and (encoder := _vision(vision, outer)):
+        found.append(encoder)
+    if audio and "d_model" in audio:
+        found.append(
+            Encoder(
+                layers=audio.whole("encoder_layers"),
+                width=audio.whole("d_model"),
+                ffn=audio.whole("encoder_ffn_dim"),
+                out=audio.whole("output_dim", default=0, least=0),
+            )
+        )
+    return tuple(found)
+
+
+def _vision(keys: Keys, outer: Keys) -> Encoder | None:
+    """A vision transformer by the names Qwen, Google, Meta, Moonshot and CLIP-likes give its sizes."""
+    width = keys.whole("vt_hidden_size", "embed_dim", "hidden_size", "width", default=0, least=0)
+    depth = keys.whole("depth", "num_hidden_layers", "vt_num_hidden_layers", "layers", default=0, least=0)
+    if not width or not depth or keys.values.get("model_type") == "timm_wrapper":
+        return None
+    side = keys.whole("patch_size", default=0, least=0)
+    image = keys.whole("image_size", default=0, least=0)
+    kernel = keys.list("merge_kernel_size")
+    square = keys.whole("spatial_merge_size", default=kernel[0] if kernel else 1)
+    text = outer.child("text_config")
+    out = keys.whole("out_hidden_size", "text_hidden_size", "projection_dim", default=0, least=0)
+    positions = keys.whole("num_position_embeddings", default=0, least=0)
+    if not positions and side and keys.values.get("position_embedding_type") != "rope":
+        positions = (image // side) ** 2
+    return Encoder(
+        layers=depth,
+        width=width,
+        ffn=keys.whole("intermediate_size", "vt_intermediate_size", default=4 * width),
+        patch=_PATCH_CHANNELS * side * side * keys.whole("temporal_patch_size", default=1),
+        positions=positions,
+        merge=square * square,
+        out=out or (text.whole("hidden_size", default=0, least=0) if text else 0),
+        mergers=1 + len(keys.list("deepstack_visual_indexes")),
+        gated=keys.text("model_type").startswith("gemma4"),
     )
-    if vision is None:
-        return 0.0
-    width = vision.whole("hidden_size", "embed_dim", "width", "vt_hidden_size", default=0, least=0)
-    depth = vision.whole("depth", "num_hidden_layers", "layers", "vt_num_hidden_layers", default=0, least=0)
-    ffn = vision.whole("intermediate_size", "vt_intermediate_size", default=4 * width, least=0)
-    return float(depth * (4 * width * width + 2 * width * ffn + 9 * width + ffn))

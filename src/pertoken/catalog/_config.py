@@ -1,4 +1,4 @@
-"""From a Hugging Face ``config.json`` to a Model: one reading for all families, by the keys that are there."""
+"""From a Hugging Face ``config.json`` to a Model: one reading for all families, by the keys it has."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pertoken.catalog import _checkpoint, _mixers
+from pertoken.catalog import _checkpoint, _mixers, _model_rows
 from pertoken.catalog._architecture import Architecture, Moe, build
-from pertoken.catalog._families import NOT_DECODERS, Family, family
+from pertoken.catalog._families import NOT_DECODERS, ODD_KEYS, Family, family
 from pertoken.catalog._keys import Keys, read_json
 from pertoken.catalog.models import Model
-from pertoken.errors import InputError
+from pertoken.errors import InputError, UnknownNameError
 
 _NESTED = ("text_config", "thinker_config", "llm_config", "language_config", "language_model_config")
 
@@ -21,7 +21,27 @@ def load(path: Path) -> Model:
     """The model of one config file (or of the folder that holds a config.json)."""
     if path.is_dir():
         path = path / "config.json"
-    return build(architecture(read_json(path), path))
+    config = read_json(path)
+    if config.get("model_type") == "nemotron-nas" and not config.get("block_configs"):
+        return _pruned(path, config)
+    return build(architecture(config, path))
+
+
+def _pruned(path: Path, config: Mapping[str, Any]) -> Model:
+    """A model pruned layer by layer whose config lacks its layers: the catalogue row of the same name and size."""
+    name = _name(path, config)
+    keys = Keys(path, config)
+    try:
+        row = _model_rows.model(name)
+    except UnknownNameError:
+        raise keys.error(
+            "block_configs", None, f"the layers of {name} are needed: use the config.json of the checkpoint"
+        ) from None
+    for key, known in (("hidden_size", row.hidden), ("num_hidden_layers", row.layers)):
+        if keys.whole(key) != known:
+            raise keys.error(key, keys.whole(key), f"{row.name} has {known}: give block_configs")
+    note = f"{path.name} has no block_configs: the layers are those of the catalogue's {row.name}"
+    return replace(row, name=name, sources=(note, *row.sources))
 
 
 def load_folder(path: Path) -> dict[str, Model]:
@@ -43,16 +63,19 @@ def architecture(config: Mapping[str, Any], path: Path) -> Architecture:
     if kind in NOT_DECODERS or config.get("is_encoder_decoder") is True:
         raise outer.error("model_type", kind, "a decoder-only language model is needed")
     habits = family(kind)
+    brand = family(outer.text("model_type"))
+    _refuse_odd(keys, kind, habits)
     hidden = keys.whole("hidden_size", "n_embd", "d_model", "dim", "n_embed")
     layers = _layers(keys)
     moe = _moe(keys, habits, hidden, layers)
     mixers = _mixers.mixers(keys, habits, hidden, layers)
     ffn_layers, ffn = _dense(keys, habits, hidden, layers, moe)
-    precision, attention_precision = _checkpoint.precision(outer, keys)
+    name = _name(path, config)
+    precision, attention_precision = _checkpoint.precision(outer, keys, _model_rows.precision(name))
     tied_default = False if kind.startswith("qwen3_vl") else habits.tied
     tied = keys.flag("tie_word_embeddings", default=outer.flag("tie_word_embeddings", default=tied_default))
     result = Architecture(
-        name=_name(path, config),
+        name=name,
         hidden=hidden,
         layers=layers,
         vocabulary=keys.whole("vocab_size", "padded_vocab_size", "n_vocab"),
@@ -68,10 +91,11 @@ def architecture(config: Mapping[str, Any], path: Path) -> Architecture:
         tied=tied,
         norms=habits.norms,
         norm_bias=habits.norm_bias,
-        encoder=_checkpoint.encoder_parameters(outer),
+        final_norm=habits.final_norm,
+        encoders=_checkpoint.encoders(outer),
         precision=precision,
         attention_precision=attention_precision,
-        active_counts_embedding=kind != "gpt_oss",
+        active_counts_embedding=(brand if brand.known else habits).counts_embedding,
         sources=_sources(path, kind, habits),
         checked="as on disk",
     )
@@ -84,9 +108,34 @@ def _text_keys(outer: Keys) -> Keys:
     for _ in range(2):
         inner = next((keys.child(key) for key in _NESTED if key in keys), None)
         if inner is None:
-            return keys
+            break
         keys = inner
-    return keys
+    parts = [part.values for key in ("attn_config", "ffn_config") if (part := keys.child(key))]  # MPT, DBRX
+    if not parts:
+        return keys
+    merged = {k: v for part in parts for k, v in part.items()}
+    return Keys(keys.path, {**merged, **keys.values}, keys.prefix)
+
+
+def _refuse_odd(keys: Keys, kind: str, habits: Family) -> None:
+    """No Llama-like reading of an architecture that is something else."""
+    odd = [key for key in ODD_KEYS if key in keys]
+    if not habits.known:
+        words = ("mamba", "ssm", "rwkv", "lightning", "retention", "hyena", "conv_")
+        odd += [key for key in keys.values if any(word in key for word in words) and key in keys]
+        if any(word in kind for word in words):
+            raise keys.error("model_type", kind, "this architecture is not known: use a catalogue model")
+    if kind == "mpt":
+        return
+    if odd:
+        raise keys.error(
+            odd[0],
+            keys.values[odd[0]],
+            f"this part of a {kind or 'model'} is not known: use a catalogue model",
+        )
+    linear = [x for x in keys.list("attn_type_list") if x != 1]
+    if linear:
+        raise keys.error("attn_type_list", linear[0], "1 (softmax attention) in every layer is needed")
 
 
 def _layers(keys: Keys) -> int:
@@ -104,7 +153,7 @@ def _sources(path: Path, kind: str, habits: Family) -> tuple[str, ...]:
 
 
 def _name(path: Path, config: Mapping[str, Any]) -> str:
-    """``org/name`` from ``org--name_config.json``, the Hugging Face cache, the config itself or its folder."""
+    """``org/name`` from ``org--name_config.json``, the Hugging Face cache, the config or its folder."""
     stem = path.name.removesuffix(".json").removesuffix("config").rstrip("_-.")
     if stem:
         return stem.replace("--", "/", 1)
@@ -205,35 +254,29 @@ def _moe_layers(keys: Keys, layers: int) -> list[int]:
 
 def _dense(keys: Keys, habits: Family, hidden: int, layers: int, moe: Moe | None) -> tuple[int, float]:
     """Layers with a dense feed-forward block and its width (a mean where it varies)."""
-    blocks = _mixers.blocks(keys, layers)
-    if blocks:
-        count = sum(block == "mlp" for block in blocks)
-    else:
-        count = layers - (moe.layers if moe else 0)
     if "block_configs" in keys:
-        widths = _mixers.nas_ffn_widths(keys, hidden, layers)
-        return (layers, sum(widths) / layers)
+        return layers, sum(_mixers.nas_ffn_widths(keys, hidden, layers)) / layers
+    blocks = _mixers.blocks(keys, layers)
+    count = sum(block == "mlp" for block in blocks) if blocks else layers - (moe.layers if moe else 0)
     if not count:
-        return (0, 0.0)
-    names = (
-        "dense_intermediate_size",
-        "intermediate_size_mlp",
-        "intermediate_size",
-        "ffn_hidden_size",
-        "n_inner",
-    )
-    if moe is None:
-        names = ("intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim")
+        return 0, 0.0
+    names = ["intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim", "d_ff"]
+    if moe:
+        names[:0] = ["dense_intermediate_size", "intermediate_size_mlp"]
+    if keys.text("model_type") == "granitemoehybrid":
+        names[:0] = ["shared_intermediate_size"]
     if not any(name in keys for name in names):
         if "expansion_ratio" in keys:
-            return (count, keys.whole("expansion_ratio") * hidden)
+            return count, keys.whole("expansion_ratio") * hidden
         if not habits.gated:  # GPT-2, Falcon, MPT: four times the width unless said otherwise
-            return (count, 4 * hidden)
-    if (
-        isinstance(keys.values.get("intermediate_size"), list) and moe is None
-    ):  # one width per layer (Gemma 3n)
-        return (count, sum(keys.list("intermediate_size", layers)) / layers)
-    return (count, keys.whole(*names))
+            return count, 4 * hidden
+    width = keys.first(*names)
+    if isinstance(keys.values.get(width), list):  # one width per layer
+        return count, sum(keys.list(width, layers)) / layers
+    size = keys.whole(*names)
+    return count, size / 2 if keys.text(
+        "model_type"
+    ) == "qwen" else size  # Qwen 1 writes gate and up together
 
 
 def _special(a: Architecture, keys: Keys, kind: str) -> Architecture:
@@ -242,8 +285,14 @@ def _special(a: Architecture, keys: Keys, kind: str) -> Architecture:
         streams = keys.whole("hc_mult")
         mixes = (2 + streams) * streams
         a = replace(a, extra_per_layer=2 * (mixes * streams * a.hidden + mixes + 3))
-    if kind in ("opt", "gpt2", "gpt_bigcode"):
+    learned = kind in ("opt", "gpt2", "gpt_bigcode") or (kind == "mpt" and keys.values.get("alibi") is False)
+    if learned:
         a = replace(a, position_embeddings=a.context)
+    if "block_configs" in keys:
+        idle = sum(_mixers.nas_idle_norms(keys, layers=a.layers))
+        a = replace(a, norms=2 - idle / a.layers)
+    if kind == "falcon" and not keys.flag("new_decoder_architecture"):
+        a = replace(a, norms=1 if keys.flag("parallel_attn", default=True) else 2)
     if keys.whole("hidden_size_per_layer_input", default=0, least=0):
         raise keys.error(
             "hidden_size_per_layer_input",

@@ -27,6 +27,8 @@ class Family:
     router_bias: bool = False
     shared_gate: bool = False
     head: int = 0
+    counts_embedding: bool = True
+    """Whether the publisher's active count includes the input embedding."""
     known: bool = True
 
 
@@ -34,7 +36,8 @@ LLAMA = Family()
 _QWEN2 = Family(bias="qkv", bias_key="qkv", sliding="flag")
 _QWEN3 = Family(qk_norm="head", sliding="flag")
 _QWEN_NEXT = Family(qk_norm="head", sliding="flag", shared_gate=True)
-_DEEPSEEK = Family(router_bias=True)
+_DEEPSEEK = Family(router_bias=True, counts_embedding=False)
+_KIMI = Family(router_bias=True)
 _GPT = Family(bias="qkvo", gated=False, ffn_bias=True, norm_bias=True, tied=True)
 _GEMMA = Family(tied=True, head=256)
 
@@ -49,8 +52,13 @@ NAME_MAP: dict[str, Family] = {
     "llama4": LLAMA,
     "llama4_text": LLAMA,
     "smollm3": Family(tied=True),
-    "yi": LLAMA,
     "baichuan": LLAMA,
+    "chatglm": Family(bias_key="qkv"),
+    "qwen": Family(bias="qkv", bias_key="qkv"),
+    "dbrx": LLAMA,
+    "falcon_h1": LLAMA,
+    "bloom": _GPT,
+    "kimi_k3": _KIMI,
     "internlm": Family(bias="qkvo"),
     "internlm2": LLAMA,
     "internlm3": LLAMA,
@@ -81,21 +89,22 @@ NAME_MAP: dict[str, Family] = {
     "qwen3_5_text": _QWEN_NEXT,
     "qwen3_5_moe": _QWEN_NEXT,
     "qwen3_5_moe_text": _QWEN_NEXT,
+    "deepseek": LLAMA,
     "deepseek_v2": LLAMA,
     "deepseek_v3": _DEEPSEEK,
     "deepseek_v32": _DEEPSEEK,
     "deepseek_v4": _DEEPSEEK,
     "deepseek_ref": _DEEPSEEK,
-    "kimi_k2": _DEEPSEEK,
-    "kimi_k25": _DEEPSEEK,
-    "kimi_linear": _DEEPSEEK,
+    "kimi_k2": _KIMI,
+    "kimi_k25": _KIMI,
+    "kimi_linear": _KIMI,
     "glm_moe_dsa": _DEEPSEEK,
     "glm4_moe_lite": _DEEPSEEK,
     "glm4_moe": Family(router_bias=True, bias_key="qkv"),
     "glm4v_moe": Family(router_bias=True, bias_key="qkv"),
     "glm4": Family(bias_key="qkv", norms=4),
     "glm": Family(bias_key="qkv"),
-    "gpt_oss": Family(router_bias=True, bias="qkvo", pattern=2),
+    "gpt_oss": Family(router_bias=True, bias="qkvo", pattern=2, counts_embedding=False),
     "minimax_m2": Family(router_bias=True),
     "minimax_m3": Family(router_bias=True),
     "minimax_m3_vl": Family(router_bias=True),
@@ -138,10 +147,20 @@ NAME_MAP: dict[str, Family] = {
 }
 
 NOT_DECODERS = frozenset(
-    "albert bart bert bert-generation blip clip camembert deberta deberta-v2 distilbert electra encodec gemma-embedding "
-    "hubert layoutlm led longformer m2m_100 marian mbart mobilebert modernbert mpnet mt5 nllb-moe pegasus roberta "
-    "siglip speecht5 swin t5 umt5 vit wav2vec2 whisper xlm-roberta".split()
-)
+    {
+        "albert", "bart", "bert", "blip", "camembert", "clip", "deberta", "deberta-v2", "distilbert", "electra",
+        "encodec", "hubert", "layoutlm", "led", "longformer", "m2m_100", "marian", "mbart", "mobilebert",
+        "modernbert", "mpnet", "mt5", "nllb-moe", "pegasus", "roberta", "siglip", "speecht5", "swin", "t5",
+        "umt5", "vit", "wav2vec2", "whisper", "xlm-roberta",
+    }
+)  # fmt: skip
+"""Model types that are no decoder-only language model."""
+
+ODD_KEYS = (
+    "attn_layer_period", "attn_layer_indices", "block_types", "cross_attention_layers", "lru_width", "rescale_every",
+    "share_q_dim", "ssm_cfg", "zero_expert_num", "num_query_heads", "conv_L_cache", "layer_group_size",
+)  # fmt: skip
+"""Keys of architectures that no adapter here reads: a config that has one is refused, not read as a Llama."""
 
 
 def family(model_type: str) -> Family:

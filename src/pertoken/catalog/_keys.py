@@ -1,4 +1,4 @@
-"""Reading keys of a foreign config: each with its type, its bounds and an error that names file, key and remedy."""
+"""Reading keys of a foreign config: each with its type, its bounds, an error naming file, key and remedy."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Keys:
         return value
 
     def list(self, key: str, length: int | None = None) -> list[Any]:
-        """A list under that key; empty where absent. `length`: at least that many, the rest is cut (MTP layers)."""
+        """A list under that key; empty where absent. `length`: at least so many, the rest is cut (MTP layers)."""
         value = self.values.get(key)
         if value is None:
             return []

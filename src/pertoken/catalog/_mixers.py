@@ -48,13 +48,18 @@ def _attention(keys: Keys, habits: Family, hidden: int, layers: int) -> Mixer:
     """Plain attention as the main keys describe it."""
     heads = keys.whole("num_attention_heads", "n_head", "n_heads", most=100_000)
     kv_heads = keys.whole(
-        "num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num", "num_attention_groups",
-        default=heads, most=100_000,
+        "num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads", "multi_query_group_num",
+        "num_attention_groups", default=heads, most=100_000,
     )  # fmt: skip
+    if keys.text("model_type") == "falcon" and not keys.flag("new_decoder_architecture"):
+        kv_heads = 1 if keys.flag("multi_query", default=True) else heads
+    if keys.text("model_type") == "gpt_bigcode" and keys.flag("multi_query", default=True):
+        kv_heads = 1
     if kv_heads > heads or heads % kv_heads:
         key = keys.first("num_key_value_heads", "num_kv_heads", "n_head_kv", "num_attention_groups")
         raise keys.error(key, kv_heads, f"a divisor of the {heads} attention heads is needed")
-    if keys.values.get("head_dim") is None and keys.values.get("attention_head_dim") is None:
+    sizes = ("head_dim", "attention_head_dim", "kv_channels")
+    if not any(key in keys for key in sizes):
         if habits.head:
             head = habits.head
         elif hidden % heads:
@@ -63,7 +68,7 @@ def _attention(keys: Keys, habits: Family, hidden: int, layers: int) -> Mixer:
         else:
             head = hidden // heads
     else:
-        head = keys.whole("head_dim", "attention_head_dim", most=100_000)
+        head = keys.whole(*sizes, most=100_000)
     return Mixer(
         kind="gqa",
         layers=layers,
@@ -81,6 +86,8 @@ def _attention(keys: Keys, habits: Family, hidden: int, layers: int) -> Mixer:
 def _bias(keys: Keys, habits: Family) -> str:
     if keys.flag("use_qkv_bias", "add_qkv_bias", "qkv_bias"):
         return "qkv"
+    if "use_bias" in keys or "bias" in keys:
+        return "qkvo" if keys.flag("use_bias", "bias") else ""
     if "attention_bias" in keys:
         return habits.bias_key if keys.flag("attention_bias") else ""
     return habits.bias
@@ -90,7 +97,7 @@ def _qk_norm(keys: Keys, habits: Family) -> str:
     if "use_qk_norm" in keys and not keys.text("model_type").startswith("llama4"):
         if not keys.flag("use_qk_norm"):
             return ""
-        return "layer" if keys.text("qk_norm_type") == "per_layer" else "head"
+        return "layer" if keys.text("qk_norm_type") == "per_layer" or habits.norms == 1 else "head"
     return habits.qk_norm
 
 
@@ -109,6 +116,13 @@ def _heads(keys: Keys, habits: Family, hidden: int, layers: int) -> tuple[Mixer,
             index_head=sparse.whole("sparse_index_dim"),
         )
         return tuple(m for m in (replace(full, layers=layers - sum(on)), index) if m.layers)
+    if keys.text("model_type") == "falcon_h1":  # attention and Mamba side by side in every layer
+        return (full, _mamba(keys, layers, hidden))
+    if (
+        keys.flag("use_cla") and keys.whole("cla_share_factor", default=1) > 1
+    ):  # Hunyuan: layers share a cache
+        owners = -(-layers // keys.whole("cla_share_factor"))
+        return (replace(full, layers=owners), replace(full, layers=layers - owners, shared_cache=True))
     kinds = _kinds(keys, habits, layers)
     result = []
     for kind, count in counted(kinds).items():
@@ -116,6 +130,8 @@ def _heads(keys: Keys, habits: Family, hidden: int, layers: int) -> tuple[Mixer,
             result.append(_global(replace(full, layers=count), keys))
         elif kind == "linear":
             result.append(_delta_net(keys, count))
+        elif kind == "mamba":
+            result.append(_mamba(keys, count, hidden))
         else:
             result.append(_local(replace(full, layers=count), keys))
     return tuple(result)
@@ -125,7 +141,7 @@ def _kinds(keys: Keys, habits: Family, layers: int) -> list[str]:
     """``full``, ``sliding`` or ``linear`` for each layer."""
     if keys.list("layer_types"):
         names = {**dict.fromkeys(_FULL, "full"), **dict.fromkeys(_SLIDING, "sliding")}
-        names |= {"linear_attention": "linear", "chunked_attention": "sliding"}
+        names |= {"linear_attention": "linear", "chunked_attention": "sliding", "mamba": "mamba"}
         kinds = keys.list("layer_types", layers)
         wrong = next((k for k in kinds if k not in names), None)
         if wrong is not None:
@@ -146,6 +162,9 @@ def _kinds(keys: Keys, habits: Family, layers: int) -> list[str]:
     if habits.sliding == "flag":
         first = keys.whole("max_window_layers", default=layers, least=0)
         return ["full" if i < first else "sliding" for i in range(layers)]
+    pattern = keys.values.get("sliding_window_pattern")
+    if isinstance(pattern, str) and pattern and set(pattern) <= {"L", "G"}:  # EXAONE 4: local and global
+        return ["full" if pattern[i % len(pattern)] == "G" else "sliding" for i in range(layers)]
     every = keys.whole("sliding_window_pattern", default=habits.pattern, least=0)
     return ["full" if every and (i + 1) % every == 0 else "sliding" for i in range(layers)]
 
@@ -170,6 +189,21 @@ def _local(m: Mixer, keys: Keys) -> Mixer:
         value_head=keys.whole("swa_v_head_dim", default=m.value_head, least=0),
         window=keys.whole("sliding_window", "attention_chunk_size"),
         sinks=m.sinks or keys.flag("add_swa_attention_sink_bias"),
+    )
+
+
+def _mamba(keys: Keys, layers: int, hidden: int) -> Mixer:
+    """Mamba-2 layers as Granite and Falcon-H1 name their sizes."""
+    heads = keys.whole("mamba_n_heads")
+    inner = keys.whole("mamba_d_ssm", default=keys.whole("mamba_expand", default=2) * hidden)
+    return Mixer(
+        kind="mamba2",
+        layers=layers,
+        heads=heads,
+        head=inner // heads,
+        groups=keys.whole("mamba_n_groups", default=1),
+        state=keys.whole("mamba_d_state"),
+        conv=keys.whole("mamba_d_conv", default=4),
     )
 
 
@@ -301,7 +335,7 @@ def _nas_attention(block: Any, keys: Keys) -> int:
 
 
 def nas_ffn_widths(keys: Keys, hidden: int, layers: int) -> list[int]:
-    """Width of each layer's feed-forward in a model pruned layer by layer: 2/3 × 4 × multiplier × hidden, rounded up to 256."""
+    """Width of each layer's feed-forward: 2/3 × multiplier × hidden, rounded up to 256."""
     widths = []
     for block in keys.list("block_configs", layers):
         ffn = block.get("ffn") if isinstance(block, Mapping) else None
@@ -324,3 +358,11 @@ def nas_ffn_widths(keys: Keys, hidden: int, layers: int) -> list[int]:
         width = int(2 * multiplier * hidden / 3)
         widths.append(-(-width // 256) * 256)
     return widths
+
+
+def nas_idle_norms(keys: Keys, layers: int) -> list[int]:
+    """Norms each layer lacks because its attention or its feed-forward was pruned away."""
+    return [
+        sum(bool(block.get(part, {}).get("no_op")) for part in ("attention", "ffn"))
+        for block in keys.list("block_configs", layers)
+    ]

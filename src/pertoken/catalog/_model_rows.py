@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from pertoken.catalog._architecture import Architecture, Mixer, Moe, build
+from pertoken.catalog._architecture import Architecture, Encoder, Mixer, Moe, build
 from pertoken.catalog.models import Model
 from pertoken.errors import UnknownNameError
 
@@ -43,12 +43,6 @@ _DATE = re.compile(r"2[3-9](0[1-9]|1[0-2])|(0[1-9]|1[0-2])([0-2]\d|3[01])|20\d{6
 _RUNS = re.compile(r"\d+(?:\.\d+)*[bmtke]?(?![a-z])|\d+(?:\.\d+)*|[a-z]+")
 
 
-@dataclass(frozen=True)
-class _Variant:
-    key: str
-    precision: str
-
-
 @cache
 def _rows() -> dict[str, dict[str, Any]]:
     import yaml
@@ -62,9 +56,12 @@ def _rows() -> dict[str, dict[str, Any]]:
 @cache
 def _build(name: str) -> Model:
     row = dict(_rows()[name])
+    if "like" in row:
+        row = {**_rows()[row.pop("like")], **row}
     row.pop("aliases", None)
     moe = Moe(**row.pop("moe")) if "moe" in row else None
     mixers = tuple(Mixer(**m) for m in row.pop("mixers"))
+    row["encoders"] = tuple(Encoder(**e) for e in row.pop("encoders", ()))
     row.setdefault("ffn_layers", row["layers"] - (moe.layers if moe else 0))
     row["sources"], row["checked"] = tuple(row["sources"]), str(row["checked"])
     return build(Architecture(name=name, mixers=mixers, moe=moe, **row))
@@ -77,19 +74,26 @@ def models() -> Mapping[str, Model]:
 
 def model(name: str) -> Model:
     index = _index()
-    wanted = _variant(name)
-    row = index.get(_key(_words(name))) or index.get(wanted.key)
+    row = next((index[key] for key in _keys(name) if key in index), None)
     if row is None:
         raise UnknownNameError("model", name, _known(), hint="models")
     found = _build(row)
-    precision = wanted.precision
-    if not precision or precision == found.native_precision:
+    wanted = precision(name)
+    if not wanted or wanted == found.native_precision:
         return found
     latent = any(a.prefill_flops_per_context_token for a in found.attention)
     # published FP4 checkpoints leave latent attention in bf16
-    return replace(
-        found, native_precision=precision, attention_precision="bf16" if latent and precision == "fp4" else ""
-    )
+    attention = "bf16" if latent and wanted == "fp4" else ""
+    return replace(found, native_precision=wanted, attention_precision=attention)
+
+
+def precision(name: str) -> str:
+    """The precision a checkpoint's name states; empty where it states none.
+
+    >>> precision("nvidia/Qwen3.6-27B-NVFP4")
+    'fp4'
+    """
+    return next((_QUANTISED[w] for w in _words(name)[1:] if w in _QUANTISED), "")
 
 
 def _known() -> Iterable[str]:
@@ -100,13 +104,12 @@ def _known() -> Iterable[str]:
 
 @cache
 def _index() -> dict[str, str]:
-    """Keys of all names and aliases to rows: as written, then without the words of a variant."""
+    """Keys of all names and aliases to rows; an exact name wins over one with words left out."""
+    names = [(_keys(alias), row) for row, fields in _rows().items() for alias in (row, *fields.get("aliases", ()))]
     index: dict[str, str] = {}
-    names = [(alias, row) for row in _rows() for alias in (row, *_rows()[row].get("aliases", ()))]
-    for name, row in names:
-        index.setdefault(_key(_words(name)), row)
-    for name, row in names:
-        index.setdefault(_variant(name).key, row)
+    for strictness in range(len(names[0][0])):
+        for keys, row in names:
+            index.setdefault(keys[strictness], row)
     return index
 
 
@@ -116,12 +119,13 @@ def _words(name: str) -> list[str]:
     >>> _words("nvidia/NVIDIA-Nemotron-Nano-9B-v2")
     ['nemotron', 'nano', '9b', 'v2']
     """
-    words = [w for w in re.split(r"[-_\s:@]+", name.strip().rpartition("/")[2].lower()) if w]
+    last = name.strip().rpartition("/")[2].lower().replace("quantized.", "quantized-")
+    words = [w for w in re.split(r"[-_\s:@]+", last) if w]
     return words[1:] if len(words) > 1 and words[0] in _MAKERS else words
 
 
 def _key(words: Iterable[str]) -> str:
-    """Words as runs of letters and numbers, so that LLAMA3.1_405B and Llama-3.1-405B meet and Llama-27b stays apart.
+    """Words as runs of letters and numbers: LLAMA3.1_405B and Llama-3.1-405B meet, Llama-27b stays apart.
 
     >>> _key(["deepseekv3"]), _key(["deepseek", "v3"]), _key(["llama", "2", "7b"]), _key(["llama", "27b"])
     ('deepseekv 3', 'deepseekv 3', 'llama 2 7b', 'llama 27b')
@@ -136,14 +140,14 @@ def _key(words: Iterable[str]) -> str:
     return " ".join(runs)
 
 
-def _variant(name: str) -> _Variant:
-    """The name without the words of tuning, date and quantisation, and the precision those name."""
-    words = [
-        part
-        for word in _words(name)
-        for part in (word.split(".") if word.startswith("quantized") else [word])
-    ]
-    precision = next((_QUANTISED[w] for w in words[1:] if w in _QUANTISED), "")
-    dropped = _TUNED | set(_QUANTISED) | (_HOW if precision else frozenset())
-    kept = words[:1] + [w for w in words[1:] if w not in dropped and not _DATE.fullmatch(w)]
-    return _Variant(_key(kept), precision)
+def _keys(name: str) -> tuple[str, str, str]:
+    """The key of a name as written, without the words of quantisation, without those of tuning and date too.
+
+    >>> _keys("Qwen3-30B-A3B-Instruct-2507-FP8")
+    ('qwen 3 30b a 3b instruct 2507 fp 8', 'qwen 3 30b a 3b instruct 2507', 'qwen 3 30b a 3b')
+    """
+    words = _words(name)
+    how = set(_QUANTISED) | _HOW if precision(name) else set(_QUANTISED)
+    unquantised = words[:1] + [w for w in words[1:] if w not in how]
+    plain = unquantised[:1] + [w for w in unquantised[1:] if w not in _TUNED and not _DATE.fullmatch(w)]
+    return _key(words), _key(unquantised), _key(plain)

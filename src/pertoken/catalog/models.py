@@ -19,7 +19,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 STATE_FLOPS_PER_VALUE = 6
-"""FLOPs per value of a linear layer's state and token: decay, outer product, add, read out (Mamba-2, delta net)."""
+"""FLOPs per token and value of a linear layer's state: decay, outer product, add, read out."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class _Curve:
-    """constant + slope × context + Σ weight × min(context, window): all that depends on context has this form."""
+    """constant + slope × context + Σ weight × min(context, window): the form of all that depends on context."""
 
     constant: float
     slope: float
@@ -140,8 +140,14 @@ class Model:
     @cached_property
     def parameters(self) -> float:
         """All weights [count], a tied embedding once, an encoder included."""
-        embedding = 0.0 if self.tied_embedding else self.embedding_parameters
-        return self.always_parameters + self.routed_parameters + embedding + self.encoder_parameters
+        tied = self.head_parameters if self.tied_embedding else 0.0
+        return (
+            self.always_parameters
+            + self.routed_parameters
+            + self.embedding_parameters
+            + self.encoder_parameters
+            - tied
+        )
 
     @cached_property
     def active_parameters(self) -> float:
@@ -163,7 +169,7 @@ class Model:
 
     @cached_property
     def kv_values_per_token(self) -> float:
-        """Cached values one more token adds at long context [count]: full, MLA and sparse layers and their index.
+        """Cached values one more token adds at long context [count]: full, MLA and sparse layers, their index.
 
         Sliding and linear layers add nothing once their window is full.
         """
@@ -260,7 +266,7 @@ class Model:
     @overload
     def flops_per_token(self, context_tokens: Floats, *, prefill: bool = ...) -> Floats: ...
     def flops_per_token(self, context_tokens: float | Floats, *, prefill: bool = False) -> float | Floats:
-        """FLOPs of one forward pass for one new token: 2 × gemm_parameters + attention_flops(context) [FLOP]."""
+        """FLOPs of a forward pass for one new token: 2 × gemm_parameters + attention_flops(context) [FLOP]."""
         return 2 * self.gemm_parameters + self.attention_flops(context_tokens, prefill=prefill)
 
 
@@ -274,8 +280,8 @@ def models() -> Mapping[str, Model]:
 def model(name: str) -> Model:
     """The model of that name (full id, or its last part, any case). Raises UnknownNameError.
 
-    A published variant of a known model is that model: instruction-tuned, dated or renamed, and quantised ones
-    with their own `native_precision`.
+    A published variant of a known model is that model: instruction-tuned, dated or renamed; a quantised one has
+    its own `native_precision`.
 
     >>> model("nvidia/Llama-3.1-8B-Instruct-FP8").native_precision
     'fp8'
