@@ -12,8 +12,19 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 
-from pertoken.catalog import tariffs as cat
 from pertoken.catalog.holidays import HOLIDAY_SETS, HOLIDAYS
+from pertoken.catalog.tariffs import (
+    GAP,
+    MONTH_NAMES,
+    Demand,
+    EnergyBand,
+    Hourly,
+    Ratchet,
+    Schedule,
+    Tariff,
+    Tier,
+    check_schedule,
+)
 from pertoken.errors import InputError, nearest
 from pertoken.units import HOURS_PER_DAY, MONTHS_PER_YEAR, WATTS_PER_KILOWATT
 
@@ -26,10 +37,10 @@ _ROW_FIELDS = {
 _BAND_FIELDS = {"name", "usd_per_kwh", "tiers", "windows"}
 _DEMAND_FIELDS = {"name", "usd_per_kw", "tiers", "windows", "ratchet", "minimum_kw"}
 _WINDOW_FIELDS = {"months", "days", "hours"}
-_RATCHET_FIELDS = {"fraction", "months", "of_months", "in_months"}
+_RATCHET_FIELDS = {"fraction", "months", "of_months", "in_months", "peaks"}
 
 
-def tariffs_from_text(text: str, file: str) -> dict[str, cat.Tariff]:
+def tariffs_from_text(text: str, file: str) -> dict[str, Tariff]:
     """Tariffs of a YAML text by name. Raises InputError naming the file, the row and the field."""
     import yaml
 
@@ -41,7 +52,7 @@ def tariffs_from_text(text: str, file: str) -> dict[str, cat.Tariff]:
         raise InputError(f"{file}{at}: not YAML: {getattr(error, 'problem', error)}") from error
     if not isinstance(rows, list) or not rows:
         raise InputError(f"{file}: expected a list of tariffs, each beginning with `- name:`")
-    result: dict[str, cat.Tariff] = {}
+    result: dict[str, Tariff] = {}
     for number, row in enumerate(rows, 1):
         tariff = _tariff(row, f"{file}: tariff {number}")
         if tariff.name in result:
@@ -50,7 +61,7 @@ def tariffs_from_text(text: str, file: str) -> dict[str, cat.Tariff]:
     return result
 
 
-def _tariff(row: Any, where: str) -> cat.Tariff:
+def _tariff(row: Any, where: str) -> Tariff:
     _fields(
         row, _ROW_FIELDS, {"name", "utility", "timezone", "energy", "sources", "effective", "checked"}, where
     )
@@ -67,7 +78,7 @@ def _tariff(row: Any, where: str) -> cat.Tariff:
     if observed not in ("none", "monday"):
         raise InputError(f"{where}: holidays_observed {observed!r} is neither none nor monday")
     low, high = row.get("eligible_kw", [0, None])
-    return cat.Tariff(
+    return Tariff(
         name=str(row["name"]),
         utility=str(row["utility"]),
         timezone=row["timezone"],
@@ -92,37 +103,37 @@ def _tariff(row: Any, where: str) -> cat.Tariff:
     )
 
 
-def _energy(rows: Any, where: str) -> tuple[cat.Schedule, cat.Schedule, tuple[cat.EnergyBand, ...]]:
+def _energy(rows: Any, where: str) -> tuple[Schedule, Schedule, tuple[EnergyBand, ...]]:
     bands = []
-    grid = {day: np.full((MONTHS_PER_YEAR, HOURS_PER_DAY), cat.GAP) for day in ("weekday", "weekend")}
+    grid = {day: np.full((MONTHS_PER_YEAR, HOURS_PER_DAY), GAP) for day in ("weekday", "weekend")}
     for index, row in enumerate(rows):
         _fields(row, _BAND_FIELDS, {"name"}, f"{where}, energy band {index + 1}")
         at = f"{where}, energy band {row['name']}"
-        bands.append(cat.EnergyBand(str(row["name"]), _tiers(row, "usd_per_kwh", "up_to_kwh", at)))
+        bands.append(EnergyBand(str(row["name"]), _tiers(row, "usd_per_kwh", "up_to_kwh", at)))
         for day, mask in _masks(row.get("windows"), at).items():
-            taken = mask & (grid[day] != cat.GAP)
+            taken = mask & (grid[day] != GAP)
             if taken.any():
                 month, hour = (int(i) for i in np.argwhere(taken)[0])
                 other = bands[int(grid[day][month, hour])].name
                 raise InputError(
-                    f"{at}: {cat.MONTH_NAMES[month]}, {day}, {hour:02d}:00-{hour + 1:02d}:00 "
+                    f"{at}: {MONTH_NAMES[month]}, {day}, {hour:02d}:00-{hour + 1:02d}:00 "
                     f"is also in band {other}"
                 )
             grid[day][mask] = index
     schedules = {day: tuple(tuple(int(i) for i in r) for r in g) for day, g in grid.items()}
     for day, schedule in schedules.items():
-        cat.check_schedule(schedule, len(bands), where=where, day_type=day)
+        check_schedule(schedule, len(bands), where=where, day_type=day)
     return schedules["weekday"], schedules["weekend"], tuple(bands)
 
 
-def _demands(rows: Any, where: str) -> tuple[cat.Demand, ...]:
+def _demands(rows: Any, where: str) -> tuple[Demand, ...]:
     demands = []
     for number, row in enumerate(rows, 1):
         _fields(row, _DEMAND_FIELDS, {"name"}, f"{where}, demand charge {number}")
         at = f"{where}, demand charge {row['name']}"
         masks = _masks(row.get("windows"), at)
         demands.append(
-            cat.Demand(
+            Demand(
                 name=str(row["name"]),
                 tiers=_tiers(row, "usd_per_kw", "up_to_kw", at),
                 weekday=tuple(tuple(int(i) for i in r) for r in masks["weekday"]),
@@ -137,31 +148,38 @@ def _demands(rows: Any, where: str) -> tuple[cat.Demand, ...]:
     return tuple(demands)
 
 
-def _ratchet(row: Any, where: str) -> cat.Ratchet | None:
+def _ratchet(row: Any, where: str) -> Ratchet | None:
     if row is None:
         return None
     _fields(row, _RATCHET_FIELDS, {"fraction", "months"}, f"{where}, ratchet")
     fraction = _number(row["fraction"], where, "ratchet fraction")
     if not 0 < fraction <= 1:
         raise InputError(f"{where}: ratchet fraction {fraction:g} is not between 0 and 1")
-    return cat.Ratchet(
+    peaks = row.get("peaks", "metered")
+    if peaks not in ("metered", "billed"):
+        raise InputError(f"{where}: ratchet peaks {peaks!r} is neither metered nor billed")
+    months = row["months"]
+    if not isinstance(months, int) or months < 1:
+        raise InputError(f"{where}: ratchet months must be a whole number of 1 or more, found {months!r}")
+    return Ratchet(
         fraction=fraction,
-        months=int(row["months"]),
+        months=months,
+        peaks=peaks,
         of_months=_span(row.get("of_months", "1-12"), 1, MONTHS_PER_YEAR, where, "of_months"),
         in_months=_span(row.get("in_months", "1-12"), 1, MONTHS_PER_YEAR, where, "in_months"),
     )
 
 
-def _tiers(row: Mapping[str, Any], price: str, limit: str, where: str) -> tuple[cat.Tier, ...]:
+def _tiers(row: Mapping[str, Any], price: str, limit: str, where: str) -> tuple[Tier, ...]:
     if ("tiers" in row) == (price in row):
         raise InputError(f"{where}: give either {price} or tiers")
     if price in row:
-        return (cat.Tier(_number(row[price], where, price)),)
-    tiers: list[cat.Tier] = []
+        return (Tier(_number(row[price], where, price)),)
+    tiers: list[Tier] = []
     for tier in row["tiers"]:
         _fields(tier, {price, limit}, {price}, f"{where}, tier {len(tiers) + 1}")
         upper = _number(tier[limit], where, limit) if limit in tier else math.inf
-        tiers.append(cat.Tier(_number(tier[price], where, price), upper))
+        tiers.append(Tier(_number(tier[price], where, price), upper))
     limits = [t.upper for t in tiers]
     if limits != sorted(set(limits)) or not math.isinf(limits[-1]):
         raise InputError(f"{where}: tiers must rise and the last one must have no {limit}")
@@ -260,7 +278,7 @@ _TIME_COLUMNS = ("hour_utc", "Datetime (UTC)")
 _PRICE_COLUMNS = {"usd_per_kwh": 1.0, "Price (USD/MWh)": 1.0 / KWH_PER_MWH, "usd_per_mwh": 1.0 / KWH_PER_MWH}
 
 
-def hourly_from_csv(path: Path, repeat: bool) -> cat.Hourly:
+def hourly_from_csv(path: Path, repeat: bool) -> Hourly:
     """The hourly series of a CSV file; see `tariff_from_csv`."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -269,7 +287,7 @@ def hourly_from_csv(path: Path, repeat: bool) -> cat.Hourly:
         raise InputError(f"{path}: cannot be read as a price series: {error}") from error
 
 
-def _series(lines: Any, file: str, repeat: bool) -> cat.Hourly:
+def _series(lines: Any, file: str, repeat: bool) -> Hourly:
     header: list[str] = next(lines, [])
     time_at = next((header.index(c) for c in _TIME_COLUMNS if c in header), None)
     price_name = next((c for c in _PRICE_COLUMNS if c in header), None)
@@ -303,7 +321,7 @@ def _series(lines: Any, file: str, repeat: bool) -> cat.Hourly:
         prices.append(price * _PRICE_COLUMNS[price_name])
     if start is None:
         raise InputError(f"{file}: holds no hours")
-    return cat.Hourly(np.datetime64(start.replace(tzinfo=None), "h"), np.array(prices), repeat)
+    return Hourly(np.datetime64(start.replace(tzinfo=None), "h"), np.array(prices), repeat)
 
 
 def _follows(previous: dt.datetime, hour: dt.datetime, at: str) -> None:

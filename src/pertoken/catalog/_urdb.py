@@ -10,16 +10,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pertoken.catalog import tariffs as cat
+from pertoken.catalog.tariffs import (
+    ALL_MONTHS,
+    GAP,
+    Demand,
+    EnergyBand,
+    Ratchet,
+    Schedule,
+    Tariff,
+    Tier,
+    TierUnit,
+    check_schedule,
+    tariffs,
+)
 from pertoken.errors import InputError
 from pertoken.units import DAYS_PER_YEAR, HOURS_PER_DAY, MONTHS_PER_YEAR
 
-_ENERGY_UNITS: dict[str, cat.TierUnit] = {"kwh": "kWh", "kwh daily": "kWh daily", "kwh/kw": "kWh/kW"}
+_ENERGY_UNITS: dict[str, TierUnit] = {"kwh": "kWh", "kwh daily": "kWh daily", "kwh/kw": "kWh/kW"}
 _PERCENT = 100
 _NEEDED = ("energyratestructure", "energyweekdayschedule", "energyweekendschedule")
 
 
-def read(path: Path, *, label: str, timezone: str, coincident: str) -> cat.Tariff:
+def read(path: Path, *, label: str, timezone: str, coincident: str) -> Tariff:
     """See `pertoken.catalog.tariffs.tariff_from_urdb`."""
     if coincident not in ("error", "band"):
         raise InputError(f"coincident={coincident!r} is neither error nor band")
@@ -31,7 +43,7 @@ def read(path: Path, *, label: str, timezone: str, coincident: str) -> cat.Tarif
     fixed_month, fixed_day = _fixed(item, where)
     zone = timezone or _timezone(str(item.get("utility", "")), where)
     low, high = item.get("peakkwcapacitymin", item.get("mindemand")), item.get("peakkwcapacitymax")
-    return cat.Tariff(
+    return Tariff(
         name=str(item.get("name") or path.stem),
         utility=str(item.get("utility", "")),
         timezone=zone,
@@ -86,6 +98,10 @@ def _refuse(item: Mapping[str, Any], where: str) -> None:
     currency = item.get("currency") or "USD"
     if currency not in ("USD", "$"):
         raise InputError(f"{where}: currency {currency!r} cannot be billed; only USD can")
+    if item.get("annualmincharge"):
+        raise InputError(
+            f"{where}: annualmincharge cannot be billed; delete it if the bills are always above it"
+        )
     minimum = _number(item.get("mincharge") or 0.0, where, "mincharge")
     unit = str(item.get("minchargeunits") or "$/month")
     months = {"$/month": 1.0, "$/day": DAYS_PER_YEAR / MONTHS_PER_YEAR, "$/year": 1.0 / MONTHS_PER_YEAR}
@@ -100,13 +116,13 @@ def _refuse(item: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _energy(item: Mapping[str, Any], where: str) -> tuple[tuple[cat.EnergyBand, ...], cat.TierUnit]:
+def _energy(item: Mapping[str, Any], where: str) -> tuple[tuple[EnergyBand, ...], TierUnit]:
     bands, units = [], set()
     for index, tiers in enumerate(item["energyratestructure"]):
         for tier in tiers if isinstance(tiers, list) else []:
             if len(tiers) > 1 or tier.get("max") is not None:
                 units.add(str(tier.get("unit", "kWh")))
-        bands.append(cat.EnergyBand(f"period{index}", _tiers(tiers, where, f"energyratestructure[{index}]")))
+        bands.append(EnergyBand(f"period{index}", _tiers(tiers, where, f"energyratestructure[{index}]")))
     unknown = sorted(u for u in units if u.lower() not in _ENERGY_UNITS)
     if unknown or len(units) > 1:
         raise InputError(
@@ -116,7 +132,7 @@ def _energy(item: Mapping[str, Any], where: str) -> tuple[tuple[cat.EnergyBand, 
     return tuple(bands), _ENERGY_UNITS[units.pop().lower()] if units else "kWh"
 
 
-def _tiers(tiers: Any, where: str, field: str) -> tuple[cat.Tier, ...]:
+def _tiers(tiers: Any, where: str, field: str) -> tuple[Tier, ...]:
     if not isinstance(tiers, list) or not tiers:
         raise InputError(f"{where}: {field} holds no tiers")
     result = []
@@ -132,16 +148,14 @@ def _tiers(tiers: Any, where: str, field: str) -> tuple[cat.Tier, ...]:
         if limit is None and not last:
             raise InputError(f"{where}: {at}.max is missing, and another tier follows")
         # The last tier has no end in a bill, even where the record gives one.
-        result.append(cat.Tier(price, math.inf if last else _number(limit, where, f"{at}.max")))
+        result.append(Tier(price, math.inf if last else _number(limit, where, f"{at}.max")))
     limits = [t.upper for t in result]
     if limits != sorted(set(limits)):
         raise InputError(f"{where}: tiers of {field} do not rise")
     return tuple(result)
 
 
-def _schedules(
-    item: Mapping[str, Any], kind: str, bands: int, where: str
-) -> tuple[cat.Schedule, cat.Schedule]:
+def _schedules(item: Mapping[str, Any], kind: str, bands: int, where: str) -> tuple[Schedule, Schedule]:
     result = []
     for day in ("weekday", "weekend"):
         field = f"{kind}{day}schedule"
@@ -149,14 +163,14 @@ def _schedules(
         if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
             raise InputError(f"{where}: {field} is missing or no table of 12 months × 24 hours")
         schedule = tuple(
-            tuple(cat.GAP if v is None else int(_number(v, where, field)) for v in row) for row in rows
+            tuple(GAP if v is None else int(_number(v, where, field)) for v in row) for row in rows
         )
-        cat.check_schedule(schedule, bands, where=f"{where}: {kind} schedule", day_type=day)
+        check_schedule(schedule, bands, where=f"{where}: {kind} schedule", day_type=day)
         result.append(schedule)
     return result[0], result[1]
 
 
-def _demand(item: Mapping[str, Any], where: str, coincident: str) -> tuple[cat.Demand, ...]:
+def _demand(item: Mapping[str, Any], where: str, coincident: str) -> tuple[Demand, ...]:
     ratchet = _ratchet(item, where)
     charges = []
     structure = item.get("flatdemandstructure") or []
@@ -165,7 +179,7 @@ def _demand(item: Mapping[str, Any], where: str, coincident: str) -> tuple[cat.D
         if not isinstance(months, list) or len(months) != MONTHS_PER_YEAR:
             raise InputError(f"{where}: flatdemandmonths needs 12 entries")
         schedule = tuple((int(_number(m, where, "flatdemandmonths")),) * HOURS_PER_DAY for m in months)
-        cat.check_schedule(schedule, len(structure), where=f"{where}: flatdemandmonths", day_type="all days")
+        check_schedule(schedule, len(structure), where=f"{where}: flatdemandmonths", day_type="all days")
         charges += _bands(structure, schedule, schedule, "flat", "flatdemandstructure", where, ratchet)
     for kind, prefix in (("demand", "tou"), ("coincident", "coincident")):
         structure = item.get(f"{kind}ratestructure") or []
@@ -184,24 +198,24 @@ def _demand(item: Mapping[str, Any], where: str, coincident: str) -> tuple[cat.D
     return tuple(charges)
 
 
-def _schedules_of_coincident(item: Mapping[str, Any], bands: int, where: str) -> cat.Schedule:
+def _schedules_of_coincident(item: Mapping[str, Any], bands: int, where: str) -> Schedule:
     rows = item.get("coincidentrateschedule")
     if not isinstance(rows, list):
         raise InputError(f"{where}: coincidentrateschedule is missing")
     schedule = tuple(tuple(int(v) for v in row) for row in rows)
-    cat.check_schedule(schedule, bands, where=f"{where}: coincidentrateschedule", day_type="all days")
+    check_schedule(schedule, bands, where=f"{where}: coincidentrateschedule", day_type="all days")
     return schedule
 
 
 def _bands(
     structure: Any,
-    weekday: cat.Schedule,
-    weekend: cat.Schedule,
+    weekday: Schedule,
+    weekend: Schedule,
     prefix: str,
     field: str,
     where: str,
-    ratchet: cat.Ratchet | None,
-) -> list[cat.Demand]:
+    ratchet: Ratchet | None,
+) -> list[Demand]:
     """One demand charge per period that costs anything and has hours."""
     result = []
     for index, tiers in enumerate(structure):
@@ -211,11 +225,11 @@ def _bands(
         )
         if any(t.usd_per_unit for t in rows) and any(map(any, (*on_weekday, *on_weekend))):
             name = prefix if prefix == "flat" and len(structure) == 1 else f"{prefix}{index}"
-            result.append(cat.Demand(name, rows, on_weekday, on_weekend, ratchet))
+            result.append(Demand(name, rows, on_weekday, on_weekend, ratchet))
     return result
 
 
-def _ratchet(item: Mapping[str, Any], where: str) -> cat.Ratchet | None:
+def _ratchet(item: Mapping[str, Any], where: str) -> Ratchet | None:
     """`demandratchetpercentage` (12 months) or `lookbackpercent` over `lookbackmonths` or `lookbackrange`."""
     by_month = _monthly(item.get("demandratchetpercentage"), where, "demandratchetpercentage")
     look = _number(item.get("lookbackpercent") or 0.0, where, "lookbackpercent")
@@ -227,11 +241,11 @@ def _ratchet(item: Mapping[str, Any], where: str) -> cat.Ratchet | None:
             raise InputError(
                 f"{where}: demandratchetpercentage differs by month; one percentage can be billed"
             )
-        return cat.Ratchet(shares.pop(), 11, in_months=tuple(m for m, v in enumerate(by_month, 1) if v))
+        return Ratchet(shares.pop(), 11, in_months=tuple(m for m, v in enumerate(by_month, 1) if v))
     if look:
         marked = item.get("lookbackmonths") or []
-        of_months = tuple(m for m, on in enumerate(marked, 1) if on) or cat.ALL_MONTHS
-        return cat.Ratchet(_share(look), int(item.get("lookbackrange") or 0) or 11, of_months=of_months)
+        of_months = tuple(m for m, on in enumerate(marked, 1) if on) or ALL_MONTHS
+        return Ratchet(_share(look), int(item.get("lookbackrange") or 0) or 11, of_months=of_months)
     return None
 
 
@@ -242,7 +256,8 @@ def _share(value: float) -> float:
 
 def _fixed(item: Mapping[str, Any], where: str) -> tuple[float, float]:
     """(USD per month, USD per day)."""
-    charge = _number(item.get("fixedchargefirstmeter") or 0.0, where, "fixedchargefirstmeter")
+    old = item.get("fixedmonthlycharge")  # its name before version 4
+    charge = _number(item.get("fixedchargefirstmeter") or old or 0.0, where, "fixedchargefirstmeter")
     unit = str(item.get("fixedchargeunits") or "$/month")
     if unit == "$/month":
         return charge, 0.0
@@ -255,7 +270,7 @@ def _fixed(item: Mapping[str, Any], where: str) -> tuple[float, float]:
 
 def _timezone(utility: str, where: str) -> str:
     """The zone of a utility the catalogue knows; URDB itself has none."""
-    for known in cat.tariffs().values():
+    for known in tariffs().values():
         if known.utility.lower() == utility.lower():
             return known.timezone
     raise InputError(f"{where}: URDB gives no time zone; pass timezone='America/...' for utility {utility!r}")
@@ -271,7 +286,9 @@ def _monthly(value: Any, where: str, field: str) -> tuple[float, ...]:
 
 def _date(value: Any) -> str:
     if isinstance(value, int | float):
-        return dt.datetime.fromtimestamp(value, tz=dt.UTC).date().isoformat()
+        # Midnight in the recorder's own zone: the nearest UTC day is the one meant.
+        noon = dt.timedelta(hours=HOURS_PER_DAY // 2)
+        return (dt.datetime.fromtimestamp(value, tz=dt.UTC) + noon).date().isoformat()
     return str(value or "")
 
 

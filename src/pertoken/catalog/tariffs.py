@@ -56,13 +56,14 @@ class Ratchet:
     """Billed kW is at least `fraction` of the highest peak of the `months` billing months before.
 
     `of_months`: calendar months whose peaks are remembered; `in_months`: calendar months whose bill it can
-    raise.
+    raise; `peaks`: whether the peak remembered is the ``metered`` or the ``billed`` one.
     """
 
     fraction: float
     months: int = 11
     of_months: tuple[int, ...] = ALL_MONTHS
     in_months: tuple[int, ...] = ALL_MONTHS
+    peaks: Literal["metered", "billed"] = "metered"
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,9 @@ class Tariff:
     hourly series, whichever are given. `tier_unit`: what a tier's `upper` counts: ``kWh`` per billing month,
     ``kWh daily`` (× days of the month) or ``kWh/kW`` (× the month's highest demand: hours of use);
     `tiers_by`: ``month`` (all kWh of the month count) or ``band`` (those of the band alone).
-    A billing month is a local calendar month. `holidays` count as weekend days (names of `HOLIDAYS`);
-    `holidays_observed`: ``monday`` moves one that falls on a Sunday to the Monday after.
-    `eligible_kw`: demand a customer must have, at least and at most, to be on the tariff.
+    A billing month is a local calendar month. `holidays` count as weekend days (names of
+    `pertoken.catalog.holidays`); `holidays_observed`: ``monday`` moves one that falls on a Sunday to the
+    Monday after. `eligible_kw`: demand a customer must have, at least and at most, to be on the tariff.
     `demand_window_min`: what the utility averages demand over; ours is the hour, so a peak inside an hour
     is not seen.
     """

@@ -336,40 +336,44 @@ def metered_peaks_kw(resolved: TariffHours, kw: Floats) -> dict[str, Floats]:
 def billed_peaks_kw(
     resolved: TariffHours, kw: Floats, *, previous_peaks_kw: Mapping[str, Sequence[float]] | None = None
 ) -> dict[str, Floats]:
-    """kW billed per charge and billing period, shape (P,): the highest of metered peak, minimum and ratchet.
+    """kW billed per charge and billing month, shape (P,): the highest of metered peak, minimum and ratchet.
 
-    The ratchet is `fraction` × the highest metered peak of the months before, those of `previous_peaks_kw`
-    (oldest first, ending the month before the horizon) included. 0 in a month in which the charge has no
-    hours. Raises InputError on previous peaks of a charge the tariff lacks.
+    Formula: max(metered, minimum, fraction × highest peak of the months before), the peaks of
+    `previous_peaks_kw` (oldest first, ending the month before the horizon) counted in. 0 in a month in
+    which the charge has no hours. Raises InputError on previous peaks of a charge the tariff lacks.
     """
     previous = dict(previous_peaks_kw or {})
     unknown = set(previous) - {d.name for d in resolved.tariff.demand}
     if unknown:
-        raise InputError(f"tariff {resolved.tariff.name!r} has no demand charge {sorted(unknown)[0]!r}")
+        raise InputError(f"tariff {resolved.tariff.name!r} has no demand charge {min(unknown)!r}")
     metered = metered_peaks_kw(resolved, kw)
-    months = [int(name[-2:]) for name in resolved.period_names]
     result = {}
     for charge in resolved.demand:
         before = [float(p) for p in previous.get(charge.name, ())]
-        history = [*before, *metered[charge.name].tolist()]
-        history_months = [
-            (months[0] - 1 - len(before) + i) % MONTHS_PER_YEAR + 1 for i in range(len(history))
-        ]
-        billed = np.maximum(metered[charge.name], charge.demand.minimum_kw)
-        ratchet = charge.demand.ratchet
-        if ratchet is not None:
-            for p in range(resolved.periods):
-                at = len(before) + p
-                past = [
-                    history[i]
-                    for i in range(max(0, at - ratchet.months), at)
-                    if history_months[i] in ratchet.of_months
-                ]
-                if past and months[p] in ratchet.in_months:
-                    billed[p] = max(billed[p], ratchet.fraction * max(past))
-        active = _peaks(resolved, np.ones(len(kw)), charge.mask) > 0
-        result[charge.name] = np.where(active, billed, 0.0)
+        if not all(0 <= p < np.inf for p in before):
+            raise InputError(f"previous peaks of {charge.name!r} must be numbers of 0 or more kW")
+        result[charge.name] = _billed(resolved, charge, metered[charge.name], before)
     return result
+
+
+def _billed(resolved: TariffHours, charge: DemandHours, metered: Floats, before: list[float]) -> Floats:
+    months = [int(name[-2:]) for name in resolved.period_names]
+    ratchet = charge.demand.ratchet
+    active = _peaks(resolved, np.ones(len(resolved.hours_utc)), charge.mask) > 0
+    history = list(before)
+    billed = np.zeros(resolved.periods)
+    for p, month in enumerate(months):
+        kw = max(metered[p], charge.demand.minimum_kw) if active[p] else 0.0
+        if ratchet is not None and active[p] and month in ratchet.in_months:
+            past = [
+                peak
+                for back, peak in enumerate(reversed(history[-ratchet.months :]), 1)
+                if (month - 1 - back) % MONTHS_PER_YEAR + 1 in ratchet.of_months
+            ]
+            kw = max(kw, ratchet.fraction * max(past, default=0.0))
+        billed[p] = kw
+        history.append(kw if ratchet is not None and ratchet.peaks == "billed" else metered[p])
+    return billed
 
 
 def split_tiers(billed_kw: Floats, charge: DemandHours) -> Floats:
