@@ -1,0 +1,364 @@
+"""Rows of measured points: one CSV line to one `MeasuredRow`, whatever subset of the columns a benchmark
+writes.
+
+Columns are those of published result tables (`COLUMNS`); unknown ones are ignored, blank cells are missing
+values.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pertoken.errors import InputError
+from pertoken.perf.point import Layout
+
+TEXT_COLUMNS = (
+    "gpu", "model", "precision", "engine", "source", "kind", "mode", "task", "parallelism", "activation_ckpt",
+    "spec_decoding", "disagg", "dp_attention", "wip",
+)  # fmt: skip
+NUMBER_COLUMNS = (
+    "n_gpus", "input_len", "output_len", "cached_input_len", "tokens_per_s", "tokens_per_s_per_gpu",
+    "power_w", "joules_per_output_token", "mfu_pct", "tp", "pp", "cp", "ep", "dp", "attention_dp", "moe_tp", "moe_ep",
+    "prefill_gpus", "decode_gpus", "prefill_workers", "prefill_tp", "decode_workers", "decode_tp",
+    "avg_running_batch", "batch_size", "global_batch_size", "micro_batch", "accepted_per_step", "median_itl_ms",
+    "ttft_s", "median_ttft_s", "tpot_s", "median_tpot_s",
+)  # fmt: skip
+COLUMNS = (*TEXT_COLUMNS, "concurrency", *NUMBER_COLUMNS)
+BLANK = frozenset({"", "nan", "na", "n/a", "none", "null", "-"})
+TRAINING_KINDS = {
+    "pretrain": "pretrain",
+    "pretraining": "pretrain",
+    "full": "full",
+    "sft": "full",
+    "lora": "lora",
+}
+MAX_BYTES = 200_000_000
+_YES = frozenset({"true", "yes", "1", "1.0"})
+_DEGREES = re.compile(r"(dep|tep|tp|pp|ep|dp)[ =_-]?(\d+)", re.IGNORECASE)
+
+RANDOM_LENGTH_SHARE = 0.9
+"""InferenceMAX (InferenceX) draws each length between 0.8 and 1.0 of the nominal one: 0.9 of it on
+average."""
+RANDOM_LENGTH_SOURCES = ("inferencemax", "inferencex")
+FIXED_LENGTH_KINDS = ("nvidia_internal_gap_analysis",)
+
+TASK_INPUT_TOKENS = {
+    "gpqa": 220.0,
+    "lm-arena-chat": 150.0,
+    "sourcegraph-fim": 1200.0,
+    "image-chat": 1200.0,
+    "video-chat": 3000.0,
+    "audio-chat": 500.0,
+    "omni-chat": 1500.0,
+}
+"""Assumed prompt tokens of ML.ENERGY's tasks, whose input lengths are not published: questions and chat turns
+are short, fill-in-the-middle prompts carry a file, an image is some hundred patches to a thousand, a video
+several thousand."""
+
+
+@dataclass(frozen=True)
+class MeasuredRow:
+    """One measured point as a benchmark wrote it, in our units; NaN where a number is missing.
+
+    `gpus` is all GPUs of the replica or job. `concurrency` is infinite at saturation. `measured` maps a
+    quantity (tokens_per_s per GPU, ttft_s, tpot_s, power_w per GPU, joules_per_output_token, mfu_fraction) to
+    its value. `training` is empty for serving, else the kind. `problem` says why no point can be made of the
+    row.
+    """
+
+    line: int
+    gpu: str
+    model: str
+    precision: str
+    engine: str
+    source: str
+    gpus: float
+    input_tokens: float
+    output_tokens: float
+    cached_tokens: float
+    concurrency: float
+    layout: Layout
+    prefill_gpus: float
+    accepted_per_step: float
+    training: str
+    global_batch: float
+    micro_batch: float
+    degrees: Mapping[str, int]
+    checkpointing: str
+    measured: Mapping[str, float]
+    assumed: tuple[str, ...] = ()
+    problem: str = ""
+
+
+@dataclass
+class _Cells:
+    """The cells of one line by column name, parsed."""
+
+    line: int
+    text: dict[str, str] = field(default_factory=dict)
+    number: dict[str, float] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> float:
+        return self.number.get(name, math.nan)
+
+    def first(self, *names: str) -> float:
+        return next((self.number[n] for n in names if n in self.number), math.nan)
+
+    def whole(self, name: str) -> int:
+        return int(self.number.get(name, 0))
+
+    def yes(self, name: str) -> bool:
+        return self.text.get(name, "").lower() in _YES
+
+
+def read_rows(path: Path) -> list[MeasuredRow]:
+    """All rows of a CSV of measured points, in file order.
+
+    Raises InputError in one line, naming file and line, where the file cannot be read, is not UTF-8 text, has
+    no header with `gpu` and `model`, a line has more cells than the header, or a cell of a number column is
+    no number.
+    """
+    return [_row(cells) for cells in _lines(path)]
+
+
+def _lines(path: Path) -> Iterator[_Cells]:
+    line = 1
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path}: {path.stat().st_size / 1e6:.0f} MB is no table of measured points")
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = [name.strip().lower() for name in next(reader, [])]
+            _check_header(path, header)
+            for values in reader:
+                line = reader.line_num
+                if any(v.strip() for v in values):
+                    yield _cells(path, line, header, values)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: line {line + 1} or after: not UTF-8 text: a CSV file is needed") from error
+    except csv.Error as error:
+        raise InputError(f"{path}: line {line + 1}: not a CSV line: {error}") from error
+
+
+def _check_header(path: Path, header: list[str]) -> None:
+    missing = [name for name in ("gpu", "model") if name not in header]
+    if missing:
+        shown = ", ".join(header)[:80] or "nothing"
+        raise InputError(f"{path}: line 1: no column {' and no column '.join(missing)}; found {shown}")
+    if len(set(header)) != len(header):
+        twice = next(name for name in header if header.count(name) > 1)
+        raise InputError(f"{path}: line 1: column {twice!r} appears twice")
+
+
+def _cells(path: Path, line: int, header: list[str], values: list[str]) -> _Cells:
+    if len(values) > len(header):
+        raise InputError(f"{path}: line {line}: {len(values)} cells under {len(header)} columns")
+    cells = _Cells(line)
+    for name, raw in zip(header, values, strict=False):
+        value = raw.strip()
+        if value.lower() in BLANK:
+            continue
+        if name in _NUMBERS:
+            cells.number[name] = _number(path, line, name, value)
+        elif name == "concurrency":
+            saturated = value.lower().startswith("saturat") or value.lower() in ("max", "inf")
+            cells.number[name] = math.inf if saturated else _number(path, line, name, value)
+        else:
+            cells.text[name] = value
+    return cells
+
+
+_NUMBERS = frozenset(NUMBER_COLUMNS)
+
+
+def _number(path: Path, line: int, name: str, value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        raise InputError(f"{path}: line {line}: {name} is {value[:40]!r}: a number is needed") from None
+    if not math.isfinite(number) or number < 0:
+        raise InputError(f"{path}: line {line}: {name} is {value}: a number of at least 0 is needed")
+    return number
+
+
+def _row(cells: _Cells) -> MeasuredRow:
+    training = TRAINING_KINDS.get(cells.text.get("kind", "").lower(), "")
+    if not training and "global_batch_size" in cells.number:
+        training = "pretrain"
+    layout, prefill_gpus, gpus, problem = (Layout(), 0.0, cells["n_gpus"], "") if training else _layout(cells)
+    share = _length_share(cells)
+    inputs, assumed = _input_tokens(cells, share)
+    if share != 1.0:
+        assumed = (*assumed, f"lengths are {share:g} × nominal")
+    row = MeasuredRow(
+        line=cells.line,
+        gpu=cells.text.get("gpu", ""),
+        model=cells.text.get("model", ""),
+        precision=cells.text.get("precision", "bf16"),
+        engine=cells.text.get("engine", "vllm"),
+        source=cells.text.get("source", ""),
+        gpus=gpus,
+        input_tokens=cells["input_len"] if training else inputs,
+        output_tokens=cells["output_len"] * share,
+        cached_tokens=cells.number.get("cached_input_len", 0.0) * share,
+        concurrency=cells.first("avg_running_batch", "concurrency", "batch_size"),
+        layout=layout,
+        prefill_gpus=prefill_gpus,
+        accepted_per_step=cells.number.get("accepted_per_step", 1.0),
+        training=training,
+        global_batch=cells.number.get("global_batch_size", 0.0),
+        micro_batch=cells.number.get("micro_batch", 0.0),
+        degrees={name: cells.whole(name) for name in ("tp", "pp", "cp", "ep")},
+        checkpointing=_checkpointing(cells.text.get("activation_ckpt", "")),
+        measured=_measured(cells, gpus),
+        assumed=assumed,
+        problem=problem or _missing(cells, training, inputs),
+    )
+    return row
+
+
+def _length_share(cells: _Cells) -> float:
+    """Mean length over nominal length: what the row's benchmark drew."""
+    text = f"{cells.text.get('source', '')} {cells.text.get('kind', '')}".lower()
+    random = any(name in text for name in RANDOM_LENGTH_SOURCES)
+    return RANDOM_LENGTH_SHARE if random and cells.text.get("kind") not in FIXED_LENGTH_KINDS else 1.0
+
+
+def _input_tokens(cells: _Cells, share: float) -> tuple[float, tuple[str, ...]]:
+    if "input_len" in cells.number:
+        return cells["input_len"] * share, ()
+    task = cells.text.get("task", "").lower()
+    if task in TASK_INPUT_TOKENS:
+        tokens = TASK_INPUT_TOKENS[task]
+        return tokens, (f"{tokens:.0f} input tokens of task {task}",)
+    return math.nan, ()
+
+
+def _missing(cells: _Cells, training: str, inputs: float) -> str:
+    if cells.yes("wip"):
+        return "marked as work in progress"
+    needed = {"gpu": "gpu" in cells.text, "model": "model" in cells.text}
+    if training:
+        needed |= {"n_gpus": cells["n_gpus"] >= 1, "input_len (sequence)": cells["input_len"] >= 1}
+    else:
+        needed |= {
+            "input_len": not math.isnan(inputs),
+            "output_len": cells["output_len"] >= 1,
+            "concurrency": cells.first("avg_running_batch", "concurrency", "batch_size") >= 1,
+        }
+    missing = [name for name, there in needed.items() if not there]
+    if missing:
+        return f"no {', no '.join(missing)}"
+    drafts = cells.text.get("spec_decoding", "").lower()
+    if drafts not in ("", "false", "off") and "accepted_per_step" not in cells.number:
+        return f"speculative decoding ({drafts}) without accepted_per_step: the drafts kept are not known"
+    return ""
+
+
+def _checkpointing(text: str) -> str:
+    value = text.lower()
+    return {"true": "full", "full": "full", "false": "none", "none": "none", "selective": "selective"}.get(
+        value, ""
+    )
+
+
+def _measured(cells: _Cells, gpus: float) -> dict[str, float]:
+    """Measured quantities the row states, tokens per second per GPU."""
+    found = {
+        "tokens_per_s": cells["tokens_per_s"] / gpus if gpus > 0 else math.nan,
+        "ttft_s": cells.first("ttft_s", "median_ttft_s"),
+        "tpot_s": cells.first("tpot_s", "median_tpot_s"),
+        "power_w": cells["power_w"],
+        "joules_per_output_token": cells["joules_per_output_token"],
+        "mfu_fraction": cells["mfu_pct"] / 100,
+    }
+    if math.isnan(found["tokens_per_s"]):
+        found["tokens_per_s"] = cells["tokens_per_s_per_gpu"]
+    if math.isnan(found["tpot_s"]):
+        found["tpot_s"] = cells["median_itl_ms"] / 1000
+    return {name: value for name, value in found.items() if value > 0}
+
+
+def _layout(cells: _Cells) -> tuple[Layout, float, float, str]:
+    """Layout of the (decoding) replica, GPUs that only prefill, all GPUs, and what is wrong if anything."""
+    if cells.text.get("mode", "").lower().startswith("disagg") or cells.yes("disagg"):
+        return _split_layout(cells)
+    n = cells["n_gpus"]
+    if "parallelism" in cells.text:
+        layout = _named_layout(cells.text["parallelism"])
+    elif "moe_tp" in cells.number or "moe_ep" in cells.number:
+        layout = _expert_layout(cells)
+        n = float(layout.gpus)
+    else:
+        layout = _plain_layout(cells)
+    if math.isnan(n):
+        n = float(layout.gpus)
+    problem = "" if n == layout.gpus else f"{n:g} GPUs, but its degrees make {layout.gpus}"
+    return layout, 0.0, n, problem
+
+
+def _plain_layout(cells: _Cells) -> Layout:
+    """tp, pp, ep, dp as given; what n_gpus has beyond them is tensor parallel (a table that says tp 1 and ep
+    8 on 8 GPUs tells of the experts alone). With ``dp_attention`` tp counts the group whose attention is
+    replicated."""
+    tp, pp, ep, dp = (max(cells.whole(name), 1) for name in ("tp", "pp", "ep", "dp"))
+    n = cells.whole("n_gpus")
+    if cells.yes("dp_attention"):
+        return Layout(1, pp, tp, tp)
+    if tp == 1 and n > pp * dp and n % (pp * dp) == 0:
+        tp = n // (pp * dp)
+    return Layout(tp, pp, ep, dp)
+
+
+def _named_layout(text: str) -> Layout:
+    """Degrees from a name: TP8, EP4, DEP8 (attention data parallel, experts spread), TEP8 (both over one
+    group).
+
+    >>> _named_layout("DEP4"), _named_layout("TP2PP4")
+    (Layout(tp=1, pp=1, ep=4, dp=4), Layout(tp=2, pp=4, ep=1, dp=1))
+    """
+    degrees = {"tp": 1, "pp": 1, "ep": 1, "dp": 1}
+    for name, size in _DEGREES.findall(text):
+        for part in {"dep": ("dp", "ep"), "tep": ("tp", "ep")}.get(name.lower(), (name.lower(),)):
+            degrees[part] = int(size)
+    return Layout(**degrees)
+
+
+def _expert_layout(cells: _Cells) -> Layout:
+    """Layout from attention tp and experts' moe_tp × moe_ep. Tables that give moe_tp = moe_ep > 1 name one
+    group twice (the same measurement stands there as tp 8 ep 8 and as 64 GPUs): it is that many GPUs."""
+    moe_tp, moe_ep, tp = (max(cells.whole(name), 1) for name in ("moe_tp", "moe_ep", "tp"))
+    if cells.text.get("kind") in FIXED_LENGTH_KINDS:
+        group = max(tp, moe_tp * moe_ep)
+        return Layout(tp, 1, moe_ep if group == tp else group, max(1, group // tp))
+    group = moe_tp if moe_tp == moe_ep else moe_tp * moe_ep
+    if tp == 1 and cells["attention_dp"] > 1:
+        return Layout(1, 1, group, group)
+    if moe_tp * moe_ep == 1:
+        group = max(cells.whole("n_gpus"), tp)
+    return Layout(group, 1, moe_ep, 1)
+
+
+def _split_layout(cells: _Cells) -> tuple[Layout, float, float, str]:
+    """Disaggregated: decode GPUs are one group of attention data parallel where each holds 8 sequences or
+    more, else replicas of up to 8 GPUs with tensor parallel; worker counts and their tp where a table gives
+    those."""
+    prefill, decode = cells["prefill_gpus"], cells["decode_gpus"]
+    if math.isnan(decode):
+        prefill = cells["prefill_workers"] * cells["prefill_tp"]
+        decode = cells["decode_workers"] * cells["decode_tp"]
+    if not (prefill >= 1 and decode >= 1):
+        return Layout(), 0.0, math.nan, "disaggregated without prefill and decode GPU counts"
+    count = int(decode)
+    if cells["concurrency"] / decode >= 8:
+        layout = Layout(1, 1, count, count)
+    else:
+        layout = Layout(min(cells.whole("decode_tp") or 8, count))
+    return layout, prefill, prefill + decode, ""
