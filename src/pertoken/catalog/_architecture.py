@@ -59,7 +59,7 @@ class Mixer:
 
 @dataclass(frozen=True)
 class Moe:
-    """Mixture of experts. shared: width of all shared experts together; latent: width the experts work at."""
+    """Experts of each MoE layer. shared: width of all shared ones together; latent: width they work at."""
 
     layers: int
     experts: int
@@ -75,7 +75,7 @@ class Moe:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A vision or audio encoder. patch: values in one patch; merge: patches merged into one token of width `out`."""
+    """A vision or audio encoder. patch: values of one patch; merge: patches that make one token of width `out`."""
 
     layers: int
     width: int

@@ -79,6 +79,8 @@ def _precisions(source: Mapping[str, Any]) -> set[str]:
         name = source.get(key)
         if isinstance(name, str) and name.lower() in _FORMATS:
             found.add(_FORMATS[name.lower()])
+    if source.get("bits") == 4:
+        found.add("int4")
     if source.get("bits") == 8 or source.get("load_in_8bit") is True:
         found = {"int8"}
     elif source.get("load_in_4bit") is True:
@@ -87,6 +89,10 @@ def _precisions(source: Mapping[str, Any]) -> set[str]:
     if isinstance(layers, Mapping):
         for layer in layers.values():
             found |= _precisions(layer) if isinstance(layer, Mapping) else set()
+    quark = source.get("global_quant_config")
+    weight = quark.get("weight") if isinstance(quark, Mapping) else None
+    if isinstance(weight, Mapping):
+        found |= {str(weight.get("dtype"))[:width] for width in (3, 4)} & set(_BY_WIDTH)
     groups = source.get("config_groups")
     if isinstance(groups, Mapping):
         for group in groups.values():
@@ -133,7 +139,7 @@ def _vision(keys: Keys, outer: Keys) -> Encoder | None:
         return None
     side = keys.whole("patch_size", default=0, least=0)
     image = keys.whole("image_size", default=0, least=0)
-    kernel = keys.list("merge_kernel_size")
+    kernel = keys.numbers("merge_kernel_size")
     square = keys.whole("spatial_merge_size", default=kernel[0] if kernel else 1)
     text = outer.child("text_config")
     out = keys.whole("out_hidden_size", "text_hidden_size", "projection_dim", default=0, least=0)
@@ -148,6 +154,6 @@ def _vision(keys: Keys, outer: Keys) -> Encoder | None:
         positions=positions,
         merge=square * square,
         out=out or (text.whole("hidden_size", default=0, least=0) if text else 0),
-        mergers=1 + len(keys.list("deepstack_visual_indexes")),
+        mergers=1 + len(keys.entries("deepstack_visual_indexes")),
         gated=keys.text("model_type").startswith("gemma4"),
     )

@@ -28,7 +28,7 @@ def load(path: Path) -> Model:
 
 
 def _pruned(path: Path, config: Mapping[str, Any]) -> Model:
-    """A model pruned layer by layer whose config lacks its layers: the catalogue row of the same name and size."""
+    """A model pruned layer by layer whose config lacks the layers: the catalogue row of the same name."""
     name = _name(path, config)
     keys = Keys(path, config)
     try:
@@ -65,9 +65,10 @@ def architecture(config: Mapping[str, Any], path: Path) -> Architecture:
     habits = family(kind)
     brand = family(outer.text("model_type"))
     _refuse_odd(keys, kind, habits)
+    keys = _complete(keys, habits, kind)
     hidden = keys.whole("hidden_size", "n_embd", "d_model", "dim", "n_embed")
     layers = _layers(keys)
-    moe = _moe(keys, habits, hidden, layers)
+    moe = _moe(keys, habits, layers)
     mixers = _mixers.mixers(keys, habits, hidden, layers)
     ffn_layers, ffn = _dense(keys, habits, hidden, layers, moe)
     name = _name(path, config)
@@ -117,6 +118,15 @@ def _text_keys(outer: Keys) -> Keys:
     return Keys(keys.path, {**merged, **keys.values}, keys.prefix)
 
 
+def _complete(keys: Keys, habits: Family, kind: str) -> Keys:
+    """The keys with the family's published defaults; an error where one is missing that makes the family."""
+    for need in habits.needs:
+        if not any(key in keys for key in need.split("|")):
+            keys.whole(*need.split("|"))
+    given = {key: value for key, value in keys.values.items() if value is not None}
+    return Keys(keys.path, {**habits.defaults, **given, "model_type": kind}, keys.prefix)
+
+
 def _refuse_odd(keys: Keys, kind: str, habits: Family) -> None:
     """No Llama-like reading of an architecture that is something else."""
     odd = [key for key in ODD_KEYS if key in keys]
@@ -133,13 +143,13 @@ def _refuse_odd(keys: Keys, kind: str, habits: Family) -> None:
             keys.values[odd[0]],
             f"this part of a {kind or 'model'} is not known: use a catalogue model",
         )
-    linear = [x for x in keys.list("attn_type_list") if x != 1]
+    linear = [x for x in keys.numbers("attn_type_list") if x != 1]
     if linear:
         raise keys.error("attn_type_list", linear[0], "1 (softmax attention) in every layer is needed")
 
 
 def _layers(keys: Keys) -> int:
-    blocks = keys.list("layers_block_type")
+    blocks = keys.entries("layers_block_type")
     return keys.whole(
         "num_hidden_layers", "n_layer", "n_layers", "num_layers", default=len(blocks) or None, most=10_000
     )
@@ -166,7 +176,7 @@ def _name(path: Path, config: Mapping[str, Any]) -> str:
     return path.parent.resolve().name or "config"
 
 
-def _moe(keys: Keys, habits: Family, hidden: int, layers: int) -> Moe | None:
+def _moe(keys: Keys, habits: Family, layers: int) -> Moe | None:
     """The mixture of experts, None for a dense model."""
     names = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts")
     experts = keys.whole(*names, default=0, least=0)
@@ -179,7 +189,9 @@ def _moe(keys: Keys, habits: Family, hidden: int, layers: int) -> Moe | None:
     if active > experts:
         key = keys.first("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k")
         raise keys.error(key, active, f"a token cannot visit more experts than the {experts} there are")
-    size = keys.whole("moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size")
+    size = keys.whole(
+        "moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size", "ffn_hidden_size"
+    )
     return Moe(
         layers=len(_moe_layers(keys, layers)),
         experts=experts,
@@ -218,18 +230,18 @@ def _shared_width(keys: Keys, size: int) -> int:
 def _moe_layers(keys: Keys, layers: int) -> list[int]:
     """Indices of the layers that have experts."""
     every = list(range(layers))
-    kinds = keys.list("mlp_layer_types", layers) if "mlp_layer_types" in keys else []
+    kinds = keys.words("mlp_layer_types", layers) if "mlp_layer_types" in keys else []
     if kinds:
         return [i for i in every if kinds[i] == "sparse"]
     blocks = _mixers.blocks(keys, layers)
     if blocks:
         return [i for i in every if blocks[i] == "moe"]
     if isinstance(keys.values.get("moe_layer_freq"), list):
-        return [i for i, on in enumerate(keys.list("moe_layer_freq", layers)) if on]
+        return [i for i, on in enumerate(keys.numbers("moe_layer_freq", layers)) if on]
     if "moe_layers_enum" in keys:
         return [int(i) for i in keys.text("moe_layers_enum").split(",") if int(i) < layers]
-    if keys.list("moe_layers"):
-        return [i for i in keys.list("moe_layers") if i < layers]
+    if keys.entries("moe_layers"):
+        return [i for i in keys.numbers("moe_layers") if i < layers]
     if "interleave_moe_layer_step" in keys:
         step = keys.whole("interleave_moe_layer_step")
         return every[step - 1 :: step]
@@ -247,7 +259,7 @@ def _moe_layers(keys: Keys, layers: int) -> list[int]:
         return [i for i in every if i % period == offset]
     first = keys.whole("first_k_dense_replace", "moe_layer_start", default=0, least=0)
     step = keys.whole("decoder_sparse_step", "moe_layer_freq", default=1)
-    dense = set(keys.list("mlp_only_layers"))
+    dense = set(keys.numbers("mlp_only_layers"))
     after = 1 if "decoder_sparse_step" in keys else 0
     return [i for i in every if i >= first and i not in dense and (i + after) % step == 0]
 
@@ -272,7 +284,7 @@ def _dense(keys: Keys, habits: Family, hidden: int, layers: int, moe: Moe | None
             return count, 4 * hidden
     width = keys.first(*names)
     if isinstance(keys.values.get(width), list):  # one width per layer
-        return count, sum(keys.list(width, layers)) / layers
+        return count, sum(keys.numbers(width, layers)) / layers
     size = keys.whole(*names)
     return count, size / 2 if keys.text(
         "model_type"

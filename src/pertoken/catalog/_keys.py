@@ -77,8 +77,8 @@ class Keys:
             raise self.error(key, value, "a text is needed")
         return value
 
-    def list(self, key: str, length: int | None = None) -> list[Any]:
-        """A list under that key; empty where absent. `length`: at least so many, the rest is cut (MTP layers)."""
+    def entries(self, key: str, length: int | None = None) -> list[Any]:
+        """A list under that key; empty where absent. `length`: so many at least, the rest is cut (MTP)."""
         value = self.values.get(key)
         if value is None:
             return []
@@ -89,6 +89,23 @@ class Keys:
                 key, f"a list of {len(value)}", f"one entry for each of {length} layers is needed"
             )
         return value if length is None else value[:length]
+
+    def words(self, key: str, length: int | None = None) -> list[str]:
+        """A list of texts under that key."""
+        return [value for value in self.entries(key, length) if self._is(key, value, str, "a list of texts")]
+
+    def numbers(self, key: str, length: int | None = None) -> list[int]:
+        """A list of whole numbers, or of true and false, under that key."""
+        return [
+            value
+            for value in self.entries(key, length)
+            if self._is(key, value, int, "a list of whole numbers")
+        ]
+
+    def _is(self, key: str, value: object, kind: type, remedy: str) -> bool:
+        if isinstance(value, kind) and not (isinstance(value, int) and value < 0):
+            return True
+        raise self.error(key, value, f"{remedy} is needed")
 
     def child(self, key: str) -> Keys | None:
         value = self.values.get(key)

@@ -25,9 +25,9 @@ def blocks(keys: Keys, layers: int) -> list[str]:
                 "hybrid_override_pattern", pattern, f"{layers} letters out of {' '.join(_BLOCKS)} are needed"
             )
         return [_BLOCKS[letter] for letter in pattern]
-    kinds = keys.list("layers_block_type")
+    kinds = keys.words("layers_block_type")
     if kinds and set(kinds) <= set(_BLOCKS.values()) and ({"moe", "mlp"} & set(kinds)):
-        return keys.list("layers_block_type", layers)
+        return keys.words("layers_block_type", layers)
     return []
 
 
@@ -106,7 +106,7 @@ def _heads(keys: Keys, habits: Family, hidden: int, layers: int) -> tuple[Mixer,
     full = _attention(keys, habits, hidden, layers)
     sparse = keys.child("sparse_attention_config")
     if sparse and sparse.flag("use_sparse_attention", default=True):
-        on = [bool(x) for x in sparse.list("sparse_attention_freq", layers)] or [True] * layers
+        on = [bool(x) for x in sparse.numbers("sparse_attention_freq", layers)] or [True] * layers
         top_k = sparse.whole("sparse_topk_blocks") * sparse.whole("sparse_block_size")
         index = replace(
             full,
@@ -139,18 +139,18 @@ def _heads(keys: Keys, habits: Family, hidden: int, layers: int) -> tuple[Mixer,
 
 def _kinds(keys: Keys, habits: Family, layers: int) -> list[str]:
     """``full``, ``sliding`` or ``linear`` for each layer."""
-    if keys.list("layer_types"):
+    if keys.entries("layer_types"):
         names = {**dict.fromkeys(_FULL, "full"), **dict.fromkeys(_SLIDING, "sliding")}
         names |= {"linear_attention": "linear", "chunked_attention": "sliding", "mamba": "mamba"}
-        kinds = keys.list("layer_types", layers)
+        kinds = keys.words("layer_types", layers)
         wrong = next((k for k in kinds if k not in names), None)
         if wrong is not None:
             raise keys.error(
                 "layer_types", wrong, f"a layer of {', '.join(names)} is needed; others are not known"
             )
         return [names[k] for k in kinds]
-    if keys.list("hybrid_layer_pattern"):
-        return ["sliding" if on else "full" for on in keys.list("hybrid_layer_pattern", layers)]
+    if keys.entries("hybrid_layer_pattern"):
+        return ["sliding" if on else "full" for on in keys.numbers("hybrid_layer_pattern", layers)]
     if "linear_num_value_heads" in keys:
         every = keys.whole("full_attention_interval", default=4)
         return ["linear" if (i + 1) % every else "full" for i in range(layers)]
@@ -235,7 +235,7 @@ def _latent(keys: Keys, layers: int) -> tuple[Mixer, ...]:
     )
     linear = keys.child("linear_attn_config")
     if linear:
-        count = len([i for i in linear.list("kda_layers") if i <= layers])
+        count = len([i for i in linear.numbers("kda_layers") if i <= layers])
         kda = Mixer(
             kind="kda",
             layers=count,
@@ -253,7 +253,7 @@ def _latent(keys: Keys, layers: int) -> tuple[Mixer, ...]:
         index_heads=keys.whole("index_n_heads"),
         index_head=keys.whole("index_head_dim"),
     )
-    shared = keys.list("indexer_types", layers).count("shared") if "indexer_types" in keys else 0
+    shared = keys.words("indexer_types", layers).count("shared") if "indexer_types" in keys else 0
     if not shared:
         return (sparse,)
     borrowed = replace(
@@ -265,9 +265,7 @@ def _latent(keys: Keys, layers: int) -> tuple[Mixer, ...]:
 def _compressed(keys: Keys, layers: int) -> tuple[Mixer, ...]:
     """DeepSeek V4: each layer compresses its context by its own ratio; ratio 4 is chosen from by an index."""
     result = []
-    for ratio, count in counted(keys.list("compress_ratios", layers)).items():
-        if isinstance(ratio, bool) or not isinstance(ratio, int) or ratio < 0:
-            raise keys.error("compress_ratios", ratio, "whole numbers of at least 0 are needed")
+    for ratio, count in counted(keys.numbers("compress_ratios", layers)).items():
         indexed = ratio == 4
         result.append(
             Mixer(
@@ -310,7 +308,7 @@ def _nas(keys: Keys, habits: Family, hidden: int, layers: int) -> tuple[Mixer, .
     plain = Mixer(kind="gqa", layers=0, heads=heads, head=keys.whole("head_dim", default=hidden // heads))
     result = []
     for block, count in counted(
-        [_nas_attention(b, keys) for b in keys.list("block_configs", layers)]
+        [_nas_attention(b, keys) for b in keys.entries("block_configs", layers)]
     ).items():
         if block == 0:
             continue
@@ -337,7 +335,7 @@ def _nas_attention(block: Any, keys: Keys) -> int:
 def nas_ffn_widths(keys: Keys, hidden: int, layers: int) -> list[int]:
     """Width of each layer's feed-forward: 2/3 × multiplier × hidden, rounded up to 256."""
     widths = []
-    for block in keys.list("block_configs", layers):
+    for block in keys.entries("block_configs", layers):
         ffn = block.get("ffn") if isinstance(block, Mapping) else None
         if not isinstance(ffn, Mapping):
             raise keys.error("block_configs", block, "an ffn entry in every block is needed")
@@ -364,5 +362,5 @@ def nas_idle_norms(keys: Keys, layers: int) -> list[int]:
     """Norms each layer lacks because its attention or its feed-forward was pruned away."""
     return [
         sum(bool(block.get(part, {}).get("no_op")) for part in ("attention", "ffn"))
-        for block in keys.list("block_configs", layers)
+        for block in keys.entries("block_configs", layers)
     ]

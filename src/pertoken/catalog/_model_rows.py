@@ -31,13 +31,16 @@ _QUANTISED = {
     "w4a16": "int4",
     "int8": "int8",
     "w8a8": "int8",
+    "4bit": "int4",
+    "8bit": "int8",
+    "bnb": "int4",
     "bf16": "bf16",
     "fp16": "bf16",
 }
 """NAME_MAP of suffixes to our precisions."""
 
-_HOW = frozenset({"static", "dynamic", "block", "pertensor", "kv", "v2", "quantized", "tensor", "per"})
-"""Words that say how a checkpoint was quantised; they count as such only beside a precision."""
+_HOW = frozenset({"static", "dynamic", "block", "pertensor", "kv", "v2", "tensor", "per"})
+"""Words that say how a checkpoint was quantised; they count as such only after a precision."""
 
 _DATE = re.compile(r"2[3-9](0[1-9]|1[0-2])|(0[1-9]|1[0-2])([0-2]\d|3[01])|20\d{6}")
 _RUNS = re.compile(r"\d+(?:\.\d+)*[bmtke]?(?![a-z])|\d+(?:\.\d+)*|[a-z]+")
@@ -93,7 +96,8 @@ def precision(name: str) -> str:
     >>> precision("nvidia/Qwen3.6-27B-NVFP4")
     'fp4'
     """
-    return next((_QUANTISED[w] for w in _words(name)[1:] if w in _QUANTISED), "")
+    found = [_QUANTISED[word] for word in _words(name)[1:] if word in _QUANTISED]
+    return found[-1] if found else ""
 
 
 def _known() -> Iterable[str]:
@@ -105,7 +109,9 @@ def _known() -> Iterable[str]:
 @cache
 def _index() -> dict[str, str]:
     """Keys of all names and aliases to rows; an exact name wins over one with words left out."""
-    names = [(_keys(alias), row) for row, fields in _rows().items() for alias in (row, *fields.get("aliases", ()))]
+    names = [
+        (_keys(alias), row) for row, fields in _rows().items() for alias in (row, *fields.get("aliases", ()))
+    ]
     index: dict[str, str] = {}
     for strictness in range(len(names[0][0])):
         for keys, row in names:
@@ -119,7 +125,7 @@ def _words(name: str) -> list[str]:
     >>> _words("nvidia/NVIDIA-Nemotron-Nano-9B-v2")
     ['nemotron', 'nano', '9b', 'v2']
     """
-    last = name.strip().rpartition("/")[2].lower().replace("quantized.", "quantized-")
+    last = name.strip().rpartition("/")[2].lower().replace("quantized.", "")
     words = [w for w in re.split(r"[-_\s:@]+", last) if w]
     return words[1:] if len(words) > 1 and words[0] in _MAKERS else words
 
@@ -147,7 +153,13 @@ def _keys(name: str) -> tuple[str, str, str]:
     ('qwen 3 30b a 3b instruct 2507 fp 8', 'qwen 3 30b a 3b instruct 2507', 'qwen 3 30b a 3b')
     """
     words = _words(name)
-    how = set(_QUANTISED) | _HOW if precision(name) else set(_QUANTISED)
-    unquantised = words[:1] + [w for w in words[1:] if w not in how]
-    plain = unquantised[:1] + [w for w in unquantised[1:] if w not in _TUNED and not _DATE.fullmatch(w)]
-    return _key(words), _key(unquantised), _key(plain)
+    kept, quantised = words[:1], False
+    for word in words[1:]:
+        quantised |= word in _QUANTISED
+        if word not in _QUANTISED and not (quantised and word in _HOW):
+            kept.append(word)
+    plain = [word for word in kept if word not in _TUNED]
+    if any(char.isdigit() for word in plain if not _DATE.fullmatch(word) for char in word):
+        # a name without a size or version is told apart by its date alone (Mistral-Large-2407)
+        plain = [word for word in plain if not _DATE.fullmatch(word)]
+    return _key(words), _key(kept), _key(plain)

@@ -54,7 +54,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class _Curve:
-    """constant + slope × context + Σ weight × min(context, window): the form of all that depends on context."""
+    """constant + slope × context + Σ weight × min(context, window): how all depends on context."""
 
     constant: float
     slope: float
@@ -169,7 +169,7 @@ class Model:
 
     @cached_property
     def kv_values_per_token(self) -> float:
-        """Cached values one more token adds at long context [count]: full, MLA and sparse layers, their index.
+        """Cached values one more token adds at long context [count]: full, MLA, sparse layers and index.
 
         Sliding and linear layers add nothing once their window is full.
         """
@@ -266,7 +266,7 @@ class Model:
     @overload
     def flops_per_token(self, context_tokens: Floats, *, prefill: bool = ...) -> Floats: ...
     def flops_per_token(self, context_tokens: float | Floats, *, prefill: bool = False) -> float | Floats:
-        """FLOPs of a forward pass for one new token: 2 × gemm_parameters + attention_flops(context) [FLOP]."""
+        """FLOPs of a forward pass for one new token [FLOP]: 2 × gemm_parameters + attention_flops."""
         return 2 * self.gemm_parameters + self.attention_flops(context_tokens, prefill=prefill)
 
 
@@ -280,8 +280,8 @@ def models() -> Mapping[str, Model]:
 def model(name: str) -> Model:
     """The model of that name (full id, or its last part, any case). Raises UnknownNameError.
 
-    A published variant of a known model is that model: instruction-tuned, dated or renamed; a quantised one has
-    its own `native_precision`.
+    A published variant of a known model is that model: instruction-tuned, dated or renamed; a quantised one
+    has its own `native_precision`.
 
     >>> model("nvidia/Llama-3.1-8B-Instruct-FP8").native_precision
     'fp8'
