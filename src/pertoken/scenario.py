@@ -102,6 +102,8 @@ class Site(_Strict):
     pue: Annotated[float, Field(ge=1, le=4)]
     region: str = ""
     carbon_g_per_kwh: NotNegative | None = None
+    fixed_charge_fraction: Fraction = 1.0
+    """Share of the utility's fixed monthly charge that is the fleet's to pay; 0 where the meter is there anyway."""
     power_cap_kw: Positive | None = None
     peak_so_far_kw: dict[str, NotNegative] = {}
     """Demand already set this billing period, by the tariff's band."""

@@ -141,6 +141,21 @@ def test_a_group_without_tokens_has_no_cost_per_token(ledger: Ledger) -> None:
     ]
 
 
+def test_unknown_energy_is_not_zero_energy(ledger: Ledger) -> None:
+    used(ledger, {("input", "input_tokens"): 10, ("output", "output_tokens"): 10}, pool="api")
+    priced(ledger, "input_tokens", 1e-6, component="api", pool="api")
+    priced(ledger, "output_tokens", 2e-6, component="api", pool="api")
+    used(ledger, {("output", "output_tokens"): 10, ("idle", "gpu_hours"): 1, ("idle", "energy_kwh"): 1})
+    priced(ledger, "gpu_hours", 2.0)
+    priced(ledger, "energy_kwh", 0.0, component="energy_charge")
+    ledger.close()
+    rows = ledger.metric("joule_per_token_output", "utilisation", by=["pool"]).to_pylist()
+    assert rows == [
+        {"pool": "api", "joule_per_token_output": None, "utilisation": None},
+        {"pool": "h100", "joule_per_token_output": 0.0, "utilisation": 0.0},
+    ]
+
+
 def test_a_ledger_in_a_file_is_there_after_reopening(tmp_path: object) -> None:
     path = f"{tmp_path}/books.duckdb"
     first = open_ledger(path)

@@ -50,7 +50,7 @@ def metric_sql(names: Sequence[str], by: Sequence[str], filters: Filter) -> tupl
     metrics = [metric_named(name) for name in names]
     keys = columns(by, DIMENSIONS)
     where, parameters = where_clause(filters, DIMENSIONS)
-    terms = sorted({term for m in metrics for term in _terms(m)})
+    terms = sorted({term for m in metrics for term in (*_terms(m), *_whole_terms(m))})
     names_of = {term: f"t{i}" for i, term in enumerate(terms)}
     cost = [t for t in terms if t.partition("@")[0] == "cost"]
     usage = [t for t in terms if t not in cost]
@@ -73,6 +73,11 @@ def metric_sql(names: Sequence[str], by: Sequence[str], filters: Filter) -> tupl
     return sql, [*parameters, *parameters]
 
 
+def _whole_terms(metric: Metric) -> list[str]:
+    """The numerator's meters without their phases: absent altogether, the numerator is unknown and not zero."""
+    return list(dict.fromkeys(term.partition("@")[0] for term in metric.numerator.split("+")))
+
+
 def _terms(metric: Metric) -> list[str]:
     terms = f"{metric.numerator}+{metric.denominator}".split("+")
     return [*terms, "cost", *metric.share_of.split("+")] if metric.share_of else terms
@@ -86,7 +91,7 @@ def _sum(term: str) -> str:
     tests = [f"phase = '{phase}'"] if phase else []
     if meter != "cost":
         tests.append(f"split_part(meter, ':', 1) = '{meter}'")
-    return f"SUM(CASE WHEN {' AND '.join(tests)} THEN {column} ELSE 0 END)" if tests else f"SUM({column})"
+    return f"SUM(CASE WHEN {' AND '.join(tests)} THEN {column} END)" if tests else f"SUM({column})"
 
 
 def _value(metric: Metric, names_of: Mapping[str, str]) -> str:
@@ -94,7 +99,9 @@ def _value(metric: Metric, names_of: Mapping[str, str]) -> str:
         parts = [f"COALESCE(CAST({names_of[t]} AS DOUBLE), 0)" for t in terms.split("+")]
         return f"({' + '.join(parts)})"
 
-    value = f"{metric.scale!r} * {total(metric.numerator)} / NULLIF({total(metric.denominator)}, 0)"
+    known = ", ".join(f"CAST({names_of[t]} AS DOUBLE)" for t in _whole_terms(metric))
+    numerator = f"CASE WHEN COALESCE({known}) IS NOT NULL THEN {total(metric.numerator)} END"
+    value = f"{metric.scale!r} * {numerator} / NULLIF({total(metric.denominator)}, 0)"
     if metric.share_of:
         value += f" * {total('cost')} / NULLIF({total(metric.share_of)}, 0)"
     return value

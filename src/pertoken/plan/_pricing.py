@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pyarrow as pa
 
@@ -115,7 +116,8 @@ def site_rates(scenario: Scenario, site_name: str, tariff: TariffHours | None) -
     site = scenario.sites[site_name]
     parts = _overheads(site_pool(site_name), site.overheads, scenario.hours)
     if tariff is not None:
-        parts += [demand_rate_rows(site_name, tariff), fixed_rate_rows(site_name, tariff)]
+        share = replace(tariff, fixed_usd_per_hour=tariff.fixed_usd_per_hour * site.fixed_charge_fraction)
+        parts += [demand_rate_rows(site_name, tariff), fixed_rate_rows(site_name, share)]
     return concat(parts, RATES)
 
 
@@ -173,7 +175,7 @@ def _gpu_price(scenario: Scenario, name: str, pool: Pool, hours: Hours) -> list[
     if usd is None:
         row = catalog.price(price.provider, pool.gpu, price.term, on=scenario.horizon.start)
         assert row.usd_per_gpu_hour is not None
-        usd, basis, source = row.usd_per_gpu_hour, "quoted", f"{row.source}, {row.date}"
+        usd, basis, source = row.usd_per_gpu_hour, "quoted", f"{row.source}, {row.checked}"
     make = {"on_demand": rented_rate_rows, "reserved": reserved_rate_rows, "spot": spot_rate_rows}[price.term]
     return [make(name, hours, usd, basis=basis, source=source)]
 
@@ -183,7 +185,7 @@ def _usd_per_gpu(scenario: Scenario, pool: Pool, price: Owned) -> tuple[float, s
         return price.usd_per_gpu, "assumed", WRITTEN
     row = catalog.price(price.provider, pool.gpu, "purchase", on=scenario.horizon.start)
     assert row.usd_per_gpu is not None
-    return row.usd_per_gpu, "quoted", f"{row.source}, {row.date}"
+    return row.usd_per_gpu, "quoted", f"{row.source}, {row.checked}"
 
 
 def _owned(scenario: Scenario, name: str, pool: Pool, price: Owned, hours: Hours) -> list[pa.Table]:

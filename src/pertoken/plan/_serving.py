@@ -17,7 +17,7 @@ from pertoken.perf.power import server_power_w
 from pertoken.perf.search import Candidate
 from pertoken.plan._usage import Quantities, Use
 from pertoken.rates.capital import spot_lost_fraction
-from pertoken.scenario import Api, ModelFile, Pool, Scenario, Serving, Spot, Tokens, requests_per_hour
+from pertoken.scenario import ModelFile, Pool, Scenario, Serving, Spot, Tokens
 from pertoken.tables import Floats
 from pertoken.units import BYTES_PER_GB, IDLE, SECONDS_PER_HOUR, WATTS_PER_KILOWATT
 
@@ -79,7 +79,6 @@ def operations(workload: Serving, pool: Pool) -> tuple[Operation, ...]:
     Raises CannotServeError where none holds the model, or none meets the SLO.
     """
     slo = workload.slo
-    model = resolve_model(workload.model)
     found: list[Operation] = []
     refused: CannotServeError | None = None
     size = 1
@@ -87,13 +86,13 @@ def operations(workload: Serving, pool: Pool) -> tuple[Operation, ...]:
         try:
             found.append(
                 _operation(
-                    model,
-                    catalog.gpu(pool.gpu),
+                    workload.model,
+                    pool.gpu,
                     _point(workload, pool),
                     slo.ttft_s if slo else math.inf,
                     slo.tpot_s if slo else math.inf,
                     size,
-                    _precisions(workload, model),
+                    tuple(workload.precisions),
                     str(pool.points or ""),
                 )
             )
@@ -104,10 +103,6 @@ def operations(workload: Serving, pool: Pool) -> tuple[Operation, ...]:
         assert refused is not None
         raise refused
     return tuple(found)
-
-
-def _precisions(workload: Serving, model: Model) -> tuple[str, ...]:
-    return tuple(workload.precisions) or tuple(dict.fromkeys((model.native_precision, "bf16")))
 
 
 def _point(workload: Serving, pool: Pool) -> Point:
@@ -125,8 +120,8 @@ def _point(workload: Serving, pool: Pool) -> Point:
 
 @lru_cache(maxsize=4096)
 def _operation(
-    model: Model,
-    gpu: Gpu,
+    model_spec: str | ModelFile,
+    gpu_name: str,
     point: Point,
     slo_ttft_s: float,
     slo_tpot_s: float,
@@ -134,6 +129,8 @@ def _operation(
     precisions: tuple[str, ...],
     points_csv: str,
 ) -> Operation:
+    model, gpu = resolve_model(model_spec), catalog.gpu(gpu_name)
+    precisions = precisions or tuple(dict.fromkeys((model.native_precision, "bf16")))
     found = search(
         model,
         gpu,
@@ -214,7 +211,7 @@ def machines_for(
             f"the pool has {pool.count}"
         )
     paid = gpus
-    if isinstance(pool.count, int) and pool.price.term in ("owned", "colocated", "reserved"):
+    if isinstance(pool.count, int) and committed(pool):
         paid = pool.count
     return Machines(replicas, machines, gpus, paid, lost)
 
@@ -328,11 +325,6 @@ def api_serving(name: str, workload: Serving, pool_name: str, requests: Floats) 
     return [Use(pool_name, model, workload.tenant or name, "quoted", quantities)]
 
 
-def demand(scenario: Scenario, workload: Serving) -> Floats:
-    """Requests per hour over the horizon, shape (T,)."""
-    return requests_per_hour(scenario, workload)
-
-
-def is_api(pool: Pool) -> bool:
-    """Whether the pool is an API."""
-    return isinstance(pool.price, Api)
+def committed(pool: Pool) -> bool:
+    """Whether all GPUs of the pool are paid for, used or not."""
+    return isinstance(pool.count, int) and pool.price.term in ("owned", "colocated", "reserved")

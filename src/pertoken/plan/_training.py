@@ -9,14 +9,13 @@ from functools import lru_cache
 import numpy as np
 
 from pertoken import catalog
-from pertoken.catalog import Gpu, Model
 from pertoken.errors import CannotServeError
 from pertoken.perf.point import TrainingPoint, TrainingPrediction
 from pertoken.perf.power import server_power_w
 from pertoken.perf.training import predict_training, retained_fraction
-from pertoken.plan._serving import MINUTES_PER_HOUR, energy, resolve_model, spot_loss
+from pertoken.plan._serving import committed, energy, resolve_model, spot_loss
 from pertoken.plan._usage import Quantities, Use
-from pertoken.scenario import Pool, Scenario, Training
+from pertoken.scenario import ModelFile, Pool, Scenario, Training
 from pertoken.tables import Floats
 from pertoken.units import HOURS_PER_DAY, IDLE, SECONDS_PER_HOUR, WATTS_PER_KILOWATT
 
@@ -70,13 +69,11 @@ def jobs(workload: Training, pool: Pool) -> tuple[Job, ...]:
         sizes.append(limit // machine * machine)
     if not sizes:
         raise CannotServeError(f"max_gpus {workload.max_gpus} is less than one machine of {machine} GPUs")
-    model = resolve_model(workload.model)
-    gpu = catalog.gpu(pool.gpu)
     found: list[Job] = []
     refused: CannotServeError | None = None
     for gpus in sizes:
         try:
-            prediction, precision = _best_precision(model, gpu, workload, gpus)
+            prediction, precision = _best_precision(workload, pool.gpu, gpus)
         except CannotServeError as error:
             refused = error
             continue
@@ -89,9 +86,7 @@ def jobs(workload: Training, pool: Pool) -> tuple[Job, ...]:
     return tuple(found)
 
 
-def _best_precision(
-    model: Model, gpu: Gpu, workload: Training, gpus: int
-) -> tuple[TrainingPrediction, str]:
+def _best_precision(workload: Training, gpu_name: str, gpus: int) -> tuple[TrainingPrediction, str]:
     precisions = tuple(p for p in workload.precisions if p in ("bf16", "fp8", "fp4")) or ("bf16",)
     best: tuple[TrainingPrediction, str] | None = None
     refused: CannotServeError | None = None
@@ -104,7 +99,7 @@ def _best_precision(
             kind=workload.method,
         )
         try:
-            answer = _predict(model, gpu, point)
+            answer = _predict(workload.model, gpu_name, point)
         except CannotServeError as error:
             refused = error
             continue
@@ -117,8 +112,8 @@ def _best_precision(
 
 
 @lru_cache(maxsize=4096)
-def _predict(model: Model, gpu: Gpu, point: TrainingPoint) -> TrainingPrediction:
-    return predict_training(model, gpu, point)
+def _predict(model_spec: str | ModelFile, gpu_name: str, point: TrainingPoint) -> TrainingPrediction:
+    return predict_training(resolve_model(model_spec), catalog.gpu(gpu_name), point)
 
 
 def _retained(workload: Training, pool: Pool, gpus: int) -> float:
@@ -182,9 +177,11 @@ def gpu_training(
     pool = scenario.pools[pool_name]
     site = scenario.sites[pool.site]
     gpu = catalog.gpu(pool.gpu)
-    committed = isinstance(pool.count, int) and pool.price.term in ("owned", "colocated", "reserved")
     running = runs.running
-    held = np.full(len(running), float(pool.count)) if committed else np.ceil(running) * job.gpus
+    if isinstance(pool.count, int) and committed(pool):
+        held = np.full(len(running), float(pool.count))
+    else:
+        held = np.ceil(running) * job.gpus
     run_hours = running * job.gpus
     kept, lost = run_hours * job.retained_fraction, run_hours * (1 - job.retained_fraction)
     idle = held - run_hours

@@ -12,7 +12,6 @@ import pyarrow as pa
 from pertoken import catalog
 from pertoken.errors import CannotServeError
 from pertoken.plan._pricing import (
-    first_written,
     left_out,
     pays_for_energy,
     pool_rates,
@@ -24,6 +23,7 @@ from pertoken.plan._serving import (
     Machines,
     Operation,
     api_serving,
+    committed,
     gpu_serving,
     machines_for,
     operations,
@@ -33,7 +33,7 @@ from pertoken.plan._usage import Prices, Quantities, Use, prices_of, rows, total
 
 from pertoken.rates.energy import TariffHours, tier_shares
 from pertoken.rates.site import peak_usage_rows, split_kwh
-from pertoken.scenario import Api, Scenario, Serving, Training, Workload, requests_per_hour
+from pertoken.scenario import Api, Scenario, Serving, Training, requests_per_hour
 from pertoken.tables import RATES, Floats, concat
 from pertoken.units import IDLE, site_pool
 
@@ -78,21 +78,26 @@ class Market:
             self._tariffs[site] = resolved_tariff(self.scenario.sites[site], self.scenario.hours)
         return self._tariffs[site]
 
-    def rates(self, pool: str) -> pa.Table:
-        """Rate rows of a pool and of its site."""
+    def pool_rates(self, pool: str) -> pa.Table:
+        """Rate rows of a pool."""
         if pool not in self._rates:
             site = self.scenario.pools[pool].site
-            tariff = self.tariff(site) if site else None
-            parts = [pool_rates(self.scenario, pool, tariff)]
-            if site:
-                parts.append(site_rates(self.scenario, site, tariff))
-            self._rates[pool] = concat(parts, RATES)
+            self._rates[pool] = pool_rates(self.scenario, pool, self.tariff(site) if site else None)
         return self._rates[pool]
 
+    def site_rates(self, site: str) -> pa.Table:
+        """Rate rows of what no pool owns at a site."""
+        key = site_pool(site)
+        if key not in self._rates:
+            self._rates[key] = site_rates(self.scenario, site, self.tariff(site))
+        return self._rates[key]
+
     def prices(self, pool: str) -> Prices:
-        """The same rates as arrays over the horizon."""
+        """Rates of a pool and its site as arrays over the horizon."""
         if pool not in self._prices:
-            self._prices[pool] = prices_of(self.rates(pool), self.hours)
+            site = self.scenario.pools[pool].site
+            found = prices_of(self.pool_rates(pool), self.hours)
+            self._prices[pool] = found | (prices_of(self.site_rates(site), self.hours) if site else {})
         return self._prices[pool]
 
     @cached_property
@@ -201,8 +206,7 @@ def _training(
     if isinstance(pool.price, Api):
         raise CannotServeError("an API serves tokens, it trains nothing")
     found = jobs(workload, pool)
-    committed = isinstance(pool.count, int) and pool.price.term in ("owned", "colocated", "reserved")
-    order = sorted(found, key=lambda j: -j.tokens_per_s if committed else j.gpus)
+    order = sorted(found, key=lambda j: -j.tokens_per_s if committed(pool) else j.gpus)
     if gpus is not None:
         order = [j for j in found if j.gpus == gpus]
     refused = CannotServeError(f"the job does not run on {gpus} GPUs of this pool")
@@ -314,7 +318,7 @@ def facts(market: Market, option: Option) -> dict[str, object]:
     if option.job is not None and option.runs is not None:
         found |= _training_facts(option.job, option.runs)
     found["peak_kw"] = option.peak_kw
-    found["purchase_usd"] = purchase_usd(scenario, pool) * (pool.count if isinstance(pool.count, int) else 0)
+    found["purchase_usd"] = purchase_usd(scenario, pool) * paid_gpus(scenario, option)
     return found
 
 
@@ -354,20 +358,11 @@ def _training_facts(job: Job, runs: Runs) -> dict[str, object]:
     }
 
 
-def workload_of(market: Market, option: Option) -> Workload:
-    """The option's workload."""
-    return market.scenario.workloads[option.workload]
-
-
-__all__ = [
-    "CASES",
-    "Market",
-    "Option",
-    "allowed",
-    "evaluate",
-    "facts",
-    "first_written",
-    "options",
-    "usage",
-    "workload_of",
-]
+def paid_gpus(scenario: Scenario, option: Option) -> int:
+    """GPUs that are paid for: all of a committed pool, else those held."""
+    if option.machines is not None:
+        return option.machines.paid_gpus
+    if option.job is None:
+        return 0
+    pool = scenario.pools[option.pool]
+    return pool.count if committed(pool) and isinstance(pool.count, int) else option.job.gpus

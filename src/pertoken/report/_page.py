@@ -95,8 +95,9 @@ figure { margin: 1rem 0; } figure > div { width: 100%; overflow-x: auto; }
 {% endfor %}
 </main>
 {% if figures %}
-<script>{{ bundle }}</script>
+<script>(() => { {{ bundle }} })();</script>
 <script>
+(() => {
 const dark = matchMedia("(prefers-color-scheme: dark)");
 function draw() {
   const ink = getComputedStyle(document.documentElement).getPropertyValue("--ink").trim();
@@ -110,6 +111,7 @@ function draw() {
 }
 dark.addEventListener("change", draw);
 draw();
+})();
 </script>
 {% endif %}
 </body>
@@ -162,4 +164,4 @@ def write_whole(path: Path, text: str) -> None:
 
 def _inside_script(text: str) -> str:
     # "</script" and "<!--" would end or confuse the element; in JSON and JavaScript strings the escape is equal.
-    return text.replace("</", "<\\/").replace("<!--", "<\\!--")
+    return text.replace("</script", "<\\/script").replace("<!--", "<\\!--")

@@ -1,0 +1,294 @@
+"""`compare` as a page and a picture: what a person looks at before reading the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pertoken.report._compare_table import hardware, tokens, usd
+from pertoken.report._page import (
+    CATEGORY_COLOURS,
+    PALETTE,
+    PHASE_COLOURS,
+    Block,
+    Figure,
+    Table,
+    Text,
+    html_page,
+    write_png,
+    write_whole,
+)
+from pertoken.units import TOKENS_PER_MTOK
+
+if TYPE_CHECKING:
+    from pertoken.report.compare import Comparison, OptionResult, WorkloadResult
+
+SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
+Spec = dict[str, Any]
+
+
+def write_page(comparison: Comparison, path: Path) -> None:
+    """One self-contained page at `path`."""
+    horizon = comparison.scenario.horizon
+    blocks: list[Block] = []
+    for workload in comparison.workloads:
+        blocks += _workload(workload)
+    blocks += _sources(comparison)
+    subtitle = f"{horizon.days} days from {horizon.start}, {horizon.timezone}. All money is USD; a month is 730 hours."
+    title = f"What a token costs: {comparison.scenario.name}"
+    write_whole(path, html_page(title, subtitle, blocks))
+
+
+def write_picture(comparison: Comparison, path: Path) -> None:
+    """The headline figure of every workload, one below the other, as PNG."""
+    specs = [s for w in comparison.workloads if (s := _headline(w, width=640))]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_png({"$schema": SCHEMA, "vconcat": specs, "resolve": {"scale": {"color": "independent"}}}, path)
+
+
+def _workload(workload: WorkloadResult) -> list[Block]:
+    running = [o for o in workload.options if not o.refused]
+    refused = [o for o in workload.options if o.refused]
+    lead = [f"{workload.model}, {tokens(workload.tokens_per_month)} tokens a month."]
+    if running:
+        best = running[0]
+        lead.append(f"Cheapest alone: {best.facts['pool']} at {usd(best.headline)} USD per M tokens, all cost included.")
+    blocks: list[Block] = [Text(workload.name, lead)]
+    if running:
+        unit = "retained training tokens" if workload.kind == "training" else "input and output tokens"
+        blocks.append(
+            Figure(
+                f"USD per M {unit} by category; idle, waste and overheads included. The line is the 80 % interval.",
+                _headline(workload),
+            )
+        )
+        blocks.append(Figure("USD per month by what it was spent on.", _by_phase(running)))
+        blocks.append(_table(workload, running))
+        if workload.kind != "training":
+            blocks.append(
+                Figure(
+                    "Cost per month against volume, both logarithmic: where lines cross, options break even. "
+                    "A line ends where its pool is full.",
+                    _volumes(workload),
+                )
+            )
+    if workload.time_cost:
+        blocks.append(Figure("Days to finish against cost, by number of GPUs.", _time_cost(workload)))
+    if workload.sensitivity:
+        blocks.append(Figure(f"{running[0].facts['pool']}: each input moved by ±20 %.", _tornado(workload, running[0])))
+    if refused:
+        rows = [[str(o.facts["pool"]), o.refused] for o in refused]
+        blocks.append(Table("Options that cannot", ["option", "why"], rows))
+    return blocks
+
+
+def _headline(workload: WorkloadResult, width: int | str = "container") -> Spec:
+    running = [o for o in workload.options if not o.refused]
+    rows: list[dict[str, Any]] = []
+    for option in running:
+        month = option.usd_per_month or 0.0
+        for category, value in option.usd_per_month_by_category.items():
+            share = value / month if month else 0.0
+            rows.append(
+                {
+                    "option": option.facts["pool"],
+                    "category": category,
+                    "usd": option.headline * share,
+                    "low": option.low if option.low is not None else option.headline,
+                    "high": option.high if option.high is not None else option.headline,
+                }
+            )
+    order = [o.facts["pool"] for o in running]
+    y = {"field": "option", "type": "nominal", "sort": order, "title": None, "axis": {"labelLimit": 180}}
+    return {
+        "$schema": SCHEMA,
+        "title": {"text": workload.name, "anchor": "start"},
+        "width": width,
+        "height": {"step": 26},
+        "data": {"values": rows},
+        "layer": [
+            {
+                "mark": {"type": "bar"},
+                "encoding": {
+                    "y": y,
+                    "x": {"field": "usd", "type": "quantitative", "stack": True, "title": "USD per M tokens"},
+                    "color": _colours("category", CATEGORY_COLOURS),
+                    "tooltip": [{"field": "option"}, {"field": "category"}, {"field": "usd", "format": ".4f"}],
+                },
+            },
+            {
+                "mark": {"type": "rule", "strokeWidth": 2, "color": "#888888"},
+                "encoding": {
+                    "y": y,
+                    "x": {"aggregate": "min", "field": "low", "type": "quantitative"},
+                    "x2": {"aggregate": "max", "field": "high"},
+                },
+            },
+        ],
+    }
+
+
+def _by_phase(running: list[OptionResult]) -> Spec:
+    rows = [
+        {"option": o.facts["pool"], "phase": phase, "usd": value}
+        for o in running
+        for phase, value in o.usd_per_month_by_phase.items()
+    ]
+    order = [o.facts["pool"] for o in running]
+    return {
+        "$schema": SCHEMA,
+        "width": "container",
+        "height": {"step": 26},
+        "data": {"values": rows},
+        "mark": "bar",
+        "encoding": {
+            "y": {"field": "option", "type": "nominal", "sort": order, "title": None, "axis": {"labelLimit": 180}},
+            "x": {"field": "usd", "type": "quantitative", "title": "USD per month"},
+            "color": _colours("phase", PHASE_COLOURS),
+            "tooltip": [{"field": "option"}, {"field": "phase"}, {"field": "usd", "format": ",.2f"}],
+        },
+    }
+
+
+def _volumes(workload: WorkloadResult) -> Spec:
+    rows = [
+        {"option": pool, "tokens": volume / TOKENS_PER_MTOK, "usd": cost}
+        for pool, points in workload.volumes.items()
+        for volume, cost in points
+    ]
+    here = [{"tokens": workload.tokens_per_month / TOKENS_PER_MTOK}]
+    x = {"field": "tokens", "type": "quantitative", "scale": {"type": "log"}, "title": "M tokens per month"}
+    return {
+        "$schema": SCHEMA,
+        "width": "container",
+        "height": 320,
+        "layer": [
+            {
+                "data": {"values": rows},
+                "mark": {"type": "line", "interpolate": "linear"},
+                "encoding": {
+                    "x": {**x, "axis": {"format": "~s"}},
+                    "y": {
+                        "field": "usd",
+                        "type": "quantitative",
+                        "scale": {"type": "log"},
+                        "title": "USD per month",
+                        "axis": {"format": "~s"},
+                    },
+                    "color": {"field": "option", "type": "nominal", "title": None},
+                },
+            },
+            {
+                "data": {"values": here},
+                "mark": {"type": "rule", "strokeDash": [4, 4], "color": "#888888"},
+                "encoding": {"x": x},
+            },
+        ],
+    }
+
+
+def _time_cost(workload: WorkloadResult) -> Spec:
+    rows = [
+        {"option": t.pool, "GPUs": t.gpus, "days": t.days, "usd": t.usd} for t in workload.time_cost if not t.refused
+    ]
+    return {
+        "$schema": SCHEMA,
+        "width": "container",
+        "height": 280,
+        "data": {"values": rows},
+        "mark": {"type": "line", "point": True},
+        "encoding": {
+            "x": {"field": "days", "type": "quantitative", "scale": {"type": "log"}, "title": "days to finish one run"},
+            "y": {
+                "field": "usd",
+                "type": "quantitative",
+                "scale": {"type": "log"},
+                "title": "USD over the horizon",
+                "axis": {"format": "~s"},
+            },
+            "order": {"field": "GPUs", "type": "quantitative"},
+            "color": {"field": "option", "type": "nominal", "title": None},
+            "tooltip": [{"field": "option"}, {"field": "GPUs"}, {"field": "days"}, {"field": "usd", "format": ",.0f"}],
+        },
+    }
+
+
+def _tornado(workload: WorkloadResult, best: OptionResult) -> Spec:
+    rows = [
+        {"input": s.parameter, "moved": moved, "usd": value, "base": best.headline}
+        for s in workload.sensitivity
+        for moved, value in (("−20 %", s.low_usd_per_mtok), ("+20 %", s.high_usd_per_mtok))
+    ]
+    return {
+        "$schema": SCHEMA,
+        "width": "container",
+        "height": {"step": 24},
+        "data": {"values": rows},
+        "mark": "bar",
+        "encoding": {
+            "y": {"field": "input", "type": "nominal", "sort": [s.parameter for s in workload.sensitivity], "title": None},
+            "x": {"field": "base", "type": "quantitative", "title": "USD per M tokens", "scale": {"zero": False}},
+            "x2": {"field": "usd"},
+            "color": _colours("moved", {"−20 %": PALETTE[0], "+20 %": PALETTE[1]}),
+        },
+    }
+
+
+def _colours(field: str, colours: dict[str, str]) -> Spec:
+    scale = {"domain": list(colours), "range": list(colours.values())}
+    return {"field": field, "type": "nominal", "title": None, "scale": scale}
+
+
+def _table(workload: WorkloadResult, running: list[OptionResult]) -> Table:
+    training = workload.kind == "training"
+    metrics = (
+        ("usd_per_mtok_trained", "joule_per_token_trained")
+        if training
+        else (
+            "usd_per_mtok_input_with_idle",
+            "usd_per_mtok_output_with_idle",
+            "usd_per_mtok_total",
+            "joule_per_token_output",
+        )
+    )
+    head = ["option", "hardware", *metrics, "80 % low", "80 % high", "utilisation", "USD per month", "kWh per month"]
+    rows = []
+    for o in running:
+        use = o.metrics.get("utilisation")
+        rows.append(
+            [
+                str(o.facts["pool"]),
+                hardware(o),
+                *(usd(o.metrics.get(m)) for m in metrics),
+                usd(o.low),
+                usd(o.high),
+                "–" if use is None else f"{use:.0%}",
+                usd(o.usd_per_month),
+                usd(o.kwh_per_month),
+            ]
+        )
+    return Table("Read back from the ledger", head, rows, tuple(range(2, len(head))))
+
+
+def _sources(comparison: Comparison) -> list[Block]:
+    seen: dict[tuple[str, str, str], list[float]] = {}
+    for row in comparison.rates.select(["pool", "component", "meter", "usd_per_unit", "basis", "source"]).to_pylist():
+        key = (row["pool"], f"{row['component']} per {row['meter']}", f"{row['basis']}: {row['source']}")
+        seen.setdefault(key, []).append(float(row["usd_per_unit"]))
+    rows = [
+        [pool, what, usd_range(values), source] for (pool, what, source), values in seen.items()
+    ]
+    return [
+        Text("Where every rate comes from", ["Quantity × rate = cost. USD per unit, lowest to highest hour."]),
+        Table("Rates", ["pool", "rate", "USD per unit", "source"], rows, (2,)),
+    ]
+
+
+def usd_range(values: list[float]) -> str:
+    """``0.0768`` or ``0.0768 to 0.145``: a rate with four significant digits, lowest to highest.
+
+    >>> usd_range([0.0768, 0.1445])
+    '0.0768 to 0.1445'
+    """
+    low, high = min(values), max(values)
+    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
