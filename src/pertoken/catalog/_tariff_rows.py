@@ -335,4 +335,4 @@ def _follows(previous: dt.datetime, hour: dt.datetime, at: str) -> None:
             f"{at}: not sorted: {hour:%Y-%m-%d %H:%M} UTC comes after {previous:%Y-%m-%d %H:%M} UTC"
         )
     missing = int(step / dt.timedelta(hours=1)) - 1
-    raise InputError(f"{at}: gap of {missing} hours after {previous:%Y-%m-%d %H:%M} UTC")
+    raise InputError(f"{at}: gap of {missing} hour{'s' * (missing > 1)} after {previous:%Y-%m-%d %H:%M} UTC")

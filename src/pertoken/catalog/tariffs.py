@@ -141,6 +141,18 @@ class Tariff:
         """How many energy tiers the tariff has."""
         return max((len(band.tiers) for band in self.energy), default=1)
 
+    def misfit(self, peak_kw: float) -> str:
+        """Why a site of that yearly peak [kW] would not be put on this tariff; empty where it would.
+
+        >>> tariff("SMUD CI-TOD4").misfit(45.0)
+        'tariff SMUD CI-TOD4 is for 1000 kW and more; the site peaks at 45 kW'
+        """
+        low, high = self.eligible_kw
+        if low <= peak_kw <= high:
+            return ""
+        span = f"{low:g} kW and more" if math.isinf(high) else f"{low:g} to {high:g} kW"
+        return f"tariff {self.name} is for {span}; the site peaks at {peak_kw:.3g} kW"
+
 
 def tariffs() -> Mapping[str, Tariff]:
     """All tariffs of the catalogue by name, in catalogue order."""

@@ -180,11 +180,12 @@ def resolve(tariff: Tariff, hours_utc: Hours, *, prorate: bool = True) -> Tariff
     billing month, scale its demand price and its tier limits by hours in the horizon / hours of the month
     (then `assumed`). Raises InputError where an hourly series does not reach, or hours are not consecutive.
 
-    SMUD's winter weekday at 14:00 in Sacramento is super-off-peak:
+    A winter weekday at 14:00 in Sacramento is in SMUD's cheap hours (0.0765 + 0.0003 state surcharge):
 
-    >>> from pertoken.catalog.tariffs import flat_tariff
-    >>> resolve(flat_tariff(0.08), utc_hours("2026-02-03T22:00Z", 1)).energy_usd_per_kwh[0].tolist()
-    [0.08]
+    >>> from pertoken.catalog.tariffs import tariff
+    >>> hour = resolve(tariff("SMUD CI-TOD4"), utc_hours("2026-02-03T14:00-08:00", 1))
+    >>> round(float(hour.energy_usd_per_kwh[0, 0]), 4)
+    0.0768
     """
     _check_hours(hours_utc)
     local = local_hours(hours_utc, tariff.timezone, tariff.holidays, tariff.holidays_observed)
@@ -243,7 +244,8 @@ def tier_shares(resolved: TariffHours, kwh: Floats, *, peak_kw: Floats | None = 
     if resolved.tariff.tier_unit == "kWh/kW":
         peaks = _peaks(resolved, load, np.ones(len(load), dtype=bool)) if peak_kw is None else peak_kw
         per_hour = np.asarray(peaks, dtype=np.float64)[resolved.period]
-        upper = np.where(np.isinf(upper), np.inf, upper * per_hour)
+        endless = np.isinf(upper)
+        upper = np.where(endless, np.inf, np.where(endless, 0.0, upper) * per_hour)
     group = resolved.period
     if resolved.tariff.tiers_by == "band":
         group = group * len(resolved.tariff.energy) + resolved.band
@@ -254,10 +256,11 @@ def tier_shares(resolved: TariffHours, kwh: Floats, *, peak_kw: Floats | None = 
     start = end - load
     lower = np.vstack([np.zeros(len(load)), upper[:-1]])
     inside = np.clip(np.minimum(end, upper) - np.maximum(start, lower), 0.0, None)
+    amount = inside.sum(axis=0)
     next_tier = (start >= lower) & (start < upper)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        shares = np.where(load > 0, inside / load, next_tier)
-    return np.asarray(shares / shares.sum(axis=0), dtype=np.float64)
+    # An hour without energy (or with too little for a float to tell) goes where its next kWh would fall.
+    shares = np.where(amount > 0, inside / np.where(amount > 0, amount, 1.0), next_tier)
+    return np.asarray(shares, dtype=np.float64)
 
 
 @dataclass(frozen=True, eq=False)
