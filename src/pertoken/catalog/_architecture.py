@@ -75,7 +75,7 @@ class Moe:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A vision or audio encoder. patch: values of one patch; merge: patches that make one token of width `out`."""
+    """A vision or audio encoder. patch: values of one patch; merge: patches that make one token."""
 
     layers: int
     width: int

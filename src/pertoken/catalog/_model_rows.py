@@ -79,7 +79,7 @@ def model(name: str) -> Model:
     index = _index()
     row = next((index[key] for key in _keys(name) if key in index), None)
     if row is None:
-        raise UnknownNameError("model", name, _known(), hint="models")
+        raise UnknownNameError("model", name, _rows() if "/" in name else _known(), hint="models")
     found = _build(row)
     wanted = precision(name)
     if not wanted or wanted == found.native_precision:

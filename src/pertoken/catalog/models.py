@@ -98,6 +98,7 @@ class Model:
     native_precision: str
     """``bf16``, ``fp8``, ``fp4``, ``int4``: how the checkpoint is published."""
     max_context: int
+    """Tokens of context it is published for; 0 where its config does not say."""
     sources: tuple[str, ...]
     checked: str
     encoder_parameters: float = 0.0
