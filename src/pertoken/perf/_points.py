@@ -56,6 +56,8 @@ TASK_INPUT_TOKENS = {
     "audio-chat": 500.0,
     "omni-chat": 1500.0,
 }
+TASK_MEDIA = {"image-chat": "image", "video-chat": "video", "audio-chat": "audio", "omni-chat": "video"}
+"""What prompts of a task carry beside text."""
 """Assumed prompt tokens of ML.ENERGY's tasks, whose input lengths are not published: questions and chat turns
 are short, fill-in-the-middle prompts carry a file, an image is some hundred patches to a thousand, a video
 several thousand."""
@@ -91,6 +93,7 @@ class MeasuredRow:
     degrees: Mapping[str, int]
     checkpointing: str
     measured: Mapping[str, float]
+    media: str = ""
     assumed: tuple[str, ...] = ()
     problem: str = ""
 
@@ -218,6 +221,7 @@ def _row(cells: _Cells) -> MeasuredRow:
         degrees={name: cells.whole(name) for name in ("tp", "pp", "cp", "ep")},
         checkpointing=_checkpointing(cells.text.get("activation_ckpt", "")),
         measured=_measured(cells, gpus),
+        media=TASK_MEDIA.get(cells.text.get("task", "").lower(), ""),
         assumed=assumed,
         problem=problem or _missing(cells, training, inputs),
     )
@@ -275,7 +279,7 @@ def _measured(cells: _Cells, gpus: float) -> dict[str, float]:
         "tokens_per_s": cells["tokens_per_s"] / gpus if gpus > 0 else math.nan,
         "ttft_s": cells.first("ttft_s", "median_ttft_s"),
         "tpot_s": cells.first("tpot_s", "median_tpot_s"),
-        "power_w": cells["power_w"],
+        "power_w": _gpu_power_w(cells, gpus),
         "joules_per_output_token": cells["joules_per_output_token"],
         "mfu_fraction": cells["mfu_pct"] / 100,
     }
@@ -284,6 +288,12 @@ def _measured(cells: _Cells, gpus: float) -> dict[str, float]:
     if math.isnan(found["tpot_s"]):
         found["tpot_s"] = cells["median_itl_ms"] / 1000
     return {name: value for name, value in found.items() if value > 0}
+
+
+def _gpu_power_w(cells: _Cells, gpus: float) -> float:
+    """Power of one GPU: tables state that of all of a row's GPUs, as their joules × tokens per second
+    prove."""
+    return cells["power_w"] / gpus if gpus > 0 else cells["power_w"]
 
 
 def _layout(cells: _Cells) -> tuple[Layout, float, float, str]:

@@ -1,25 +1,204 @@
-"""GPU and server power from how much of the hardware is in use."""
+"""Power of a GPU from how much of it is in use, of its server, and joules per token with their boundary.
+
+Boundaries, inside out: ``gpu`` (board, as NVML and DCGM report it), ``server`` (the plug: CPUs, memory,
+network, fans and conversion loss on top), ``facility`` (× PUE: the utility meter).
+
+A busy GPU's board power lies between idle and its power limit. Its position u is logistic in the logarithms
+of the shares of peak compute and memory bandwidth in use, with fitted offsets for what runs
+(``data/power.json``, made by ``bench/fit/power.py``):
+
+    power = idle + u × (1.03 × TDP − idle), at most TDP,   ln(u / (1 − u)) = Σ weight × feature
+
+>>> from pertoken.catalog.gpus import gpu
+>>> light, heavy = gpu_power_w(gpu("H100"), [0.01, 0.4], [0.3, 0.5], 0.0)
+>>> bool(gpu("H100").idle_w < light < heavy <= gpu("H100").tdp_w)
+True
+"""
 
 from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib import resources
+from typing import Any, Literal
 
 import numpy as np
 
 from pertoken.catalog.gpus import Gpu
+from pertoken.catalog.models import Model
+from pertoken.errors import InputError
 from pertoken.perf.point import FloatLike, Floats
+
+LIMIT = 1.03
+"""Asymptote of the logistic over TDP: boards reach their limit at less than full use."""
+COMPUTE_FLOOR, MEMORY_FLOOR = 0.005, 0.02
+"""Shares below which more idle hardware makes no difference: clocks and schedulers run all the same."""
+VISITS_UNIT = 100.0
+"""Routed experts visited per token, all layers together, at which the eight-bit experts' feature is zero."""
+
+Boundary = Literal["gpu", "server", "facility"]
+MEDIA = ("", "image", "video", "audio")
 
 
 def gpu_power_w(
     gpu: Gpu,
-    compute_fraction: FloatLike,
-    memory_fraction: FloatLike,
-    link_fraction: FloatLike,
+    compute_fraction: Any,
+    memory_fraction: Any,
+    link_fraction: Any = 0.0,
     precision: str = "bf16",
+    *,
+    model: Model | None = None,
+    gpus: int = 1,
+    media: str = "",
 ) -> Floats:
-    """Mean board power of one GPU [W]."""
-    c, m, k = (np.asarray(v, dtype=np.float64) for v in (compute_fraction, memory_fraction, link_fraction))
-    return gpu.idle_w + (gpu.tdp_w - gpu.idle_w) * (1 - np.exp(-(0.2 + 3 * c + 1.2 * m + 0.5 * k)))
+    """Mean board power of one busy GPU [W], arrays in the shape the shares broadcast to.
+
+    Parameters: gpu; compute_fraction, memory_fraction, link_fraction [0 to 1] of dense peak at `precision`,
+    of memory bandwidth and of link rate in use on average; precision of the weights; model and gpus of its
+    replica where they are known (experts, linear attention and measured configurations draw differently);
+    media: ``image``, ``video`` or ``audio`` where prompts carry such (their preprocessing keeps the GPU
+    waiting). Formula: see the module; the links' share is not a feature, it added nothing to the fit.
+    Raises InputError where a share is not between 0 and 1 or media is unknown.
+    Source: ``data/power.json`` names rows, date and residuals.
+    """
+    compute, memory, _ = np.broadcast_arrays(
+        *(
+            _share(name, v)
+            for name, v in (
+                ("compute", compute_fraction),
+                ("memory", memory_fraction),
+                ("link", link_fraction),
+            )
+        )
+    )
+    if media not in MEDIA:
+        raise InputError(f"unknown media {media!r}: one of image, video, audio, or empty")
+    fit = _fit()
+    x = features(gpu, compute, memory, precision, model, gpus, media)
+    score = sum(fit["weights"][name] * value for name, value in x.items())
+    score = score + _effects(fit, gpu, precision, model, gpus)
+    position = 1 / (1 + np.exp(-np.asarray(score, dtype=np.float64)))
+    return np.asarray(np.minimum(gpu.idle_w + position * (LIMIT * gpu.tdp_w - gpu.idle_w), gpu.tdp_w))
 
 
-def power_log_spread(gpu: Gpu) -> float:
-    """Half-width of the 80 % interval of GPU power in log space."""
-    return 0.12
+def features(
+    gpu: Gpu, compute: Floats, memory: Floats, precision: str, model: Model | None, gpus: int, media: str
+) -> dict[str, FloatLike]:
+    """What a GPU's position between idle and limit depends on, by name; weights in ``data/power.json``."""
+    c = np.log(compute + COMPUTE_FLOOR) + 3
+    m = np.log(memory + MEMORY_FLOOR) + 1
+    experts = bool(model and model.moe_layers)
+    blackwell = float(gpu.architecture.startswith("blackwell"))
+    visits = model.experts_active * model.moe_layers if model and experts else 0
+    eight_bit = precision in ("fp8", "int8") and experts
+    return {
+        "one": 1.0,
+        "compute": c,
+        "memory": m,
+        "blackwell": blackwell,
+        "blackwell memory": blackwell * m,
+        "experts": float(experts),
+        "experts compute": experts * c,
+        "four-bit": float(precision in ("fp4", "int4")),
+        "several GPUs": float(gpus > 1),
+        "media": float(bool(media)),
+        "media compute": bool(media) * c,
+        "video": float(media == "video"),
+        "eight-bit experts": float(np.log(visits / VISITS_UNIT)) if eight_bit else 0.0,
+        "linear attention": float(bool(model and any(a.kind == "linear" for a in model.attention))),
+    }
+
+
+def effect_keys(gpu: Gpu, precision: str, model: Model, gpus: int) -> dict[str, str]:
+    """Keys of the offsets a configuration carries: its decoder's sizes, and those with GPU, precision and
+    GPUs."""
+    giga = 1e9
+    decoder = f"A{model.gemm_parameters / giga:.1f}B+{model.routed_parameters / giga:.0f}B"
+    return {"decoder": decoder, "configuration": f"{gpu.name}|{precision}|{gpus}|{decoder}"}
+
+
+def _effects(fit: Mapping[str, Any], gpu: Gpu, precision: str, model: Model | None, gpus: int) -> float:
+    if model is None:
+        return 0.0
+    keys = effect_keys(gpu, precision, model, gpus)
+    return sum(float(fit["effects"][level].get(key, 0.0)) for level, key in keys.items())
+
+
+def power_log_spread(gpu: Gpu, precision: str = "bf16", model: Model | None = None, gpus: int = 1) -> float:
+    """Half-width of the 80 % interval of a busy GPU's power, in log space: wider where less was measured."""
+    fit = _fit()
+    spread = fit["spread"]
+    if gpu.name not in fit["rows_by_gpu"]:
+        return float(spread["gpu"])
+    known = (
+        model is not None
+        and effect_keys(gpu, precision, model, gpus)["configuration"] in fit["effects"]["configuration"]
+    )
+    return float(spread["point"] if known else spread["model"])
+
+
+def server_power_w(gpu: Gpu, gpu_power_w: FloatLike, busy_fraction: FloatLike = 1.0) -> Floats:
+    """Power of the server per GPU at the plug [W], averaged over busy and idle time.
+
+    Parameters: gpu; gpu_power_w [W] board power while busy; busy_fraction [0 to 1] of time the GPU is busy.
+    Formula: busy × (GPU + host at load) + (1 − busy) × (idle GPU + host at rest).
+    Raises InputError where busy_fraction is not between 0 and 1.
+
+    >>> from pertoken.catalog.gpus import gpu
+    >>> h100 = gpu("H100")   # idle 120 W, host 160 W at rest and 350 W at load, per GPU
+    >>> float(server_power_w(h100, 600.0, 0.5))   # (600 + 350 + 120 + 160) / 2
+    615.0
+    """
+    busy = _share("busy", busy_fraction)
+    return np.asarray(
+        busy * (np.asarray(gpu_power_w) + gpu.host_busy_w) + (1 - busy) * (gpu.idle_w + gpu.host_idle_w)
+    )
+
+
+def joules_per_token(
+    gpu: Gpu,
+    gpu_power_w: FloatLike,
+    gpus: FloatLike,
+    tokens_per_s: FloatLike,
+    *,
+    phase_fraction: FloatLike = 1.0,
+    boundary: Boundary = "gpu",
+    pue: float = 1.0,
+) -> Floats:
+    """Energy per token of one phase at a named boundary [J per token], while busy.
+
+    Parameters: gpu; gpu_power_w [W] of one busy GPU; gpus of the replica or job; tokens_per_s [1/s] of the
+    tokens meant (output, input or trained ones) of all of them; phase_fraction [0 to 1] of busy time charged
+    to them (prefill for input, the rest for output; 1 charges all to them, as published joules per output
+    token do); boundary; pue [≥ 1]. Formula: gpus × power at the boundary × phase_fraction / tokens_per_s.
+    Raises InputError where pue is below 1, the boundary is unknown or tokens_per_s is not positive.
+
+    >>> from pertoken.catalog.gpus import gpu
+    >>> float(joules_per_token(gpu("H100"), 600.0, 8, 4800.0))   # 8 × 600 / 4800
+    1.0
+    >>> float(joules_per_token(gpu("H100"), 600.0, 8, 4000.0, boundary="facility", pue=1.25))   # 8 × 950 × 1.25 / 4000
+    2.375
+    """
+    if boundary not in ("gpu", "server", "facility"):
+        raise InputError(f"unknown energy boundary {boundary!r}: one of gpu, server, facility")
+    if not pue >= 1 or not (np.asarray(tokens_per_s) > 0).all():
+        raise InputError(f"joules_per_token: pue {pue} must be at least 1 and tokens_per_s above 0")
+    power_w = np.asarray(gpu_power_w) if boundary == "gpu" else server_power_w(gpu, gpu_power_w)
+    if boundary == "facility":
+        power_w = power_w * pue
+    return np.asarray(np.asarray(gpus) * power_w * phase_fraction / np.asarray(tokens_per_s))
+
+
+def _share(name: str, value: Any) -> Floats:
+    array = np.asarray(value, dtype=np.float64)
+    if not ((array >= 0) & (array <= 1)).all():
+        raise InputError(f"{name} share is {value}: a number between 0 and 1 is needed")
+    return array
+
+
+@lru_cache(maxsize=1)
+def _fit() -> Mapping[str, Any]:
+    text = resources.files("pertoken.perf").joinpath("data/power.json").read_text(encoding="utf-8")
+    fit: Mapping[str, Any] = json.loads(text)
+    return fit

@@ -1,0 +1,224 @@
+"""Fit GPU power to measured serving points and write perf/data/power.json.
+
+    python bench/fit/power.py            # fit, cross-validate, write the coefficient file
+    python bench/fit/power.py --print    # the same, write nothing
+
+Rows: ML.ENERGY's leaderboard (H100 and B200, GPU boundary). Its input lengths are not published: those of
+`pertoken.perf._points.TASK_INPUT_TOKENS` are assumed. Shares of compute and memory in use are the serving
+predictor's at the row's running batch, since those are what the package has when it predicts; `--measured`
+takes the shares at the measured throughput instead, which separates the power model's own error from the
+throughput's.
+
+The model is `pertoken.perf.power`: fourteen weights chosen by cross-validation (features were dropped while
+leave one model out and leave one GPU out did not get worse), and an offset per decoder and per configuration,
+drawn to zero.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pertoken.catalog.gpus import Gpu, gpu
+from pertoken.catalog.models import Model, model
+from pertoken.perf import power
+from pertoken.perf._points import MeasuredRow, read_rows
+from pertoken.perf._work import precision_name
+from pertoken.perf.point import Point
+from pertoken.perf.roofline import predict, utilisations
+
+Floats = npt.NDArray[np.float64]
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT.parent / "shared" / "data" / "performance" / "power_mlenergy.csv"
+OUT = ROOT / "src" / "pertoken" / "perf" / "data" / "power.json"
+SPLITS = ("random", "model", "gpu")
+NOISE = 0.06
+COVERAGE = 0.8
+ROUNDS = 8
+"""Rounds of reweighting that make the squares robust (weights 1 / √(1 + residual / noise))."""
+WEIGHT_SD: dict[str, float] = {
+    "one": 3.0, "compute": 3.0, "memory": 3.0, "blackwell": 0.5, "blackwell memory": 0.3, "experts": 0.5,
+    "experts compute": 0.3, "four-bit": 0.5, "several GPUs": 0.5, "media": 0.5, "media compute": 0.3, "video": 0.5,
+    "eight-bit experts": 0.3, "linear attention": 0.3,
+}  # fmt: skip
+EFFECT_SD = {"decoder": 0.2, "configuration": 0.3}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured point with its shares in use as predicted, and as its measured throughput implies."""
+
+    gpu: Gpu
+    model: Model
+    name: str
+    precision: str
+    gpus: int
+    media: str
+    shares: tuple[float, float]
+    power_w: float
+    tokens_per_s: float
+    predicted_tokens_per_s: float
+    joules: float
+    line: int
+
+
+@cache
+def model_of(name: str) -> Model:
+    return model(name)
+
+
+def load_rows(path: Path = DATA, measured: bool = False) -> list[Row]:
+    """All rows of the file; raises where one cannot be used: none is dropped."""
+    return [_row(r, measured) for r in read_rows(path)]
+
+
+def _row(r: MeasuredRow, measured: bool) -> Row:
+    found, card = model_of(r.model), gpu(r.gpu)
+    point = Point(
+        r.input_tokens,
+        r.output_tokens,
+        r.concurrency,
+        precision=r.precision,
+        engine=r.engine,
+        layout=r.layout,
+    )
+    compute, memory, _ = (float(u) for u in utilisations(found, card, point))
+    predicted = float(predict(found, card, point).tokens_per_s.value) / r.gpus
+    actual = r.measured["tokens_per_s"]
+    if measured:
+        compute, memory = (min(u * actual / predicted, 1.0) for u in (compute, memory))
+    return Row(card, found, r.model, precision_name(r.precision), int(r.gpus), r.media, (compute, memory),
+               r.measured["power_w"], actual, predicted, r.measured["joules_per_output_token"], r.line)  # fmt: skip
+
+
+class Design:
+    """Rows as a linear model: columns are weights, then effects; target is the logit of the position."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = tuple(rows)
+        parts = [
+            power.features(
+                r.gpu, np.array(r.shares[0]), np.array(r.shares[1]), r.precision, r.model, r.gpus, r.media
+            )
+            for r in rows
+        ]
+        self.weights = np.array([[float(p[name]) for name in WEIGHT_SD] for p in parts])
+        self.keys = [power.effect_keys(r.gpu, r.precision, r.model, r.gpus) for r in rows]
+        idle = np.array([r.gpu.idle_w for r in rows])
+        top = power.LIMIT * np.array([r.gpu.tdp_w for r in rows])
+        watts = np.array([r.power_w for r in rows])
+        position = np.clip((watts - idle) / (top - idle), 0.01, 0.99)
+        self.target = np.log(position / (1 - position))
+        self.slope = position * (1 - position) * (top - idle) / watts
+        """Relative change of power per unit of logit."""
+
+
+def fit(rows: Sequence[Row]) -> dict[str, Any]:
+    """Weights and effects fitted to these rows, without intervals."""
+    d = Design(rows)
+    names = [(level, key) for level in EFFECT_SD for key in sorted({k[level] for k in d.keys})]
+    effects = np.array([[float(k[level] == key) for level, key in names] for k in d.keys])
+    x = np.hstack([d.weights, effects])
+    sd = np.array([*WEIGHT_SD.values(), *(EFFECT_SD[level] for level, _ in names)])
+    robust = np.ones(len(rows))
+    theta = np.zeros(x.shape[1])
+    for _ in range(ROUNDS):
+        scale = d.slope * robust / NOISE
+        left = np.vstack([x * scale[:, None], np.diag(1 / sd)])
+        theta = np.linalg.lstsq(left, np.concatenate([d.target * scale, np.zeros(len(sd))]), rcond=None)[0]
+        robust = 1 / np.sqrt(1 + np.abs((x @ theta - d.target) * d.slope / NOISE))
+    found: dict[str, Any] = {"weights": dict(zip(WEIGHT_SD, theta.tolist(), strict=False)), "effects": {}}
+    for level in EFFECT_SD:
+        found["effects"][level] = {
+            key: float(v) for (at, key), v in zip(names, theta[len(WEIGHT_SD) :], strict=True) if at == level
+        }
+    return found
+
+
+def predict_w(document: dict[str, Any], rows: Sequence[Row]) -> Floats:
+    """Power of one GPU of each row."""
+    d = Design(rows)
+    score = d.weights @ np.array([document["weights"][name] for name in WEIGHT_SD])
+    score = score + [
+        sum(document["effects"][level].get(key, 0.0) for level, key in k.items()) for k in d.keys
+    ]
+    idle, tdp = (np.array([getattr(r.gpu, f) for r in rows]) for f in ("idle_w", "tdp_w"))
+    watts: Floats = np.minimum(idle + (power.LIMIT * tdp - idle) / (1 + np.exp(-score)), tdp)
+    return watts
+
+
+def groups(split: str, rows: Sequence[Row], folds: int = 5) -> list[Hashable]:
+    """The group each row is left out with: a random fold, its model, or its GPU."""
+    if split == "model":
+        return [r.name for r in rows]
+    if split == "gpu":
+        return [r.gpu.name for r in rows]
+    return list(np.random.default_rng(0).integers(0, folds, len(rows)))
+
+
+def cross_validate(split: str, rows: Sequence[Row]) -> tuple[Floats, Floats]:
+    """log(predicted / measured) of power and of joules per output token of each row, by fits that did not see
+    it.
+
+    The throughput in the joules is the shipped serving predictor's.
+    """
+    labels = groups(split, rows)
+    watts = np.zeros(len(rows))
+    for label in sorted(set(labels), key=str):
+        out = np.array([g == label for g in labels])
+        document = fit([r for r, o in zip(rows, out, strict=True) if not o])
+        watts[out] = predict_w(document, [r for r, o in zip(rows, out, strict=True) if o])
+    joules = watts / np.array([r.predicted_tokens_per_s for r in rows])
+    measured_w, measured_j = (np.array([getattr(r, f) for r in rows]) for f in ("power_w", "joules"))
+    return np.log(watts / measured_w), np.log(joules / measured_j)
+
+
+def summary(errors: Floats) -> dict[str, float]:
+    ape = np.abs(np.expm1(errors))
+    return {"mape": float(ape.mean()), "median": float(np.median(ape)), "p90": float(np.quantile(ape, 0.9)),
+            "bias": float(np.expm1(errors).mean())}  # fmt: skip
+
+
+def main() -> None:
+    rows = load_rows(measured="--measured" in sys.argv)
+    document = fit(rows)
+    errors = {split: cross_validate(split, rows) for split in SPLITS}
+    measured_w = np.array([r.power_w for r in rows])
+    residual = np.log(predict_w(document, rows) / measured_w)
+    spread = {
+        name: float(np.quantile(np.abs(errors[split][0]), COVERAGE))
+        for name, split in (("point", "random"), ("model", "model"), ("gpu", "gpu"))
+    }
+    full = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "rows": len(rows),
+        "source": "ML.ENERGY Leaderboard v3, GPU boundary",
+        **document,
+        "spread": spread,
+        "rows_by_gpu": {g: sum(r.gpu.name == g for r in rows) for g in sorted({r.gpu.name for r in rows})},
+        "residuals": {"fit": summary(residual), **{s: summary(e[0]) for s, e in errors.items()}},
+        "residuals_joules_per_output_token": {s: summary(e[1]) for s, e in errors.items()},
+    }
+    print(json.dumps({k: full[k] for k in ("weights", "spread", "residuals")}, indent=1))
+    print(json.dumps(full["residuals_joules_per_output_token"], indent=1))
+    if "--print" not in sys.argv and "--measured" not in sys.argv:
+        OUT.write_text(json.dumps(_rounded(full), indent=1) + "\n", encoding="utf-8")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    main()
