@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from dataclasses import replace
 from decimal import Decimal
 
 import numpy as np
@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pertoken.catalog.tariffs import tariff, tariffs
+from pertoken.catalog.tariffs import Hourly, flat_tariff, tariff, tariffs
 from pertoken.errors import InputError
+from pertoken.ledger import open_ledger
 from pertoken.rates.energy import Floats, bill_resolved, resolve, tier_shares, utc_hours
 from pertoken.rates.pool import (
     api_rate_rows,
@@ -47,17 +48,16 @@ def _only(rows: pa.Table, column: str) -> set[object]:
 
 
 def _cost(usage: pa.Table, rates: pa.Table) -> dict[str, Decimal]:
-    """USD by component: the join and the sum that close does."""
-    price: dict[tuple[object, ...], list[tuple[str, Decimal]]] = defaultdict(list)
-    for row in rates.to_pylist():
-        price[row["hour"], row["pool"], row["meter"]].append((row["component"], row["usd_per_unit"]))
-    cost: dict[str, Decimal] = defaultdict(Decimal)
-    for row in usage.to_pylist():
-        found = price[row["hour"], row["pool"], row["meter"]]
-        assert found, f"no rate for {row['meter']} in {row['pool']} at {row['hour']}"
-        for component, usd_per_unit in found:
-            cost[component] += row["quantity"] * usd_per_unit
-    return cost
+    """USD by component, closed by the ledger."""
+    ledger = open_ledger()
+    try:
+        ledger.add_usage(usage)
+        ledger.add_rates(rates)
+        ledger.close()
+        rows = ledger.cost("component").to_pylist()
+    finally:
+        ledger.shut()
+    return {row["component"]: row["cost_usd"] for row in rows}
 
 
 @settings(deadline=None, max_examples=20)
@@ -186,6 +186,18 @@ def test_lines_that_are_zero_only_when_someone_wrote_zero() -> None:
         gpu_hour_rate_rows("p", HOURS, np.array([1.0, np.nan, 1.0]), component="network")
     with pytest.raises(InputError, match="fte must be a number"):
         staff_rate_rows("s", HOURS, fte=-1, usd_per_fte_year=1)
+
+
+def test_a_negative_wholesale_price_earns_money() -> None:
+    series = Hourly(HOURS[0], np.array([-0.02, 0.03, -0.01]))
+    wholesale = replace(flat_tariff(0.0), hourly=series)
+    usage = usage_rows(
+        HOURS, {("output", "energy_kwh"): 10.0}, book="b", pool="p", model="", tenant="t", basis="assumed"
+    )
+    cost = _cost(usage, energy_rate_rows("p", resolve(wholesale, HOURS)))
+    assert cost == {"energy_charge": Decimal(0)}
+    first = _cost(usage.slice(0, 1), energy_rate_rows("p", resolve(wholesale, HOURS)))
+    assert first == {"energy_charge": Decimal("-0.2")}
 
 
 def test_two_components_price_one_meter() -> None:

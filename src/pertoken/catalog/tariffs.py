@@ -145,13 +145,13 @@ class Tariff:
         """Why a site of that yearly peak [kW] would not be put on this tariff; empty where it would.
 
         >>> tariff("SMUD CI-TOD4").misfit(45.0)
-        'tariff SMUD CI-TOD4 is for 1000 kW and more; the site peaks at 45 kW'
+        'tariff SMUD CI-TOD4 is for 1000 kW and more; the site peaks at 45.0 kW'
         """
         low, high = self.eligible_kw
         if low <= peak_kw <= high:
             return ""
         span = f"{low:g} kW and more" if math.isinf(high) else f"{low:g} to {high:g} kW"
-        return f"tariff {self.name} is for {span}; the site peaks at {peak_kw:.3g} kW"
+        return f"tariff {self.name} is for {span}; the site peaks at {peak_kw:,.1f} kW"
 
 
 def tariffs() -> Mapping[str, Tariff]:
