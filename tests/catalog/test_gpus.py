@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import replace
+import pickle
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,9 @@ SPELLINGS = {
     "NVIDIA H200": "H200-SXM",
     "NVIDIA H200 NVL": "H200-NVL",
     "NVIDIA GH200 480GB": "GH200",
+    "NVIDIA GH200-GraceHopper-Superchip_96GB": "GH200",
+    "NVIDIA H200-SXM-141GB-CTS": "H200-SXM",
+    "AMD Instinct MI300X-NPS1-SPX-192GB-750W": "MI300X",
     "b200": "B200",
     "DGX-B200": "B200",
     "NVIDIA B200-SXM-180GB": "B200",
@@ -160,6 +164,13 @@ def test_ambiguous_name_lists_what_it_could_be() -> None:
         gpu("A100")
     assert set(error.value.nearest) <= {name for name in gpus() if name.startswith("A100-")}
     assert len(error.value.nearest) == 3
+
+
+def test_rows_can_be_hashed_compared_and_sent_to_another_process() -> None:
+    row = gpu("B200")
+    assert pickle.loads(pickle.dumps(row)) == row
+    assert len({row, gpu("b200"), gpu("h100")}) == 2
+    assert asdict(row)["flops"]["fp8"] == 4.5e15
 
 
 def test_sparse_and_pairwise_numbers_are_not_sold_as_one_dense_gpu() -> None:

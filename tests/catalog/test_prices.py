@@ -23,6 +23,7 @@ from pertoken.catalog.prices import (
     TERMS,
     PriceRow,
     _problems,
+    _row,
     api_models,
     api_price,
     price,
@@ -309,6 +310,14 @@ def test_importing_prices_stays_light() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.split()[0] == "False"
+
+
+def test_the_sheet_in_the_docs_is_one() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "catalogue.md").read_text(encoding="utf-8")
+    (sheet,) = yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])
+    row = _row(sheet, sheet["rows"][0])
+    assert list(_problems(row)) == []
+    assert row.usd_per_gpu_hour == pytest.approx(3.90)
 
 
 def test_the_price_row_names_the_gpu_canonically() -> None:

@@ -33,12 +33,13 @@ _BASES = ("quoted", "measured", "assumed")
 _FILLER = frozenset(
     (
         *("nvidia", "amd", "intel", "apple", "habana", "instinct", "geforce", "tesla", "blackwell", "hopper"),
-        *("gpu", "gpus", "accelerator", "tensor", "core", "oam", "dgx", "hgx", "dlc"),
+        *("gpu", "gpus", "accelerator", "tensor", "core", "oam", "dgx", "hgx", "dlc", "cts", "nps1", "spx"),
         *("hbm2", "hbm2e", "hbm3", "hbm3e", "gddr6", "gddr6x", "gddr7"),
     )
 )
 """Words that name a vendor, a generation or a package but never tell two rows apart."""
 _MEMORY_WORD = re.compile(r"(\d+)(gb|gib|g)")
+_POWER_WORD = re.compile(r"(\d+)w")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Gpu:
     architecture: str
     memory_gb: float
     memory_bytes_per_s: float
-    flops: Mapping[str, float]
+    flops: Mapping[str, float] = field(hash=False)
     intra_node_bytes_per_s: float
     inter_node_bytes_per_s: float
     gpus_per_node: int
@@ -78,7 +79,7 @@ class Gpu:
     scale_up_gpus: int = 1
     spellings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    power_notes: Mapping[str, str] = field(default_factory=dict)
+    power_notes: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 def gpus() -> Mapping[str, Gpu]:
@@ -95,8 +96,8 @@ def gpus() -> Mapping[str, Gpu]:
 def gpu(name: str) -> Gpu:
     """The GPU of that name; spelling as vendors, clouds and benchmarks write it (``h100_sxm``, ``DGX-H100``).
 
-    Case, punctuation and words like NVIDIA, Instinct or DGX do not count. A memory size in the name must be
-    one the GPU is sold with. A bare family name means its SXM or OAM module (``h100`` is H100-SXM), except
+    Case, punctuation and words like NVIDIA, Instinct or DGX do not count. A memory size or a power in the
+    name must be the GPU's. A bare family name means its SXM or OAM module (``h100`` is H100-SXM), except
     where memory sizes differ too: a bare ``a100`` is refused, naming both (``a100_sxm`` and ``a100_pcie`` are
     the 80 GB ones, as benchmarks use the names).
 
@@ -111,13 +112,15 @@ def gpu(name: str) -> Gpu:
     if (exact := catalogue.get(name)) is not None:
         return exact
     words = _words(name)
-    core, sizes = _without_memory(words)
+    core, sizes, watts = _split(words)
     for key in ("".join(words), "".join(w for w in words if w not in _FILLER)):
         if key in index:
             return catalogue[index[key]]
-    if core in index and sizes <= _sizes(catalogue[index[core]]):
-        return catalogue[index[core]]
-    family = [row for row in catalogue if row.lower().split("-")[0] == core]
+    if core in index:
+        row = catalogue[index[core]]
+        if sizes <= _sizes(row) and watts <= {round(row.tdp_w)}:
+            return row
+    family = [other for other in catalogue if other.lower().split("-")[0] == core]
     raise UnknownNameError("GPU", name, sorted(family, key=_modules_first) or catalogue, hint="gpus")
 
 
@@ -129,17 +132,19 @@ def _words(name: str) -> list[str]:
     return re.findall(r"[a-z0-9]+", name.lower().replace("blackwell ultra", ""))
 
 
-def _without_memory(words: list[str]) -> tuple[str, frozenset[int]]:
-    """The name without filler and memory sizes, and the sizes [GB] it gave."""
-    kept, sizes = [], set()
+def _split(words: list[str]) -> tuple[str, set[int], set[int]]:
+    """The name without filler, and the memory sizes [GB] and powers [W] it gave."""
+    kept, sizes, watts = [], set(), set()
     for word in words:
         if word in _FILLER:
             continue
-        if match := _MEMORY_WORD.fullmatch(word):
-            sizes.add(int(match[1]))
+        if memory := _MEMORY_WORD.fullmatch(word):
+            sizes.add(int(memory[1]))
+        elif power := _POWER_WORD.fullmatch(word):
+            watts.add(int(power[1]))
         else:
             kept.append(word)
-    return "".join(kept), frozenset(sizes)
+    return "".join(kept), sizes, watts
 
 
 def _sizes(row: Gpu) -> frozenset[int]:
@@ -188,7 +193,7 @@ def _row(entry: Mapping[str, Any], host_power: Mapping[str, Any], checked: str) 
         architecture=entry["architecture"],
         memory_gb=float(entry["memory_gb"]),
         memory_bytes_per_s=entry["memory_gb_per_s"] * GIGA,
-        flops=MappingProxyType({p: rate * TERA for p, rate in entry["dense_tflops"].items()}),
+        flops={p: rate * TERA for p, rate in entry["dense_tflops"].items()},
         intra_node_bytes_per_s=entry["intra_node_gb_per_s"] * GIGA,
         inter_node_bytes_per_s=entry["inter_node_gb_per_s"] * GIGA,
         gpus_per_node=entry["gpus_per_node"],
@@ -203,7 +208,7 @@ def _row(entry: Mapping[str, Any], host_power: Mapping[str, Any], checked: str) 
         scale_up_gpus=entry["scale_up_gpus"],
         spellings=tuple(entry["spellings"]),
         notes=tuple(entry.get("notes", ())),
-        power_notes=MappingProxyType({"idle_w": entry["idle"], "host_w": host["note"]}),
+        power_notes={"idle_w": entry["idle"], "host_w": host["note"]},
     )
 
 
