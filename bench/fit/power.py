@@ -47,8 +47,8 @@ ROUNDS = 8
 """Rounds of reweighting that make the squares robust (weights 1 / √(1 + residual / noise))."""
 WEIGHT_SD: dict[str, float] = {
     "one": 3.0, "compute": 3.0, "memory": 3.0, "blackwell": 0.5, "blackwell memory": 0.3, "experts": 0.5,
-    "experts compute": 0.3, "four-bit": 0.5, "several GPUs": 0.5, "media": 0.5, "media compute": 0.3, "video": 0.5,
-    "eight-bit experts": 0.3, "linear attention": 0.3,
+    "experts compute": 0.3, "four-bit": 0.5, "several GPUs": 0.5, "media": 0.5, "media compute": 0.3,
+    "video": 0.5, "eight-bit experts": 0.3, "linear attention": 0.3,
 }  # fmt: skip
 EFFECT_SD = {"decoder": 0.2, "configuration": 0.3}
 
@@ -96,8 +96,9 @@ def _row(r: MeasuredRow, measured: bool) -> Row:
     actual = r.measured["tokens_per_s"]
     if measured:
         compute, memory = (min(u * actual / predicted, 1.0) for u in (compute, memory))
+    watts, joules = r.measured["power_w"], r.measured["joules_per_output_token"]
     return Row(card, found, r.model, precision_name(r.precision), int(r.gpus), r.media, (compute, memory),
-               r.measured["power_w"], actual, predicted, r.measured["joules_per_output_token"], r.line)  # fmt: skip
+               watts, actual, predicted, joules, r.line)  # fmt: skip
 
 
 class Design:

@@ -27,17 +27,14 @@ from scipy.optimize import least_squares
 from pertoken.catalog.gpus import Gpu, gpu
 from pertoken.catalog.models import Model, model
 from pertoken.perf._points import MeasuredRow, read_rows
+from pertoken.perf._training_work import TrainingWork, training_layout, training_precision, training_work
 from pertoken.perf.point import TrainingPoint
 from pertoken.perf.training import (
     Efficiencies,
-    TrainingWork,
     efficiencies,
     family_of,
     step_seconds,
-    training_layout,
     training_point,
-    training_precision,
-    training_work,
     watts_per_tflops,
 )
 

@@ -23,10 +23,10 @@ TEXT_COLUMNS = (
 )  # fmt: skip
 NUMBER_COLUMNS = (
     "n_gpus", "input_len", "output_len", "cached_input_len", "tokens_per_s", "tokens_per_s_per_gpu",
-    "power_w", "joules_per_output_token", "mfu_pct", "tp", "pp", "cp", "ep", "dp", "attention_dp", "moe_tp", "moe_ep",
-    "prefill_gpus", "decode_gpus", "prefill_workers", "prefill_tp", "decode_workers", "decode_tp",
-    "avg_running_batch", "batch_size", "global_batch_size", "micro_batch", "accepted_per_step", "median_itl_ms",
-    "ttft_s", "median_ttft_s", "tpot_s", "median_tpot_s",
+    "power_w", "joules_per_output_token", "mfu_pct", "tp", "pp", "cp", "ep", "dp", "attention_dp",
+    "moe_tp", "moe_ep", "prefill_gpus", "decode_gpus", "prefill_workers", "prefill_tp", "decode_workers",
+    "decode_tp", "avg_running_batch", "batch_size", "global_batch_size", "micro_batch",
+    "accepted_per_step", "median_itl_ms", "ttft_s", "median_ttft_s", "tpot_s", "median_tpot_s",
 )  # fmt: skip
 COLUMNS = (*TEXT_COLUMNS, "concurrency", *NUMBER_COLUMNS)
 BLANK = frozenset({"", "nan", "na", "n/a", "none", "null", "-"})

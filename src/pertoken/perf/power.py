@@ -177,7 +177,8 @@ def joules_per_token(
     >>> from pertoken.catalog.gpus import gpu
     >>> float(joules_per_token(gpu("H100"), 600.0, 8, 4800.0))   # 8 × 600 / 4800
     1.0
-    >>> float(joules_per_token(gpu("H100"), 600.0, 8, 4000.0, boundary="facility", pue=1.25))   # 8 × 950 × 1.25 / 4000
+    >>> h100 = gpu("H100")   # its host draws 350 W per GPU at load
+    >>> float(joules_per_token(h100, 600.0, 8, 4000.0, boundary="facility", pue=1.25))   # 8 × 1187.5 / 4000
     2.375
     """
     if boundary not in ("gpu", "server", "facility"):
