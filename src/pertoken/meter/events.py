@@ -1,0 +1,273 @@
+"""Usage events as bodies of HTTP requests (JSON, NDJSON, Arrow IPC) become records.
+
+An event has a `key` its sender never uses twice, a time, a pool and model, a tenant, and either one `meter` with a
+`quantity`, or the `usage` block of an API's answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from operator import attrgetter
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pertoken.errors import InputError
+from pertoken.meter._usage_block import UsageBlock, tokens
+from pertoken.meter.records import RECORDS, empty, phase_of, records
+
+MAX_BODY_BYTES = 64 * 1024 * 1024
+MAX_EVENTS = 1_000_000
+CONTENT_TYPES = {
+    "application/json": "json",
+    "application/x-ndjson": "ndjson",
+    "application/jsonl": "ndjson",
+    "application/vnd.apache.arrow.stream": "arrow",
+}
+
+
+class Event(msgspec.Struct, gc=False, forbid_unknown_fields=True, kw_only=True):
+    """One event. `ts`: POSIX seconds or ISO 8601 with a zone; without it, the time of receipt."""
+
+    key: str
+    ts: float | datetime | None = None
+    pool: str = ""
+    model: str = ""
+    tenant: str = ""
+    meter: str = ""
+    quantity: float = 0.0
+    phase: str = ""
+    usage: UsageBlock | None = None
+
+
+class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
+    events: list[Event]
+
+
+_LIST = msgspec.json.Decoder(list[Event])
+_ONE = msgspec.json.Decoder(Event)
+_MANY = msgspec.json.Decoder(_Envelope)
+
+
+def read(
+    body: bytes, content_type: str, *, source: str, now_s: float, pool: str = "", tenant: str = ""
+) -> pa.Table:
+    """The records of a body.
+
+    Parameters: content_type, one of `CONTENT_TYPES`; source, ``usage/<who>``, set by us and never by the sender;
+    now_s [POSIX s]; `pool` where events name none; `tenant`, where given, in place of what events say (a tenant's
+    token may write for that tenant alone).
+    Raises InputError on a body that cannot be read, naming event and field; then no record of it counts.
+    """
+    if len(body) > MAX_BODY_BYTES:
+        raise InputError(f"a body of {len(body)} bytes is refused: at most {MAX_BODY_BYTES} are read")
+    form = CONTENT_TYPES.get(content_type.partition(";")[0].strip().lower())
+    if form is None:
+        raise InputError(f"content type {content_type!r} is none of {', '.join(CONTENT_TYPES)}")
+    if form == "arrow":
+        return _from_arrow(body, source, now_s, pool, tenant)
+    return from_events(_decoded(body, form), source=source, now_s=now_s, pool=pool, tenant=tenant)
+
+
+def from_events(
+    events: Sequence[Event], *, source: str, now_s: float, pool: str = "", tenant: str = ""
+) -> pa.Table:
+    """The records of events; parameters as for `read`."""
+    if len(events) > MAX_EVENTS:
+        raise InputError(f"{len(events)} events in one body: at most {MAX_EVENTS} are taken")
+    if not events:
+        return empty()
+    blocks = _column(events, "usage")
+    if any(blocks):
+        plain = [e for e in events if e.usage is None]
+        used = [e for e in events if e.usage is not None]
+        parts = [from_events(plain, source=source, now_s=now_s, pool=pool, tenant=tenant)] if plain else []
+        return pa.concat_tables([*parts, _from_usage(used, source, now_s, pool, tenant)])
+    count = len(events)
+    meters = pa.array(_column(events, "meter"), pa.string())
+    columns = {
+        **_shared(events, source, now_s, pool, tenant),
+        "meter": meters,
+        "quantity": np.fromiter(map(attrgetter("quantity"), events), np.float64, count),
+        "phase": _phases(_column(events, "phase"), meters),
+    }
+    return records(columns, count)
+
+
+def _from_usage(events: Sequence[Event], source: str, now_s: float, pool: str, tenant: str) -> pa.Table:
+    """Four rows a request: computed input, cached input, output, and the request itself; zero counts leave none."""
+    counts = np.empty((len(events), 4))
+    for at, event in enumerate(events):
+        if event.meter or event.quantity or event.phase:
+            raise InputError(f"event {event.key!r} has both usage and meter: give one of them")
+        assert event.usage is not None
+        try:
+            counts[at] = (*tokens(event.usage), 1)
+        except InputError as error:
+            raise InputError(f"event {event.key!r}: {error}") from error
+    shared = pa.table(_shared(events, "", now_s, pool, tenant))
+    rows, meters = np.nonzero(counts)
+    names = pa.array(["input_tokens", "cached_input_tokens", "output_tokens", "requests"])
+    picked = shared.take(pa.array(rows))
+    columns = {name: picked.column(name) for name in picked.column_names}
+    columns |= {"source": source, "meter": names.take(pa.array(meters)), "quantity": counts[rows, meters]}
+    return records(columns, len(rows))
+
+
+def _decoded(body: bytes, form: str) -> list[Event]:
+    try:
+        if form == "ndjson":
+            return _ONE.decode_lines(body)
+        first = body.lstrip()[:1]
+        if first == b"[":
+            return _LIST.decode(body)
+        # An object is one event, or a list of them under "events".
+        return _MANY.decode(body).events if b'"events"' in body[:64] else [_ONE.decode(body)]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"events cannot be read: {error}") from error
+
+
+def _column(events: Sequence[Event], name: str) -> list[Any]:
+    return list(map(attrgetter(name), events))
+
+
+def _shared(events: Sequence[Event], source: str, now_s: float, pool: str, tenant: str) -> dict[str, Any]:
+    keys = _column(events, "key")
+    if not all(keys):
+        raise InputError("an event has an empty key: give each one that is never used twice")
+    pools = _column(events, "pool")
+    columns: dict[str, Any] = {
+        "ts": pa.array((_times(_column(events, "ts"), now_s) * 1e6).round().astype("datetime64[us]")),
+        "key": pa.array(keys, pa.string()),
+        "pool": pa.array([p or pool for p in pools] if pool else pools, pa.string()),
+        "model": pa.array(_column(events, "model"), pa.string()),
+        "tenant": pa.repeat(tenant, len(keys)) if tenant else pa.array(_column(events, "tenant"), pa.string()),
+    }
+    return columns | ({"source": source} if source else {})
+
+
+def _times(values: list[Any], now_s: float) -> npt.NDArray[np.float64]:
+    kinds = set(map(type, values))
+    if kinds != {float}:
+        values = [_time(v, now_s) for v in values]
+    seconds = np.asarray(values, np.float64)
+    if not (np.abs(seconds) < 1e11).all():
+        raise InputError("an event's ts is no POSIX time in seconds")
+    return seconds
+
+
+def _time(value: float | datetime | None, now_s: float) -> float:
+    if value is None:
+        return now_s
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise InputError(f"an event's ts {value.isoformat()} has no time zone: end it with Z or +00:00")
+        return value.timestamp()
+    return value
+
+
+def _phases(given: list[str], meters: pa.Array[Any]) -> pa.Array[Any]:
+    encoded = meters.dictionary_encode()
+    usual = pa.array([phase_of(m or "") for m in encoded.dictionary.to_pylist()], pa.string())
+    phases = usual.take(encoded.indices)
+    if not any(given):
+        return phases
+    return pa.array([g or p for g, p in zip(given, phases.to_pylist(), strict=True)], pa.string())
+
+
+def _from_arrow(body: bytes, source: str, now_s: float, pool: str, tenant: str) -> pa.Table:
+    try:
+        _refuse_compressed(body)
+        with pa.ipc.open_stream(body) as stream:
+            table = stream.read_all()
+        table.validate(full=True)
+        table = table.unify_dictionaries()
+    except (pa.ArrowException, OSError, ValueError, IndexError) as error:
+        raise InputError(f"an Arrow stream cannot be read: {error}") from error
+    if table.num_rows > MAX_EVENTS:
+        raise InputError(f"{table.num_rows} events in one body: at most {MAX_EVENTS} are taken")
+    known = {"ts", "key", "pool", "model", "tenant", "meter", "quantity", "phase"}
+    unknown = set(table.column_names) - known
+    missing = {"key", "meter", "quantity"} - set(table.column_names)
+    if unknown or missing or len(set(table.column_names)) != table.num_columns:
+        raise InputError(
+            f"an Arrow stream needs the columns key, meter, quantity and may have {', '.join(sorted(known))}; "
+            f"found {', '.join(table.column_names)}"
+        )
+    columns: dict[str, Any] = {name: _plain(table, name) for name in table.column_names}
+    columns |= {"source": source}
+    if "ts" not in columns:
+        columns["ts"] = np.full(table.num_rows, now_s)
+    if tenant:
+        columns["tenant"] = tenant
+    if pool and "pool" not in columns:
+        columns["pool"] = pool
+    rows = records(columns, table.num_rows)
+    if table.num_rows and not pc.min(pc.binary_length(rows.column("key"))).as_py():
+        raise InputError("an event has an empty key: give each one that is never used twice")
+    return rows
+
+
+def _plain(table: pa.Table, name: str) -> Any:
+    column = table.column(name).combine_chunks()
+    try:
+        if name == "ts" and not pa.types.is_timestamp(column.type):
+            return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        return column.cast(RECORDS.field(name).type)
+    except (pa.ArrowException, ValueError) as error:
+        raise InputError(f"column {name!r} of an Arrow stream cannot be read: {error}") from error
+
+
+def _refuse_compressed(body: bytes) -> None:
+    """Raises InputError where a batch is compressed: a small body could unpack to more than the machine has."""
+    reader = pa.BufferReader(body)
+    while True:
+        try:
+            message = pa.ipc.read_message(reader)
+        except EOFError:
+            return
+        if message.type in ("record batch", "dictionary") and _compressed(message.metadata.to_pybytes()):
+            raise InputError("an Arrow stream is compressed inside: send it plain, or compress the request")
+
+
+def _compressed(flat: bytes) -> bool:
+    """Whether a Message flatbuffer's RecordBatch has its `compression` field (Arrow format/Message.fbs)."""
+
+    def u32(at: int) -> int:
+        return int.from_bytes(flat[at : at + 4], "little")
+
+    def slot(table: int, number: int) -> int:
+        vtable = table - int.from_bytes(flat[table : table + 4], "little", signed=True)
+        size = int.from_bytes(flat[vtable : vtable + 2], "little")
+        place = 4 + 2 * number
+        offset = int.from_bytes(flat[vtable + place : vtable + place + 2], "little") if place < size else 0
+        return table + offset if offset else 0
+
+    message = u32(0)
+    kind_at, header_at = slot(message, 1), slot(message, 2)
+    header = header_at + u32(header_at)
+    if flat[kind_at] == 2:  # DictionaryBatch: its data is a RecordBatch
+        data_at = slot(header, 1)
+        header = data_at + u32(data_at)
+    return slot(header, 3) != 0
+
+
+def each(lines: Iterable[bytes], take: Callable[[bytes], Event | None]) -> tuple[list[Event], list[str]]:
+    """Events of lines, and why others were refused (``line 3: …``); a line may hold none of ours."""
+    events, refused = [], []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            event = take(line)
+        except (InputError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            refused.append(f"line {number}: {error}")
+            continue
+        if event is not None:
+            events.append(event)
+    return events, refused

@@ -1,0 +1,207 @@
+"""Prometheus as a source: scraped expositions and remote-write requests become records."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from pertoken.errors import InputError, nearest
+from pertoken.meter._counters import MAX_GAP_S, Quantity, Reading, State, advance, device_of, hours_of
+from pertoken.meter._exposition import Series, parse
+from pertoken.meter._names import rules_of
+from pertoken.meter._remote_write import decode
+from pertoken.meter.records import empty, records
+from pertoken.units import METERS, MILLISECONDS_PER_SECOND
+
+_AHEAD_S = 3600.0  # a sender's clock may run ahead by this much
+UNNAMED = "(unnamed)"
+"""Instance of remote-written series that carry no instance label."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One thing that exposes metrics, and what we know of it that it does not say itself.
+
+    `pool`: the fleet's pool it belongs to. `model`: the model of an engine that does not name its own (llama.cpp).
+    `names`: an engine's name of a model to ours. `tenant`: whose it is, where it serves one tenant alone.
+    `gpus`: GPUs an engine instance holds, a MIG slice or shared GPU as a fraction; 0: its share of the pool's.
+    `pools`: the pool by the value of any label (GPU UUID, host, namespace), for an exporter that sees several.
+    """
+
+    name: str
+    pool: str
+    url: str = ""
+    model: str = ""
+    tenant: str = ""
+    gpus: float = 0.0
+    names: Mapping[str, str] = field(default_factory=dict)
+    pools: Mapping[str, str] = field(default_factory=dict)
+
+
+def read(
+    text: str | bytes, target: Target, state: State, *, now_s: float, openmetrics: bool = False
+) -> tuple[pa.Table, State]:
+    """What a scrape adds to the records, and the state to journal with them.
+
+    Parameters: text of the exposition; the target's last state; now_s [POSIX s] of the scrape.
+    Journal both in one append (``marks={target.name: state.to_bytes()}``): then a crash loses nothing and counts
+    nothing twice. Raises InputError on text that is no exposition.
+    """
+    if now_s <= state.last_s:
+        return empty(), state  # our clock stepped back: the next scrape past the last one counts it all
+    samples = parse(text, openmetrics=openmetrics)
+    readings = [
+        Reading(series, value, now_s)
+        for series, value in zip(samples.series, samples.values, strict=True)
+        if rules_of(series.name)
+    ]
+    quantities, new = advance(state, readings, now_s=now_s, whole=True)
+    watched = _watched(readings, state, now_s)
+    return _table(quantities + watched, target, now_s), new
+
+
+def read_remote_write(
+    body: bytes, targets: Mapping[str, Target], states: Mapping[str, State], *, now_s: float
+) -> tuple[pa.Table, dict[str, State], dict[str, int]]:
+    """What a remote-write request (v1: snappy, protobuf) adds, the new states, and series of unknown instances.
+
+    Parameters: targets and states by instance (label ``instance``, or ``job/instance`` where a target is so named).
+    A sender repeats a request until it is acknowledged: samples not newer than the last of their series add
+    nothing. Raises InputError on a body that is no write request.
+    """
+    by_target: dict[str, list[Reading]] = defaultdict(list)
+    unknown: dict[str, int] = defaultdict(int)
+    for labels, samples in decode(body):
+        name = labels.pop("__name__", "")
+        if not rules_of(name) and name != "up":
+            continue
+        instance = labels.get("instance", UNNAMED)
+        key = f"{labels.get('job', '')}/{instance}"
+        key = key if key in targets else instance
+        if key not in targets:
+            unknown[instance] += 1
+            continue
+        series = Series(name, labels)
+        by_target[key] += [
+            Reading(series, value, ms / MILLISECONDS_PER_SECOND)
+            for ms, value in samples
+            if ms / MILLISECONDS_PER_SECOND < now_s + _AHEAD_S
+        ]
+    tables, new = [], {}
+    for key, readings in by_target.items():
+        readings.sort(key=lambda r: r.time_s)
+        state = states.get(key) or State(now_s)
+        before = state.last_s
+        quantities, new[key] = advance(state, readings, now_s=now_s, whole=False)
+        times = sorted({r.time_s for r in readings if r.time_s > before and r.series.name != "up"})
+        watched: list[Quantity] = []
+        for time_s in times:
+            at = [r for r in readings if r.time_s == time_s]
+            watched += _watched(at, State(0.0, last_s=before), time_s)
+            before = time_s
+        tables.append(_table(quantities + watched, targets[key], now_s))
+    rows = [t for t in tables if t.num_rows]
+    return (pa.concat_tables(rows) if rows else empty()), new, dict(unknown)
+
+
+def _watched(readings: Iterable[Reading], state: State, now_s: float) -> list[Quantity]:
+    """Seconds a target was seen, or the gap since it was last seen."""
+    rules = [(r, rule) for r in readings for rule in rules_of(r.series.name) if rule.how != "start"]
+    if not rules or not state.last_s:
+        return []
+    kind = rules[0][1].kind
+    length = now_s - state.last_s
+    interval = (state.last_s, now_s)
+    if length > MAX_GAP_S:
+        return [Quantity(kind, "gap_seconds", "", "", {}, *interval, length, "measured")]
+    found = [Quantity(kind, "seen_seconds", "", "", {}, *interval, length, "measured")]
+    if kind == "device":
+        gpus: dict[str, dict[str, str]] = {}
+        for reading, _ in rules:
+            gpus.setdefault(device_of(reading.series), dict(reading.series.labels))
+        found += [
+            Quantity(kind, "gpu_seen_seconds", "", gpu, labels, *interval, length, "measured")
+            for gpu, labels in gpus.items()
+        ]
+    return found
+
+
+def _table(quantities: list[Quantity], target: Target, now_s: float) -> pa.Table:
+    """Quantities summed by hour, pool, model and meter."""
+    sums: dict[tuple[str, str, str, str, str, float], float] = defaultdict(float)
+    running: dict[tuple[float, float], set[str]] = defaultdict(set)
+    for q in quantities:
+        if q.meter == "running_seconds":
+            running[q.start_s, q.end_s].add(str(sorted(q.labels.items())))
+    for q in quantities:
+        amount = q.amount
+        if q.meter == "running_seconds":
+            amount /= len(running[q.start_s, q.end_s])  # engines of one instance share its GPUs evenly
+        model = target.names.get(q.model, q.model) or (target.model if q.kind in ("engine", "gateway") else "")
+        pool = _pool(target, q.labels)
+        for time_s, part in _parts(q, amount):
+            if part > 0:
+                sums[q.kind, pool, model, q.meter, q.basis, time_s] += part
+    for (kind, pool, model, meter, basis, time_s), amount in list(sums.items()):
+        if meter == "seen_seconds" and kind == "engine" and target.gpus:
+            sums[kind, pool, model, "held_gpus", basis, time_s] += amount * target.gpus
+    if not sums:
+        return empty()
+    keys = list(sums)
+    return records(
+        {
+            "ts": [k[5] for k in keys],
+            "source": [f"{k[0]}/{target.name}" for k in keys],
+            "key": [f"{k[5]:.3f}@{now_s:.3f}:{k[1]}:{k[2]}:{k[4]}" for k in keys],
+            "pool": [k[1] for k in keys],
+            "model": [k[2] for k in keys],
+            "tenant": target.tenant,
+            "meter": [k[3] for k in keys],
+            "quantity": list(sums.values()),
+            "basis": [k[4] for k in keys],
+        },
+        len(keys),
+    )
+
+
+def _parts(q: Quantity, amount: float) -> list[tuple[float, float]]:
+    """An amount by hour. Whole tokens stay whole: what rounding leaves goes to the last hour."""
+    length = q.end_s - q.start_s
+    # Only growth across a silence has no known hours; seconds of a silence have.
+    pieces = hours_of(q.start_s, q.end_s) if length <= MAX_GAP_S or q.meter == "gap_seconds" else []
+    if len(pieces) <= 1:
+        return [(q.end_s, amount)]
+    whole = amount == int(amount) and q.meter not in _CONTINUOUS
+    left, parts = amount, []
+    for piece in pieces[:-1]:
+        part = float(int(amount * piece.fraction)) if whole else amount * piece.fraction
+        parts.append((piece.time_s, part))
+        left -= part
+    return [*parts, (q.end_s, left)]
+
+
+def _pool(target: Target, labels: Mapping[str, str]) -> str:
+    if target.pools:
+        for value in labels.values():
+            if value in target.pools:
+                return target.pools[value]
+    return target.pool
+
+
+_CONTINUOUS = {m.name for m in METERS.values() if m.unit not in ("token", "request")} | {
+    "prefill_seconds", "decode_seconds", "running_seconds", "active_seconds", "seen_seconds",
+    "gpu_seen_seconds", "gap_seconds", "held_gpus",
+}  # fmt: skip
+
+
+def check_target(target: Target, pools: Iterable[str]) -> Target:
+    """The target, if its pools are the fleet's. Raises InputError naming the nearest pools."""
+    known = list(pools)
+    for pool in (target.pool, *target.pools.values()):
+        if pool and pool not in known:
+            near = ", ".join(nearest(pool, known)) or ", ".join(known)
+            raise InputError(f"target {target.name!r} names the pool {pool!r}, the fleet has {near}")
+    return target
