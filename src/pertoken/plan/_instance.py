@@ -1,0 +1,335 @@
+"""What the planner is given: pools, units, flows, demand and rates as numpy arrays.
+
+The words, from the machine up:
+
+- **pool**: identical machines at one site. Some are *held* (owned, colocated or committed: paid for every hour of the
+  horizon, used or not), others may be *rented* by the hour. An API is a pool without machines.
+- **unit**: what runs on a pool for one serving model or one training job; takes `unit_gpus` GPUs. A *whole* unit exists or
+  does not (a replica); other units may take any share of a machine.
+- **flow**: one kind of load on a unit: a size bucket of a workload (a *class*) or a training *job*, at an operating point
+  that meets the SLO. A fully loaded unit does `flow_per_hour` requests (jobs: tokens) of it in an hour.
+- **class**: one workload's size bucket: requests by hour, tokens per request, and how many hours it may wait.
+
+Cost coefficients are never held: they are `rates`, the very rows the ledger prices usage with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from pertoken.errors import InputError
+from pertoken.units import site_pool
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Hours = npt.NDArray[np.datetime64]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """USD per unit of one meter in one pool, shape (T,): a row of the rates table for each hour."""
+
+    pool: str
+    meter: str
+    component: str
+    usd_per_unit: Floats
+    basis: str = "quoted"
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Usage that no decision changes: a site's hours, staff, storage. Quantity [meter's unit], shape (T,)."""
+
+    pool: str
+    meter: str
+    quantity: Floats
+    phase: str = "idle"
+    basis: str = "assumed"
+
+
+@dataclass(frozen=True)
+class Peak:
+    """A demand charge: one band of one site in one billing period.
+
+    hours: where the band applies, shape (T,); at: the hour its usage row is posted; already_kw: the peak this period has
+    already seen, paid whatever the plan does. Its rate is the site pool's rate of `meter` at hour `at`.
+    """
+
+    site: int
+    meter: str
+    hours: Bools
+    at: int
+    already_kw: float = 0.0
+    usd_per_kw: float | None = None
+    """Set in a window whose hours do not hold `at`; None: looked up in the rates."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """At most `fraction` of the tokens served by `of` flows (hour by hour) may be served by `flows`; shapes (F,).
+
+    With `most_per_hour` [tokens, (T,)] instead, an absolute limit. `name` is what it protects: ``spot``, ``vendor``.
+    """
+
+    name: str
+    entity: str
+    flows: Bools
+    of: Bools
+    fraction: float = 1.0
+    most_per_hour: Floats | None = None
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One planning problem. P pools, K units, F flows, D classes, J jobs, S sites, T hours."""
+
+    hours: Hours
+    """UTC, shape (T,)."""
+    previous: Ints
+    """Shape (T,): the hour before each hour, −1 where nothing is known (first hour, or start of a chain)."""
+    weight: Floats
+    """Shape (T,): how many hours of the horizon each stands for (1, or more with representative days)."""
+
+    pool_names: tuple[str, ...]
+    """Ledger name of rented machines, of APIs, and of held ones unless `held_names` says otherwise."""
+    held_names: tuple[str, ...]
+    pool_site: Ints
+    """Index of the site; −1 where no site's energy is paid (APIs, rented clouds)."""
+    machine_gpus: Ints
+    held_least: Ints
+    held_most: Ints
+    """Machines held over the whole horizon: equal bounds are owned ones; a range is for the planner to choose."""
+    rented_most: Floats
+    """Machines that may be rented, shape (P, T); 0 where only held ones exist."""
+    machines_most: Floats
+    """Machines that may be on, held and rented together, shape (P, T)."""
+    machine_kw: Floats
+    """Power of one machine that is on and idle, at the plug [kW, (P,)]."""
+    off_kw: Floats
+    """Power of one held machine that is off [kW, (P,)]."""
+    pue: Floats
+    """Utility meter over plug, shape (P, T)."""
+    start_hours: Floats
+    """Hours of a machine lost when it starts, 0 to 1 [(P,)]; for units that are not whole."""
+    start_kwh: Floats
+    """Energy of a start beyond idle, at the plug [kWh, (P,)]."""
+    min_run: Ints
+    """Fewest hours a machine stays on once started [(P,)]."""
+
+    unit_pool: Ints
+    unit_names: tuple[str, ...]
+    unit_gpus: Floats
+    unit_whole: Bools
+    unit_most: Floats
+    """Most units at once [(K,)]; inf where only the pool limits."""
+    unit_start_hours: Floats
+    """Hours a whole unit needs to load before it serves, 0 to 1 [(K,)]."""
+    unit_min_run: Ints
+
+    flow_unit: Ints
+    """Unit of each flow, −1 for an API's."""
+    flow_pool: Ints
+    flow_class: Ints
+    """Class served, −1 for a job's flow."""
+    flow_job: Ints
+    """Job advanced, −1 for a class's flow."""
+    flow_per_hour: Floats
+    """Requests (jobs: tokens) an hour of one fully loaded unit, useful work and loss together [(F,)]."""
+    flow_kw: Floats
+    """Power of a fully loaded unit beyond idle, at the plug [kW, (F,)]."""
+    flow_loss: Floats
+    """Fraction of the work that is lost and done again (spot interruptions, restarts) [(F,)]."""
+    flow_prefill: Floats
+    """Fraction of busy time that is prefill [(F,)]."""
+
+    class_names: tuple[str, ...]
+    class_model: tuple[str, ...]
+    class_tenant: tuple[str, ...]
+    class_workload: tuple[str, ...]
+    requests: Floats
+    """Shape (D, T)."""
+    input_tokens: Floats
+    """Computed prompt tokens per request [(D,)]."""
+    cached_input_tokens: Floats
+    output_tokens: Floats
+    egress_gb: Floats
+    """Data sent out per request [GB, (D,)]."""
+    slack_hours: Ints
+    """Hours a request may wait; 0: served in its hour [(D,)]."""
+
+    job_names: tuple[str, ...]
+    job_model: tuple[str, ...]
+    job_tenant: tuple[str, ...]
+    job_tokens: Floats
+    """Retained training tokens to reach [(J,)]."""
+    job_release: Ints
+    job_deadline: Ints
+    """First hour too late: work counts in hours [release, deadline) [(J,)]."""
+    job_one_pool: Bools
+    """The job stays on one pool (no silent mix of GPU types)."""
+
+    site_names: tuple[str, ...]
+    site_base_kw: Floats
+    """What else the meter sees [kW, (S, T)]; counts for the peak and the cap."""
+    site_cap_kw: Floats
+    """Power the site may draw, inf where nothing limits [(S, T)]."""
+    carbon_g_per_kwh: Floats
+    """Grid intensity at each pool, NaN where unknown [(P, T)]."""
+
+    rates: tuple[Rate, ...] = ()
+    fixed: tuple[Fixed, ...] = ()
+    peaks: tuple[Peak, ...] = ()
+    limits: tuple[Limit, ...] = ()
+    name: str = "plan"
+    basis: str = "roofline"
+    initial_on: Floats | None = None
+    """Machines on in the hour before the first [(P,)]; None: nobody knows, and the first hour's starts are free."""
+    initial_units: Floats | None = None
+    initial_backlog: Floats | None = None
+    """Requests waiting at the start [(D,)]."""
+    backlog_most: Floats | None = None
+    """Most requests that may wait at the end of each hour, shape (D, T); None: what arrived within the slack, and
+    nothing at the end of the horizon."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Numbers of pools P, units K, flows F, classes D, jobs J, sites S, hours T."""
+        return {
+            "P": len(self.pool_names), "K": len(self.unit_pool), "F": len(self.flow_unit),
+            "D": len(self.class_names), "J": len(self.job_names), "S": len(self.site_names), "T": len(self.hours),
+        }  # fmt: skip
+
+    def price(self, pool: str, meter: str) -> Floats:
+        """USD per unit of a meter in a pool, all components together, shape (T,); zero where no rate names it."""
+        total = np.zeros(len(self.hours))
+        for rate in self.rates:
+            if rate.pool == pool and rate.meter == meter:
+                total = total + rate.usd_per_unit
+        return total
+
+    def prices(self, pools: tuple[str, ...], meter: str) -> Floats:
+        """`price` of several pools, shape (P, T)."""
+        index = {name: i for i, name in enumerate(pools)}
+        total = np.zeros((len(pools), len(self.hours)))
+        shared = len(index) != len(pools)
+        for rate in self.rates:
+            if rate.meter == meter and rate.pool in index:
+                if shared:
+                    total[[i for i, name in enumerate(pools) if name == rate.pool]] += rate.usd_per_unit
+                else:
+                    total[index[rate.pool]] += rate.usd_per_unit
+        return total
+
+    def peak_price(self, peak: Peak) -> float:
+        """USD per kW of a demand charge over its billing period, all components together."""
+        if peak.usd_per_kw is not None:
+            return peak.usd_per_kw
+        return float(self.price(site_pool(self.site_names[peak.site]), peak.meter)[peak.at])
+
+    def tokens_per_request(self) -> Floats:
+        """All tokens of a request of each class, shape (D,)."""
+        return self.input_tokens + self.cached_input_tokens + self.output_tokens
+
+    def waiting_most(self) -> Floats:
+        """Most requests that may wait at the end of each hour, shape (D, T): what arrived within the slack.
+
+        That bound is the deadline: whatever arrived earlier has been served. Nothing waits past the last hour of a
+        chain of hours that ends, nor where the slack is 0.
+        """
+        if self.backlog_most is not None:
+            return self.backlog_most
+        most, at = np.zeros_like(self.requests), np.arange(len(self.hours))
+        for step in range(int(self.slack_hours.max(initial=0))):
+            waits = (self.slack_hours > step)[:, None] & (at >= 0)[None, :]
+            most += np.where(waits, self.requests[:, np.maximum(at, 0)], 0.0)
+            at = np.where(at >= 0, self.previous[np.maximum(at, 0)], -1)
+        ends = np.ones(len(self.hours), dtype=np.bool_)
+        ends[self.previous[self.previous >= 0]] = False
+        most[:, ends] = 0.0
+        return most
+
+    def useful(self) -> Floats:
+        """Requests (jobs: tokens) an hour of a fully loaded unit, net of what is lost, shape (F,)."""
+        return self.flow_per_hour * (1 - self.flow_loss)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+def _check(instance: Instance) -> None:
+    """Raises InputError where shapes disagree or a number cannot be meant; one line, naming the field."""
+    s = instance.sizes
+    shapes = {
+        "previous": "T", "weight": "T", "held_names": "P", "pool_site": "P", "machine_gpus": "P",
+        "held_least": "P", "held_most": "P", "rented_most": "PT", "machines_most": "PT", "machine_kw": "P", "off_kw": "P", "pue": "PT",
+        "start_hours": "P", "start_kwh": "P", "min_run": "P", "unit_names": "K", "unit_gpus": "K",
+        "unit_whole": "K", "unit_most": "K", "unit_start_hours": "K", "unit_min_run": "K", "flow_pool": "F",
+        "flow_class": "F", "flow_job": "F", "flow_per_hour": "F", "flow_kw": "F", "flow_loss": "F",
+        "flow_prefill": "F", "class_model": "D", "class_tenant": "D", "class_workload": "D", "requests": "DT",
+        "input_tokens": "D", "cached_input_tokens": "D", "output_tokens": "D", "egress_gb": "D", "slack_hours": "D",
+        "job_model": "J", "job_tenant": "J", "job_tokens": "J", "job_release": "J", "job_deadline": "J",
+        "job_one_pool": "J", "site_base_kw": "ST", "site_cap_kw": "ST", "carbon_g_per_kwh": "PT",
+    }  # fmt: skip
+    for name, axes in shapes.items():
+        value, wanted = getattr(instance, name), tuple(s[a] for a in axes)
+        found = value.shape if isinstance(value, np.ndarray) else (len(value),)
+        if found != wanted:
+            raise InputError(
+                f"plan instance: {name} has shape {found}, expected {wanted} ({' × '.join(axes)})"
+            )
+    may_be_infinite = ("machines_most", "rented_most", "unit_most", "site_cap_kw", "carbon_g_per_kwh")
+    for item in fields(instance):
+        value = getattr(instance, item.name)
+        if isinstance(value, np.ndarray) and value.dtype == np.float64 and item.name not in may_be_infinite:
+            if not np.isfinite(value).all():
+                raise InputError(f"plan instance: {item.name} is not finite everywhere")
+            if (value < 0).any():
+                raise InputError(f"plan instance: {item.name} is negative somewhere")
+    for rate in instance.rates:
+        if rate.usd_per_unit.shape != (s["T"],) or not np.isfinite(rate.usd_per_unit).all():
+            raise InputError(
+                f"rate of {rate.meter} ({rate.component}) in pool {rate.pool!r} is not finite for each hour"
+            )
+    if (instance.flow_loss >= 1).any():
+        raise InputError("plan instance: flow_loss of 1 or more leaves no useful work")
+    if (instance.held_least > instance.held_most).any():
+        raise InputError("plan instance: held_least exceeds held_most")
+
+
+def window(instance: Instance, first: int, last: int) -> Instance:
+    """The same problem for hours [first, last) alone; jobs and initial state are the caller's to set."""
+    cut = slice(first, last)
+    previous = np.arange(last - first, dtype=np.int64) - 1
+    most = instance.waiting_most()
+    return replace(
+        instance,
+        hours=instance.hours[cut],
+        previous=previous,
+        weight=instance.weight[cut],
+        rented_most=instance.rented_most[:, cut],
+        machines_most=instance.machines_most[:, cut],
+        pue=instance.pue[:, cut],
+        requests=instance.requests[:, cut],
+        backlog_most=most[:, cut],
+        job_release=np.clip(instance.job_release - first, 0, last - first),
+        job_deadline=np.clip(instance.job_deadline - first, 0, last - first),
+        site_base_kw=instance.site_base_kw[:, cut],
+        site_cap_kw=instance.site_cap_kw[:, cut],
+        carbon_g_per_kwh=instance.carbon_g_per_kwh[:, cut],
+        rates=tuple(replace(r, usd_per_unit=r.usd_per_unit[cut]) for r in instance.rates),
+        fixed=tuple(replace(f, quantity=f.quantity[cut]) for f in instance.fixed),
+        peaks=tuple(
+            replace(k, hours=k.hours[cut], at=0, usd_per_kw=instance.peak_price(k))
+            for k in instance.peaks
+            if k.hours[cut].any()
+        ),
+        limits=tuple(
+            replace(m, most_per_hour=None if m.most_per_hour is None else m.most_per_hour[cut])
+            for m in instance.limits
+        ),
+    )

@@ -1,0 +1,174 @@
+"""From relaxation to whole machines: round what holds for the whole horizon, then dive hour by hour.
+
+1. The relaxation gives the bound.
+2. What is decided once (machines held, the pool of each job) is rounded and fixed; on fleets the relaxation of the rest is
+   then nearly whole by itself.
+3. Dive: of each hour the count nearest to its ceiling is rounded up, the better half of these are fixed, the relaxation
+   is solved again from where it stands, until every count is whole. Rounding all counts up at once after step 2 gives
+   the first feasible plan.
+4. Where the gap is still too wide, HiGHS goes on from that plan as an integer program.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pertoken.plan._instance import Bools, Floats, Ints
+from pertoken.plan._program import INF, Program
+from pertoken.plan._solve import Session, Watch, fix, gap, is_fraction, near
+
+_ROUNDS = 40
+
+
+@dataclass(frozen=True)
+class Found:
+    """Columns of the best solution, its objective, the bound, and how the search ended."""
+
+    x: Floats | None
+    objective: float
+    bound: float
+    status: str
+    relaxed: Floats
+    row_dual: Floats
+    reduced_cost: Floats
+    first_feasible_s: float | None
+
+
+def search(program: Program, gap_fraction: float, watch: Watch) -> Found:
+    """The best solution within the gap, the time limit, or until told to stop."""
+    session = Session(program, watch)
+    if not session.relax():
+        return Found(None, INF, -INF, session.status, session.x, session.row_dual, session.reduced_cost, None)
+    relaxed, duals, reduced, bound = session.x, session.row_dual, session.reduced_cost, session.objective
+    watch.tell("linear relaxation", bound=bound)
+    watch.drain()
+    best = dive(session, program, watch)
+    reached = gap(best[1], bound) if best else None
+    status = "optimal" if reached is not None and reached <= gap_fraction else session.status
+    if not watch.over and (reached is None or reached > gap_fraction):
+        session.free()
+        start = best[0] if best else None
+        limit = watch.left_s()
+        if session.integer(gap_fraction, start, limit):
+            bound = _tighter(bound, session.mip_bound, program.maximise)
+            polished = polish(session, session.x)
+            if polished and (best is None or _better(polished[1], best[1], program.maximise)):
+                best = polished
+        status = session.status if best is None else "optimal"
+        if session.status == "infeasible":
+            status = "infeasible"
+    if watch.over and best is not None:
+        status = "stopped" if watch.stop.is_set() else "time limit"
+        reached = gap(best[1], bound)
+        status = "optimal" if reached is not None and reached <= gap_fraction else status
+    x, objective = best if best else (None, INF)
+    watch.tell("done", best=objective if best else None, bound=bound)
+    watch.drain()
+    return Found(x, objective, bound, status, relaxed, duals, reduced, watch.first_feasible_s)
+
+
+def _tighter(a: float, b: float, maximise: bool) -> float:
+    return (min(a, b) if maximise else max(a, b)) if np.isfinite(b) else a
+
+
+def _better(a: float, b: float, maximise: bool) -> bool:
+    return a > b if maximise else a < b
+
+
+def polish(session: Session, x: Floats) -> tuple[Floats, float] | None:
+    """The best continuous part for the whole part of x."""
+    whole = np.flatnonzero(session.program.integer)
+    session.free()
+    fix(session, whole, np.round(x[whole]))
+    if not session.relax():
+        return None
+    return session.x.copy(), session.objective
+
+
+def dive(session: Session, program: Program, watch: Watch) -> tuple[Floats, float] | None:
+    """A whole solution by rounding and solving again; None where rounding ran into a wall."""
+    whole = np.flatnonzero(program.integer)
+    if not is_fraction(session.x[whole]).any():
+        watch.tell("relaxation is whole", best=session.objective)
+        return session.x.copy(), session.objective
+    if not _settle_once(session, program):
+        return None
+    best: tuple[Floats, float] | None = None
+    hourly = [n for n in (program.columns["units"], program.columns["machines"]) if (n >= 0).any()]
+    columns = np.concatenate(hourly) if hourly else np.zeros((0, 1), dtype=np.int64)
+    integer = np.zeros(columns.shape, dtype=np.bool_)
+    integer[columns >= 0] = program.integer[columns[columns >= 0]]
+    columns = np.where(integer, columns, -1)
+    for round_number in range(_ROUNDS):
+        x = near(session.x)
+        values = np.where(columns >= 0, x[np.maximum(columns, 0)], 0.0)
+        open_ = (columns >= 0) & is_fraction(values)
+        if not open_.any():
+            break
+        if round_number == 0:
+            best = _round_all(session, columns, values, watch)
+        if watch.over or not _round_some(session, columns, values, open_):
+            return best
+    last = _round_all(session, columns, np.where(columns >= 0, session.x[np.maximum(columns, 0)], 0.0), watch)
+    if last and (best is None or _better(last[1], best[1], program.maximise)):
+        best = last
+    return best
+
+
+def _settle_once(session: Session, program: Program) -> bool:
+    """Fix what is decided once for the horizon; False where no rounding of it is feasible."""
+    held, runs_on = program.columns["held"], program.columns["runs_on"]
+    x = session.x
+    for job in range(runs_on.shape[0]):
+        mine = runs_on[job][runs_on[job] >= 0]
+        if len(mine):
+            fix(session, mine, (np.arange(len(mine)) == int(np.argmax(x[mine]))).astype(np.float64))
+    mine = held[held >= 0]
+    wanted = x[mine].copy()
+    for rounding in (np.round, np.ceil):
+        fix(session, mine, np.clip(rounding(near(wanted)), program.lower[mine], program.upper[mine]))
+        if session.relax():
+            return True
+    session.bounds(mine, program.lower[mine], program.upper[mine])
+    if not session.relax():
+        return False
+    fix(session, mine, np.clip(np.ceil(near(session.x[mine])), program.lower[mine], program.upper[mine]))
+    return session.relax()
+
+
+def _round_some(session: Session, columns: Ints, values: Floats, open_: Bools) -> bool:
+    """Fix the better half of each hour's count nearest to its ceiling; step back to the floor where that is a wall."""
+    up = np.where(open_, np.ceil(values) - values, np.inf)
+    row = up.argmin(axis=0)
+    hours = np.flatnonzero(np.isfinite(up.min(axis=0)))
+    distance = up[row[hours], hours]
+    take = hours[np.argsort(distance, kind="stable")[: max(8, (len(hours) + 1) // 2)]]
+    chosen = columns[row[take], take]
+    before = values[row[take], take]
+    fix(session, chosen, np.minimum(np.ceil(before), session.program.upper[chosen]))
+    if session.relax():
+        return True
+    fix(session, chosen, np.floor(before))
+    if session.relax():
+        return True
+    session.bounds(chosen, session.program.lower[chosen], session.program.upper[chosen])
+    session.relax()
+    return False
+
+
+def _round_all(session: Session, columns: Ints, values: Floats, watch: Watch) -> tuple[Floats, float] | None:
+    """Every count up, the rest solved; leaves the session as it found it."""
+    here = columns[columns >= 0]
+    saved, lower, upper = session.x, session.lower[here], session.upper[here]
+    fix(session, here, np.minimum(np.ceil(near(values[columns >= 0])), session.program.upper[here]))
+    found = (session.x.copy(), session.objective) if session.relax() else None
+    if found:
+        sign = -1 if session.program.maximise else 1
+        if watch.best is None or sign * found[1] < sign * watch.best:
+            watch.tell("rounded", best=found[1])
+            watch.drain()
+    session.bounds(here, lower, upper)
+    session.x = saved
+    return found

@@ -1,0 +1,249 @@
+"""HiGHS, driven: load a program in bulk, fix and free columns, watch the gap, stop when asked and keep the best.
+
+The solver runs in a thread of its own while the calling thread waits, passes on progress and listens for Ctrl-C; so a
+keyboard interrupt never unwinds through the solver, and the best solution so far is still there.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import highspy
+import numpy as np
+
+from pertoken.errors import PerTokenError
+from pertoken.plan._instance import Bools, Floats, Ints
+from pertoken.plan._program import INF, Program
+
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a solve stands: the step, the best objective so far, the bound no plan can beat, and their gap."""
+
+    elapsed_s: float
+    step: str
+    best: float | None
+    bound: float | None
+    gap_fraction: float | None
+
+
+Report = Callable[[Progress], None]
+
+
+@dataclass
+class Watch:
+    """Clock, progress and stop of one `plan` call."""
+
+    time_limit_s: float
+    report: Report | None = None
+    began: float = field(default_factory=time.monotonic)
+    stop: threading.Event = field(default_factory=threading.Event)
+    best: float | None = None
+    bound: float | None = None
+    queue: SimpleQueue[Progress] = field(default_factory=SimpleQueue)
+    first_feasible_s: float | None = None
+
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.began
+
+    def left_s(self) -> float:
+        return max(0.0, self.time_limit_s - self.elapsed_s())
+
+    @property
+    def over(self) -> bool:
+        return self.stop.is_set() or self.left_s() <= 0
+
+    def tell(self, step: str, best: float | None = None, bound: float | None = None) -> None:
+        """Queue a report; the waiting thread hands it on."""
+        self.best = best if best is not None else self.best
+        self.bound = bound if bound is not None else self.bound
+        if best is not None and self.first_feasible_s is None:
+            self.first_feasible_s = self.elapsed_s()
+        self.queue.put(Progress(self.elapsed_s(), step, self.best, self.bound, gap(self.best, self.bound)))
+
+    def drain(self) -> None:
+        while True:
+            try:
+                item = self.queue.get_nowait()
+            except Empty:
+                return
+            if self.report is not None:
+                try:
+                    self.report(item)
+                except KeyboardInterrupt:
+                    self.stop.set()
+
+
+def gap(best: float | None, bound: float | None) -> float | None:
+    """Relative distance of the best solution from the bound: |best − bound| / |best|.
+
+    >>> gap(100.0, 99.0)
+    0.01
+    """
+    if best is None or bound is None or not np.isfinite([best, bound]).all():
+        return None
+    return abs(best - bound) / max(abs(best), 1e-9)
+
+
+class Session:
+    """One program inside HiGHS, kept warm between solves."""
+
+    def __init__(self, program: Program, watch: Watch) -> None:
+        self.program, self.watch = program, watch
+        self.lower, self.upper = program.lower.copy(), program.upper.copy()
+        self.highs = highspy.Highs()
+        self.highs.setOptionValue("output_flag", False)
+        self.status = "not solved"
+        self.objective = INF
+        self.x: Floats = np.zeros(0)
+        self.row_dual: Floats = np.zeros(0)
+        self.reduced_cost: Floats = np.zeros(0)
+        self._load(program)
+
+    def _load(self, p: Program) -> None:
+        rows, columns, entries = p.shape
+        sense = -1 if p.maximise else 1
+        status = self.highs.passModel(
+            columns, rows, entries, 2, sense, p.objective_offset, p.objective, p.lower, p.upper, p.row_lower,
+            p.row_upper, p.start, p.index, p.value, np.zeros(columns, dtype=np.int32),
+        )  # fmt: skip
+        if status == highspy.HighsStatus.kError:
+            raise PerTokenError("the optimiser refused the plan's program; please report the scenario")
+
+    def bounds(self, columns: Ints, lower: Floats | float, upper: Floats | float) -> None:
+        """Set the bounds of columns (−1 is passed over)."""
+        number = columns.ravel()
+        low = np.broadcast_to(np.asarray(lower, dtype=np.float64), columns.shape).ravel()
+        high = np.broadcast_to(np.asarray(upper, dtype=np.float64), columns.shape).ravel()
+        keep = number >= 0
+        if keep.any():
+            self.lower[number[keep]], self.upper[number[keep]] = low[keep], high[keep]
+            self.highs.changeColsBounds(int(keep.sum()), number[keep].astype(np.int32), low[keep], high[keep])
+
+    def free(self) -> None:
+        """All columns back to the program's own bounds."""
+        every = np.arange(len(self.program.lower))
+        self.bounds(every, self.program.lower, self.program.upper)
+
+    def relax(self, *, barrier: bool = False) -> bool:
+        """Solve as a linear program from where it stands; True where optimal."""
+        self.highs.setOptionValue("solver", "ipm" if barrier else "simplex")
+        self._run()
+        return self.status == "optimal"
+
+    def integer(self, gap_fraction: float, start: Floats | None, limit_s: float) -> bool:
+        """Solve as an integer program, from a solution if given; True where a solution is known at the end."""
+        highs, p = self.highs, self.program
+        kind = np.where(
+            p.integer, highspy.HighsVarType.kInteger.value, highspy.HighsVarType.kContinuous.value
+        )
+        every = np.arange(len(kind), dtype=np.int32)
+        highs.changeColsIntegrality(len(kind), every, kind.astype(np.uint8))
+        highs.setOptionValue("solver", "choose")
+        highs.setOptionValue("mip_rel_gap", float(gap_fraction))
+        if start is not None:
+            highs.setSolution(len(kind), every, start)
+        for item in (highs.cbMipImprovingSolution, highs.cbMipLogging):
+            item.subscribe(self._improved)
+        self._run(limit_s)
+        for item in (highs.cbMipImprovingSolution, highs.cbMipLogging):
+            item.unsubscribe(self._improved)
+        highs.changeColsIntegrality(len(kind), every, np.zeros(len(kind), dtype=np.uint8))
+        return bool(np.isfinite(self.objective))
+
+    def _improved(self, event: Any) -> None:
+        """Pass on what the integer program has found, where it is better than what is known."""
+        watch, out, sign = self.watch, event.data_out, -1 if self.program.maximise else 1
+        bound = out.mip_dual_bound if np.isfinite(out.mip_dual_bound) else None
+        best = out.mip_primal_bound if np.isfinite(out.mip_primal_bound) else None
+        better = best is not None and (watch.best is None or sign * best < sign * watch.best)
+        tighter = bound is not None and (watch.bound is None or sign * bound > sign * watch.bound)
+        if better or tighter:
+            watch.tell("integer program", best if better else None, bound if tighter else None)
+
+    def _run(self, limit_s: float | None = None) -> None:
+        highs, watch = self.highs, self.watch
+        left = watch.left_s() if limit_s is None else min(limit_s, watch.left_s())
+        highs.setOptionValue("time_limit", float(highs.getRunTime() + max(left, 0.01)))
+
+        def ask(event: Any) -> None:
+            if watch.stop.is_set():
+                event.interrupt()
+
+        interrupts = (highs.cbMipInterrupt, highs.cbSimplexInterrupt, highs.cbIpmInterrupt)
+        for item in interrupts:
+            item.subscribe(ask)
+        failure: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                highs.run()
+            except BaseException as error:
+                failure.append(error)
+
+        thread = threading.Thread(target=work, daemon=True, name="pertoken-plan")
+        thread.start()
+        while thread.is_alive():
+            try:
+                thread.join(_POLL_S)
+                watch.drain()
+            except KeyboardInterrupt:
+                watch.stop.set()
+        for item in interrupts:
+            item.unsubscribe(ask)
+        watch.drain()
+        if failure:
+            raise failure[0]
+        self._read()
+
+    def _read(self) -> None:
+        highs = self.highs
+        names = {
+            highspy.HighsModelStatus.kOptimal: "optimal",
+            highspy.HighsModelStatus.kInfeasible: "infeasible",
+            highspy.HighsModelStatus.kUnboundedOrInfeasible: "infeasible",
+            highspy.HighsModelStatus.kUnbounded: "unbounded",
+            highspy.HighsModelStatus.kTimeLimit: "time limit",
+            highspy.HighsModelStatus.kInterrupt: "stopped",
+            highspy.HighsModelStatus.kHighsInterrupt: "stopped",
+        }
+        info = highs.getInfo()
+        self.status = names.get(highs.getModelStatus(), highs.modelStatusToString(highs.getModelStatus()))
+        feasible = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
+        if not feasible:
+            self.objective = INF
+            return
+        solution = highs.getSolution()
+        self.objective = float(info.objective_function_value)
+        self.x = np.asarray(solution.col_value, dtype=np.float64)
+        if solution.dual_valid:
+            self.row_dual = np.asarray(solution.row_dual, dtype=np.float64)
+            self.reduced_cost = np.asarray(solution.col_dual, dtype=np.float64)
+
+    @property
+    def mip_bound(self) -> float:
+        """What the integer solve proved: no solution beats this."""
+        return float(self.highs.getInfo().mip_dual_bound)
+
+
+def fix(session: Session, columns: Ints, values: Floats) -> None:
+    """Hold columns at values."""
+    session.bounds(columns, values, values)
+
+
+def near(x: Floats) -> Floats:
+    """Values a hair from a whole number made whole."""
+    whole = np.round(x)
+    return np.where(np.abs(x - whole) < 1e-6, whole, x)
+
+
+def is_fraction(x: Floats) -> Bools:
+    """Which values are not whole."""
+    return np.asarray(np.abs(x - np.round(x)) >= 1e-6)
