@@ -191,6 +191,10 @@ def test_a_pruned_model_without_its_layers_takes_them_from_the_catalogue(tmp_pat
         ({"model_type": "new_mamba"}, "key 'model_type' is 'new_mamba': this architecture is not known"),
         ({"attn_type_list": [0] * 32}, "key 'attn_type_list' is 0: 1 .softmax attention. in every layer"),
         ({"hidden_size_per_layer_input": 256}, "key 'hidden_size_per_layer_input' is 256"),
+        (
+            {"model_type": "unheard_of", "num_selected_experts": 4},
+            "key 'num_selected_experts' is 4: this part of",
+        ),
         ({"text_config": 3}, "key 'text_config' is 3: an object is needed"),
         ({"text_config": {"hidden_size": 0}}, "key 'text_config.hidden_size' is 0"),
     ],

@@ -133,6 +133,28 @@ OTHERS: list[tuple[int, dict[str, Any]]] = [
     (1_644_515_328, {"model_type": "stablelm", "hidden_size": 2048, "intermediate_size": 5632,
         "num_hidden_layers": 24, "num_attention_heads": 32, "num_key_value_heads": 32, "use_qkv_bias": True,
         "vocab_size": 100352}),
+    # moonshotai/Kimi-Linear-48B-A3B, rednote-hilab/dots.llm1, inclusionAI/Ling-mini-2.0
+    (49_122_681_728, {"model_type": "kimi_linear", "hidden_size": 2304, "intermediate_size": 9216,
+        "num_hidden_layers": 27, "num_attention_heads": 32, "kv_lora_rank": 512, "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64, "v_head_dim": 128, "num_experts": 256, "num_experts_per_token": 8,
+        "moe_intermediate_size": 1024, "num_shared_experts": 1, "first_k_dense_replace": 1,
+        "vocab_size": 163840, "linear_attn_config": {"kda_layers": [i for i in range(1, 27) if i % 4],
+        "num_heads": 32, "head_dim": 128, "short_conv_kernel_size": 4}}),
+    (142_774_381_696, {"model_type": "dots1", "hidden_size": 4096, "intermediate_size": 10944,
+        "num_hidden_layers": 62, "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128,
+        "n_routed_experts": 128, "n_shared_experts": 2, "num_experts_per_tok": 6,
+        "moe_intermediate_size": 1408, "first_k_dense_replace": 1, "vocab_size": 152064}),
+    (16_255_643_392, {"model_type": "bailing_moe", "hidden_size": 2048, "intermediate_size": 5120,
+        "num_hidden_layers": 20, "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 128,
+        "num_experts": 256, "num_experts_per_tok": 8, "num_shared_experts": 1,
+        "moe_intermediate_size": 512, "first_k_dense_replace": 1, "use_qk_norm": True,
+        "use_bias": False, "vocab_size": 157184}),
+    # Qwen/Qwen2.5-VL-7B-Instruct with its encoder
+    (8_292_166_656, {"model_type": "qwen2_5_vl", "hidden_size": 3584, "intermediate_size": 18944,
+        "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+        "vocab_size": 152064, "sliding_window": 32768, "use_sliding_window": False, "vision_config": {
+        "model_type": "qwen2_5_vl", "depth": 32, "hidden_size": 1280, "intermediate_size": 3420,
+        "out_hidden_size": 3584, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}}),
     # 01-ai/Yi-34B as a type nobody knows: read as a Llama
     (34_388_917_248, {"model_type": "unheard_of", "hidden_size": 7168, "intermediate_size": 20480,
         "num_hidden_layers": 60, "num_attention_heads": 56, "num_key_value_heads": 8, "vocab_size": 64000}),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -257,6 +258,26 @@ def test_the_catalogue_covers_what_the_issue_names() -> None:
         "Nemotron-H-8B", "mpt-30b",
     ):  # fmt: skip
         assert model(name).parameters > 0
+
+
+def test_rows_read_one_by_one_are_the_rows_of_the_whole_file() -> None:
+    from pertoken.catalog import _model_rows
+
+    text = (Path(_model_rows.__file__).parent / "data" / "models.yaml").read_text(encoding="utf-8")
+    rows = yaml.safe_load(text)
+    assert list(rows) == list(models())
+    for name, row in rows.items():
+        assert _model_rows._aliases(name) == tuple(row.get("aliases", ()))
+        assert _model_rows._row(name) | {k: v for k, v in row.items() if k != "like"} == _model_rows._row(
+            name
+        )
+
+
+def test_no_name_leads_to_two_rows() -> None:
+    from pertoken.catalog import _model_rows
+
+    names = [n for row in models() for n in (row, *_model_rows._aliases(row))]
+    assert len({_model_rows._keys(n)[0] for n in names}) == len(names)
 
 
 contexts = st.floats(min_value=0, max_value=2e6)

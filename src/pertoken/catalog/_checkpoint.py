@@ -112,12 +112,12 @@ def _excluded(source: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def encoders(outer: Keys) -> tuple[Encoder, ...]:
-    """The vision and audio encoders of a checkpoint, from their own configs."""
+def encoders(outer: Keys, hidden: int) -> tuple[Encoder, ...]:
+    """The encoders of a checkpoint, from their own configs; `hidden`: width of the decoder."""
     holder = outer.child("thinker_config") or outer
     found = []
     vision, audio = holder.child("vision_config"), holder.child("audio_config")
-    if vision and (encoder := _vision(vision, outer)):
+    if vision and (encoder := _vision(vision, hidden)):
         found.append(encoder)
     if audio and "d_model" in audio:
         found.append(
@@ -131,7 +131,7 @@ def encoders(outer: Keys) -> tuple[Encoder, ...]:
     return tuple(found)
 
 
-def _vision(keys: Keys, outer: Keys) -> Encoder | None:
+def _vision(keys: Keys, hidden: int) -> Encoder | None:
     """A vision transformer by the names Qwen, Google, Meta, Moonshot and CLIP-likes give its sizes."""
     width = keys.whole("vt_hidden_size", "embed_dim", "hidden_size", "width", default=0, least=0)
     depth = keys.whole("depth", "num_hidden_layers", "vt_num_hidden_layers", "layers", default=0, least=0)
@@ -141,7 +141,6 @@ def _vision(keys: Keys, outer: Keys) -> Encoder | None:
     image = keys.whole("image_size", default=0, least=0)
     kernel = keys.numbers("merge_kernel_size")
     square = keys.whole("spatial_merge_size", default=kernel[0] if kernel else 1)
-    text = outer.child("text_config")
     out = keys.whole("out_hidden_size", "text_hidden_size", "projection_dim", default=0, least=0)
     positions = keys.whole("num_position_embeddings", default=0, least=0)
     if not positions and side and keys.values.get("position_embedding_type") != "rope":
@@ -153,7 +152,7 @@ def _vision(keys: Keys, outer: Keys) -> Encoder | None:
         patch=_PATCH_CHANNELS * side * side * keys.whole("temporal_patch_size", default=1),
         positions=positions,
         merge=square * square,
-        out=out or (text.whole("hidden_size", default=0, least=0) if text else 0),
+        out=out or hidden,
         mergers=1 + len(keys.entries("deepstack_visual_indexes")),
-        gated=keys.text("model_type").startswith("gemma4"),
+        gated=keys.text("model_type").startswith(("gemma4", "qwen2_5_vl", "pixtral")),
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from pertoken.catalog import _checkpoint, _mixers, _model_rows
 from pertoken.catalog._architecture import Architecture, Moe, build
-from pertoken.catalog._families import NOT_DECODERS, ODD_KEYS, Family, family
+from pertoken.catalog._families import EXPERTS, NOT_DECODERS, ODD_KEYS, Family, family
 from pertoken.catalog._keys import Keys, read_json
 from pertoken.catalog.models import Model
 from pertoken.errors import InputError, UnknownNameError
@@ -75,6 +75,8 @@ def architecture(config: Mapping[str, Any], path: Path) -> Architecture:
     precision, attention_precision = _checkpoint.precision(outer, keys, _model_rows.precision(name))
     tied_default = False if kind.startswith("qwen3_vl") else habits.tied
     tied = keys.flag("tie_word_embeddings", default=outer.flag("tie_word_embeddings", default=tied_default))
+    encoders = _checkpoint.encoders(outer, hidden)
+    blind = "vision_config" in outer and not encoders
     result = Architecture(
         name=name,
         hidden=hidden,
@@ -93,11 +95,11 @@ def architecture(config: Mapping[str, Any], path: Path) -> Architecture:
         norms=habits.norms,
         norm_bias=habits.norm_bias,
         final_norm=habits.final_norm,
-        encoders=_checkpoint.encoders(outer),
+        encoders=encoders,
         precision=precision,
         attention_precision=attention_precision,
         active_counts_embedding=(brand if brand.known else habits).counts_embedding,
-        sources=_sources(path, kind, habits),
+        sources=_sources(path, kind, habits, blind),
         checked="as on disk",
     )
     return _special(result, keys, kind)
@@ -129,14 +131,14 @@ def _complete(keys: Keys, habits: Family, kind: str) -> Keys:
 
 def _refuse_odd(keys: Keys, kind: str, habits: Family) -> None:
     """No Llama-like reading of an architecture that is something else."""
-    odd = [key for key in ODD_KEYS if key in keys]
+    odd = [key for key in ODD_KEYS if keys.values.get(key)]
     if not habits.known:
-        words = ("mamba", "ssm", "rwkv", "lightning", "retention", "hyena", "conv_")
-        odd += [key for key in keys.values if any(word in key for word in words) and key in keys]
+        words: tuple[str, ...] = ("mamba", "ssm", "rwkv", "lightning", "retention", "hyena", "conv_")
         if any(word in kind for word in words):
             raise keys.error("model_type", kind, "this architecture is not known: use a catalogue model")
-    if kind == "mpt":
-        return
+        if not any(key in keys for key in EXPERTS):
+            words += ("expert", "moe")  # experts counted under a name nobody knows
+        odd += [key for key, value in keys.values.items() if value and any(word in key for word in words)]
     if odd:
         raise keys.error(
             odd[0],
@@ -155,11 +157,14 @@ def _layers(keys: Keys) -> int:
     )
 
 
-def _sources(path: Path, kind: str, habits: Family) -> tuple[str, ...]:
-    note = f"{path.name} of the checkpoint"
-    if habits.known:
-        return (note,)
-    return (note, f"model_type '{kind}' is not known: read as a Llama-like decoder by its standard keys")
+def _sources(path: Path, kind: str, habits: Family, blind: bool) -> tuple[str, ...]:
+    """Where the sizes come from, and what had to be assumed."""
+    notes = [f"{path.name} of the checkpoint"]
+    if not habits.known:
+        notes.append(f"model_type '{kind}' is not known: read as a Llama-like decoder by its standard keys")
+    if blind:
+        notes.append("vision_config has no sizes that are known: the encoder's weights are not counted")
+    return tuple(notes)
 
 
 def _name(path: Path, config: Mapping[str, Any]) -> str:
@@ -178,8 +183,7 @@ def _name(path: Path, config: Mapping[str, Any]) -> str:
 
 def _moe(keys: Keys, habits: Family, layers: int) -> Moe | None:
     """The mixture of experts, None for a dense model."""
-    names = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts")
-    experts = keys.whole(*names, default=0, least=0)
+    experts = keys.whole(*EXPERTS, default=0, least=0)
     if experts <= 1 or keys.values.get("enable_moe_block") is False:
         return None
     active = keys.whole(
@@ -305,10 +309,4 @@ def _special(a: Architecture, keys: Keys, kind: str) -> Architecture:
         a = replace(a, norms=2 - idle / a.layers)
     if kind == "falcon" and not keys.flag("new_decoder_architecture"):
         a = replace(a, norms=1 if keys.flag("parallel_attn", default=True) else 2)
-    if keys.whole("hidden_size_per_layer_input", default=0, least=0):
-        raise keys.error(
-            "hidden_size_per_layer_input",
-            keys.values["hidden_size_per_layer_input"],
-            "per-layer embeddings are not read from a config: use a catalogue model",
-        )
     return a

@@ -29,6 +29,8 @@ class Family:
     router_bias: bool = False
     shared_gate: bool = False
     head: int = 0
+    gate: bool = False
+    """Attention has an output gate unless `attn_output_gate` says otherwise."""
     counts_embedding: bool = True
     """Whether the publisher's active count includes the input embedding."""
     needs: tuple[str, ...] = ()
@@ -42,7 +44,7 @@ LLAMA = Family()
 _QWEN2 = Family(bias="qkv", bias_key="qkv", sliding="flag")
 _QWEN3 = Family(qk_norm="head", sliding="flag")
 _QWEN3_MOE = replace(_QWEN3, needs=("num_experts",))
-_QWEN_NEXT = Family(qk_norm="head", sliding="flag", shared_gate=True, needs=("linear_num_value_heads",))
+_QWEN_NEXT = replace(_QWEN3, shared_gate=True, gate=True, needs=("linear_num_value_heads",))
 _QWEN_NEXT_MOE = replace(_QWEN_NEXT, needs=("linear_num_value_heads", "num_experts"))
 _DEEPSEEK = Family(router_bias=True, counts_embedding=False, needs=("kv_lora_rank", "n_routed_experts"))
 _DEEPSEEK_SPARSE = replace(_DEEPSEEK, needs=(*_DEEPSEEK.needs, "index_topk"))
@@ -130,6 +132,8 @@ NAME_MAP: dict[str, Family] = {
     "glm4_moe": Family(router_bias=True, bias_key="qkv", counts_embedding=False, needs=("n_routed_experts",)),
     "glm4v_moe": Family(router_bias=True, bias_key="qkv"),
     "glm4": Family(bias_key="qkv", norms=4),
+    "glm4v": Family(bias_key="qkv", norms=4),
+    "glm4v_text": Family(bias_key="qkv", norms=4),
     "glm": Family(bias_key="qkv"),
     "gpt_oss": Family(
         router_bias=True,
@@ -192,10 +196,13 @@ NOT_DECODERS = frozenset(
 )  # fmt: skip
 """Model types that are no decoder-only language model."""
 
+EXPERTS = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts")
+"""Names of the number of routed experts."""
+
 ODD_KEYS = (
-    "attn_layer_period", "attn_layer_indices", "block_types", "cross_attention_layers", "lru_width",
-    "rescale_every",
-    "share_q_dim", "ssm_cfg", "zero_expert_num", "num_query_heads", "conv_L_cache", "layer_group_size",
+    "attn_layer_indices", "attn_layer_period", "block_types", "conv_L_cache", "cross_attention_layers",
+    "hidden_size_per_layer_input", "layer_group_size", "lru_width", "num_kv_shared_layers", "num_query_heads",
+    "rescale_every", "share_q_dim", "ssm_cfg", "zero_expert_num",
 )  # fmt: skip
 """Keys of architectures that no adapter here reads: a config that has one is refused, not read as a Llama."""
 

@@ -78,7 +78,7 @@ def _attention(keys: Keys, habits: Family, hidden: int, layers: int) -> Mixer:
         value_head=keys.whole("v_head_dim", default=0, least=0),
         bias=_bias(keys, habits),
         qk_norm=_qk_norm(keys, habits),
-        gate=keys.flag("attn_output_gate", "attention_output_gate"),
+        gate=keys.flag("attn_output_gate", "attention_output_gate", default=habits.gate),
         sinks=keys.text("model_type") == "gpt_oss",
     )
 
@@ -180,14 +180,16 @@ def _global(m: Mixer, keys: Keys) -> Mixer:
 
 
 def _local(m: Mixer, keys: Keys) -> Mixer:
-    """Sliding layers may have other heads (MiMo V2)."""
+    """Sliding layers may have other heads (MiMo V2); a window as long as the context is none."""
+    window = keys.whole("sliding_window", "attention_chunk_size")
+    context = keys.whole("max_position_embeddings", default=0, least=0)
     return replace(
         m,
         heads=keys.whole("swa_num_attention_heads", default=m.heads),
         kv_heads=keys.whole("swa_num_key_value_heads", default=m.kv_heads),
         head=keys.whole("swa_head_dim", default=m.head),
         value_head=keys.whole("swa_v_head_dim", default=m.value_head, least=0),
-        window=keys.whole("sliding_window", "attention_chunk_size"),
+        window=0 if 0 < context <= window else window,
         sinks=m.sinks or keys.flag("add_swa_attention_sink_bias"),
     )
 
