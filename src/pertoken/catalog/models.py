@@ -19,7 +19,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 STATE_FLOPS_PER_VALUE = 6
-"""FLOPs per token and value of a linear layer's state: decay, outer product, add, read out."""
+"""FLOPs per token and value of a linear layer's state: decay 1, outer product 2, add 1, read out 2."""
 
 
 @dataclass(frozen=True)
