@@ -222,7 +222,7 @@ def _index(m: Mixer, hidden: int, query_width: int) -> float:
 
 
 def _mla(m: Mixer, hidden: int) -> list[Attention]:
-    """DeepSeek's latent attention (arXiv 2405.04434): one latent vector and one rope key cached for all heads.
+    """DeepSeek's latent attention (arXiv 2405.04434): a latent vector and a rope key cached for all heads.
 
     Decode works on the latent (keys of kv_rank + rope, values of kv_rank), a prompt on the heads themselves.
     """
@@ -251,7 +251,8 @@ def _mla(m: Mixer, hidden: int) -> list[Attention]:
 def _compressed(m: Mixer, hidden: int) -> list[Attention]:
     """DeepSeek V4: a window of raw tokens beside the context compressed `ratio` to one, one key-value head.
 
-    Checked against 9.62 GiB per sequence of 1 M tokens of V4-Pro. With an index, `top_k` compressed entries are attended to, else all of them. Ratio 0: the window alone.
+    With an index, `top_k` compressed entries are attended to, else all of them. Ratio 0: the window alone.
+    Checked against the published 9.62 GiB per sequence of 1 M tokens of V4-Pro.
     """
     overlap = 2 if m.index_heads else 1
     queries = m.heads * m.head
@@ -301,7 +302,7 @@ def _linear(m: Mixer, parameters: float, state_values: float) -> list[Attention]
 
 
 def _delta_net(m: Mixer, hidden: int) -> list[Attention]:
-    """Gated delta net (arXiv 2412.06464; Qwen3-Next, Qwen3.5): key_heads × head queries and keys, heads × value_head values."""
+    """Gated delta net (arXiv 2412.06464): key_heads × head queries and keys, heads × value_head values."""
     key, value = m.key_heads * m.head, m.heads * m.value_head
     mixed = 2 * key + value
     weights = (
@@ -311,7 +312,7 @@ def _delta_net(m: Mixer, hidden: int) -> list[Attention]:
 
 
 def _kda(m: Mixer, hidden: int) -> list[Attention]:
-    """Kimi delta attention (arXiv 2510.26692): decay per channel of low rank; output gate of full or low rank."""
+    """Kimi delta attention (arXiv 2510.26692): decay per channel of low rank, gate of full or low rank."""
     width = m.heads * m.head
     low_rank = hidden * m.head + m.head * width
     gate = hidden * width if m.gate else low_rank

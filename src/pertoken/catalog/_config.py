@@ -73,8 +73,7 @@ def architecture(config: Mapping[str, Any], path: Path) -> Architecture:
     ffn_layers, ffn = _dense(keys, habits, hidden, layers, moe)
     name = _name(path, config)
     precision, attention_precision = _checkpoint.precision(outer, keys, _model_rows.precision(name))
-    tied_default = False if kind.startswith("qwen3_vl") else habits.tied
-    tied = keys.flag("tie_word_embeddings", default=outer.flag("tie_word_embeddings", default=tied_default))
+    tied = keys.flag("tie_word_embeddings", default=outer.flag("tie_word_embeddings", default=habits.tied))
     encoders = _checkpoint.encoders(outer, hidden)
     blind = "vision_config" in outer and not encoders
     result = Architecture(
