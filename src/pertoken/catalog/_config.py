@@ -241,10 +241,11 @@ def _moe_layers(keys: Keys, layers: int) -> list[int]:
         return [i for i in every if blocks[i] == "moe"]
     if isinstance(keys.values.get("moe_layer_freq"), list):
         return [i for i, on in enumerate(keys.numbers("moe_layer_freq", layers)) if on]
-    if "moe_layers_enum" in keys:
-        return [int(i) for i in keys.text("moe_layers_enum").split(",") if int(i) < layers]
-    if keys.entries("moe_layers"):
-        return [i for i in keys.numbers("moe_layers") if i < layers]
+    if "moe_layers_enum" in keys:  # Step: "4,5,6"
+        listed = keys.text("moe_layers_enum")
+        if not listed.replace(",", "").isdecimal():
+            raise keys.error("moe_layers_enum", listed, "layer numbers with commas between are needed")
+        return [int(i) for i in listed.split(",") if i and int(i) < layers]
     if "interleave_moe_layer_step" in keys:
         step = keys.whole("interleave_moe_layer_step")
         return every[step - 1 :: step]
@@ -254,13 +255,7 @@ def _moe_layers(keys: Keys, layers: int) -> list[int]:
         end = layers - 1 if end < 0 else end
         step = keys.whole("moe_layer_interval", default=1)
         return [i for i in every if start <= i <= end and (i + 1) % step == 0]
-    if "expert_layer_period" in keys:
-        period, offset = (
-            keys.whole("expert_layer_period"),
-            keys.whole("expert_layer_offset", default=0, least=0),
-        )
-        return [i for i in every if i % period == offset]
-    first = keys.whole("first_k_dense_replace", "moe_layer_start", default=0, least=0)
+    first = keys.whole("first_k_dense_replace", default=0, least=0)
     step = keys.whole("decoder_sparse_step", "moe_layer_freq", default=1)
     dense = set(keys.numbers("mlp_only_layers"))
     after = 1 if "decoder_sparse_step" in keys else 0
@@ -288,10 +283,8 @@ def _dense(keys: Keys, habits: Family, hidden: int, layers: int, moe: Moe | None
     width = keys.first(*names)
     if isinstance(keys.values.get(width), list):  # one width per layer
         return count, sum(keys.numbers(width, layers)) / layers
-    size = keys.whole(*names)
-    return count, size / 2 if keys.text(
-        "model_type"
-    ) == "qwen" else size  # Qwen 1 writes gate and up together
+    both = keys.text("model_type") == "qwen"  # Qwen 1 writes gate and up together
+    return count, keys.whole(*names) / (2 if both else 1)
 
 
 def _special(a: Architecture, keys: Keys, kind: str) -> Architecture:
