@@ -18,7 +18,9 @@ def main() -> int:
     if shutil.which("apt-get") and os.geteuid() == 0:
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         steps = (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", *missing])
-        done = all(subprocess.run(s, env=environment, stdout=subprocess.DEVNULL).returncode == 0 for s in steps)
+        done = all(
+            subprocess.run(s, env=environment, stdout=subprocess.DEVNULL).returncode == 0 for s in steps
+        )
         if done:
             return 0
     sys.stderr.write(f"make test needs {', '.join(missing)}: sudo apt-get install {' '.join(missing)}\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pertoken.plan import compare
+    from pertoken.report.compare import compare
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "compare"]
@@ -13,7 +13,7 @@ __all__ = ["__version__", "compare"]
 
 def __getattr__(name: str) -> Any:
     if name == "compare":
-        from pertoken.plan import compare
+        from pertoken.report.compare import compare
 
         return compare
     raise AttributeError(f"module 'pertoken' has no attribute {name!r}")

@@ -151,8 +151,10 @@ class Colocated(Owned):
 
 class _Rented(_Strict):
     usd_per_gpu_hour: NotNegative | None = None
-    """Empty: the catalogue's newest price of `provider`."""
+    """Empty: the catalogue's newest price of `provider`, of that instance and region where they are given."""
     provider: str = ""
+    instance: str = ""
+    region: str = ""
 
     @model_validator(mode="after")
     def _priced(self) -> Self:
@@ -484,7 +486,9 @@ def requests_per_hour(scenario: Scenario, workload: Serving) -> np.ndarray[Any, 
 
     A weekday carries `requests_per_day`; a weekend day that times `weekend_fraction`.
     """
-    weights = np.asarray(PROFILES[workload.profile] if isinstance(workload.profile, str) else workload.profile)
+    weights = np.asarray(
+        PROFILES[workload.profile] if isinstance(workload.profile, str) else workload.profile
+    )
     zone = ZoneInfo(workload.timezone or scenario.horizon.timezone)
     seconds = scenario.hours.astype("datetime64[s]").astype(np.int64)
     local = [datetime.fromtimestamp(int(s), zone) for s in seconds]

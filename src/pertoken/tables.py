@@ -1,7 +1,7 @@
 """The three tables, declared once: what a floor returns and what the ledger stores.
 
-Quantities are DECIMAL(19, 6) and rates DECIMAL(18, 12): their product is exact in 38 digits on every engine, so
-the same query gives the same sums to the digit. `close` rounds that product once, to DECIMAL(20, 9) USD.
+Quantities are DECIMAL(19, 6) and rates DECIMAL(18, 12): their product is exact in 38 digits on every engine,
+so the same query gives the same sums to the digit. `close` rounds that product once, to DECIMAL(20, 9) USD.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ def rate_rows(
 ) -> pa.Table:
     """Rate rows of one pool, meter and component: USD per unit, scalar or shape (T,), by hour [UTC, (T,)].
 
-    Zero is a rate ("included in the rent"); NaN leaves the hour without a rate. Raises InputError on a
-    negative or infinite rate, an unknown meter or component.
+    Zero is a rate ("included in the rent"), a negative one a credit or a wholesale price below zero; NaN leaves the
+    hour without a rate. Raises InputError on an infinite rate, an unknown meter or component.
     """
     if component not in COMPONENTS:
         raise InputError(f"unknown component {component!r}: one of {', '.join(COMPONENTS)}")

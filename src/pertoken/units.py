@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 SECONDS_PER_HOUR = 3600
+MINUTES_PER_HOUR = 60
 HOURS_PER_DAY = 24
+DAYS_PER_WEEK = 7
 DAYS_PER_YEAR = 365
 HOURS_PER_YEAR = 8760
 MONTHS_PER_YEAR = 12

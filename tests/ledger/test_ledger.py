@@ -18,7 +18,9 @@ from pertoken.tables import Hours, rate_rows, usage_rows
 HOURS: Hours = np.arange("2026-06-01T00", "2026-06-02T00", dtype="datetime64[h]")
 
 
-def used(ledger: Ledger, quantities: dict[tuple[str, str], float], tenant: str = "shop", pool: str = "h100") -> None:
+def used(
+    ledger: Ledger, quantities: dict[tuple[str, str], float], tenant: str = "shop", pool: str = "h100"
+) -> None:
     ledger.add_usage(
         usage_rows(HOURS, quantities, book="plan:x", pool=pool, model="m", tenant=tenant, basis="assumed")
     )
@@ -179,7 +181,7 @@ def test_a_file_that_is_no_ledger_gets_one_line(tmp_path: object) -> None:
 PHASES = ["input", "output", "training", "idle", "waste"]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     quantities=st.lists(st.tuples(st.sampled_from(PHASES), st.floats(0, 1e6)), min_size=1, max_size=6),
     usd=st.floats(0, 1000),

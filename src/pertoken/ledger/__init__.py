@@ -35,12 +35,13 @@ class Ledger:
         self._engine.load("usage_hourly", _checked(rows, USAGE))
 
     def add_rates(self, rows: pa.Table) -> None:
-        """Add rate rows (`tables.RATES`); a row of the same hour, pool, meter, component and source is replaced.
+        """Add rate rows (`tables.RATES`): for every hour, pool, meter and component among them, they replace all
+        that was there, so that giving changed terms again never charges twice.
 
         Raises InputError on another schema.
         """
         checked = _checked(rows, RATES)
-        keys = ("hour", "pool", "meter", "component", "source")
+        keys = ("hour", "pool", "meter", "component")
         with self._engine.transaction():
             self._engine.execute(
                 "CREATE TABLE IF NOT EXISTS rates_incoming AS SELECT * FROM rates WHERE FALSE"

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from pertoken import catalog
 from pertoken.catalog import Tariff
+from pertoken.catalog.prices import PriceRow
 from pertoken.catalog.tariffs import flat_tariff
 from pertoken.rates.capital import colocation_usd_per_gpu_hour, cooling_usd_per_hour
 from pertoken.rates.energy import TariffHours, resolve
@@ -100,7 +101,9 @@ def pool_rates(scenario: Scenario, pool_name: str, tariff: TariffHours | None) -
         elif isinstance(pool.price, Owned):
             parts.append(energy_included_rate_rows(pool_name, hours, source="in the price per kW"))
         site = scenario.sites[pool.site]
-        software = first_written(pool.overheads.software_usd_per_gpu_year, site.overheads.software_usd_per_gpu_year)
+        software = first_written(
+            pool.overheads.software_usd_per_gpu_year, site.overheads.software_usd_per_gpu_year
+        )
         if software is not None:
             parts.append(software_rate_rows(pool_name, hours, usd_per_gpu_year=software, source=WRITTEN))
         egress = first_written(pool.overheads.egress_usd_per_gb, site.overheads.egress_usd_per_gb)
@@ -173,11 +176,25 @@ def _gpu_price(scenario: Scenario, name: str, pool: Pool, hours: Hours) -> list[
     assert isinstance(price, OnDemand | Reserved | Spot)
     usd, basis, source = price.usd_per_gpu_hour, "assumed", WRITTEN
     if usd is None:
-        row = catalog.price(price.provider, pool.gpu, price.term, on=scenario.horizon.start)
+        row = catalog.price(
+            price.provider,
+            pool.gpu,
+            price.term,
+            on=scenario.horizon.start,
+            instance=price.instance,
+            region=price.region,
+            commitment_years=price.commitment_years if isinstance(price, Reserved) else None,
+        )
         assert row.usd_per_gpu_hour is not None
-        usd, basis, source = row.usd_per_gpu_hour, "quoted", f"{row.source}, {row.checked}"
+        usd, basis, source = row.usd_per_gpu_hour, "quoted", _cited(row)
     make = {"on_demand": rented_rate_rows, "reserved": reserved_rate_rows, "spot": spot_rate_rows}[price.term]
     return [make(name, hours, usd, basis=basis, source=source)]
+
+
+def _cited(row: PriceRow) -> str:
+    """Where a price comes from: source and day, what it includes, and whether it is old on the day it is used for."""
+    parts = [f"{row.source}, {row.checked}", row.note, "older than half a year by then" if row.stale else ""]
+    return "; ".join(part for part in parts if part)
 
 
 def _usd_per_gpu(scenario: Scenario, pool: Pool, price: Owned) -> tuple[float, str, str]:
@@ -185,7 +202,7 @@ def _usd_per_gpu(scenario: Scenario, pool: Pool, price: Owned) -> tuple[float, s
         return price.usd_per_gpu, "assumed", WRITTEN
     row = catalog.price(price.provider, pool.gpu, "purchase", on=scenario.horizon.start)
     assert row.usd_per_gpu is not None
-    return row.usd_per_gpu, "quoted", f"{row.source}, {row.checked}"
+    return row.usd_per_gpu, "quoted", _cited(row)
 
 
 def _owned(scenario: Scenario, name: str, pool: Pool, price: Owned, hours: Hours) -> list[pa.Table]:
@@ -212,7 +229,9 @@ def _owned(scenario: Scenario, name: str, pool: Pool, price: Owned, hours: Hours
                 )
             )
 
-    hosting(usd * price.maintenance_fraction_per_year / HOURS_PER_YEAR, "maintenance, share of price per year")
+    hosting(
+        usd * price.maintenance_fraction_per_year / HOURS_PER_YEAR, "maintenance, share of price per year"
+    )
     if price.cooling_usd_per_kw:
         cooling = cooling_usd_per_hour(
             price.cooling_usd_per_kw,
@@ -241,7 +260,10 @@ def _api(scenario: Scenario, name: str, price: Api, hours: Hours) -> pa.Table:
         basis, source = "assumed", WRITTEN
     else:
         found = catalog.api_price(
-            price.provider, price.model, on=scenario.horizon.start, input_tokens=_prompt_tokens(scenario, name)
+            price.provider,
+            price.model,
+            on=scenario.horizon.start,
+            input_tokens=_prompt_tokens(scenario, name),
         )
         prices = (found.input_usd_per_mtok, found.cached_input_usd_per_mtok, found.output_usd_per_mtok)
         basis, source = "quoted", found.source

@@ -13,15 +13,13 @@ from pertoken import catalog
 from pertoken.catalog import Gpu, Model
 from pertoken.errors import CannotServeError
 from pertoken.perf import Point, predict, search
-from pertoken.perf.power import server_power_w
 from pertoken.perf.search import Candidate
 from pertoken.plan._usage import Quantities, Use
 from pertoken.rates.capital import spot_lost_fraction
 from pertoken.scenario import ModelFile, Pool, Scenario, Serving, Spot, Tokens
 from pertoken.tables import Floats
-from pertoken.units import BYTES_PER_GB, IDLE, SECONDS_PER_HOUR, WATTS_PER_KILOWATT
+from pertoken.units import BYTES_PER_GB, IDLE, MINUTES_PER_HOUR, SECONDS_PER_HOUR, WATTS_PER_KILOWATT
 
-MINUTES_PER_HOUR = 60
 _GRID = np.unique(np.round(np.geomspace(1, 4096, 49)))
 
 
@@ -192,7 +190,12 @@ def throughput_of(operation: Operation, case: str) -> float:
 
 
 def machines_for(
-    operation: Operation, pool: Pool, workload: Serving, peak_requests_per_hour: float, case: str, factor: float
+    operation: Operation,
+    pool: Pool,
+    workload: Serving,
+    peak_requests_per_hour: float,
+    case: str,
+    factor: float,
 ) -> Machines:
     """Whole machines that carry the busiest hour with the workload's headroom.
 
@@ -257,7 +260,7 @@ def gpu_serving(
     gpu_w = np.interp(share, operation.load, operation.gpu_power_w)
     busy_gpus = held.replicas * size
     gpu_kwh = (busy_gpus * gpu_w + (held.paid_gpus - busy_gpus) * gpu.idle_w) / WATTS_PER_KILOWATT
-    host_w = server_power_w(gpu, gpu_w, share) - gpu_w
+    host_w = gpu.host_idle_w + (gpu.host_busy_w - gpu.host_idle_w) * share
     host_kwh = (busy_gpus * host_w + (held.paid_gpus - busy_gpus) * gpu.host_idle_w) / WATTS_PER_KILOWATT
     idle_parts = (idle * gpu.idle_w / WATTS_PER_KILOWATT, idle * gpu.host_idle_w / WATTS_PER_KILOWATT)
     prefill = operation.prefill_fraction
@@ -289,9 +292,7 @@ def gpu_serving(
     ]
 
 
-def energy(
-    phase: str, gpu_kwh: Any, it_kwh: Any, pue: float, carbon_g_per_kwh: float | None
-) -> Quantities:
+def energy(phase: str, gpu_kwh: Any, it_kwh: Any, pue: float, carbon_g_per_kwh: float | None) -> Quantities:
     """Energy quantities of a phase at the three boundaries: GPU board, server plug, utility meter; and its carbon."""
     kwh = np.maximum(it_kwh, 0.0) * pue
     found: Quantities = {

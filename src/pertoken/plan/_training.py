@@ -17,9 +17,9 @@ from pertoken.plan._serving import committed, energy, resolve_model, spot_loss
 from pertoken.plan._usage import Quantities, Use
 from pertoken.scenario import ModelFile, Pool, Scenario, Training
 from pertoken.tables import Floats
-from pertoken.units import HOURS_PER_DAY, IDLE, SECONDS_PER_HOUR, WATTS_PER_KILOWATT
+from pertoken.units import DAYS_PER_WEEK, HOURS_PER_DAY, IDLE, SECONDS_PER_HOUR, WATTS_PER_KILOWATT
 
-HOURS_PER_WEEK = 7 * HOURS_PER_DAY
+HOURS_PER_WEEK = DAYS_PER_WEEK * HOURS_PER_DAY
 MAX_FLEET_GPUS = 1024
 """GPUs a pool without a count is tried with at most."""
 
@@ -78,7 +78,13 @@ def jobs(workload: Training, pool: Pool) -> tuple[Job, ...]:
             refused = error
             continue
         found.append(
-            Job(gpus, prediction, float(prediction.tokens_per_s.value), _retained(workload, pool, gpus), precision)
+            Job(
+                gpus,
+                prediction,
+                float(prediction.tokens_per_s.value),
+                _retained(workload, pool, gpus),
+                precision,
+            )
         )
     if not found:
         assert refused is not None
@@ -135,7 +141,12 @@ def _retained(workload: Training, pool: Pool, gpus: int) -> float:
 
 
 def schedule(
-    scenario: Scenario, workload: Training, job: Job, case: str = "expected", factor: float = 1.0, scale: float = 1.0
+    scenario: Scenario,
+    workload: Training,
+    job: Job,
+    case: str = "expected",
+    factor: float = 1.0,
+    scale: float = 1.0,
 ) -> Runs:
     """The job from the start of the horizon (or of each of its weeks) on, without a pause.
 

@@ -192,7 +192,15 @@ def _serving(market: Market, base: Option, workload: Serving, factor: float, sca
         raise refused
     _, operation, held = best
     uses = gpu_serving(
-        scenario, base.workload, workload, base.pool, operation, held, requests=requests, case=base.case, factor=factor
+        scenario,
+        base.workload,
+        workload,
+        base.pool,
+        operation,
+        held,
+        requests=requests,
+        case=base.case,
+        factor=factor,
     )
     whole, peak_kw = _with_site(market, base, uses)
     return Option(base.workload, base.pool, base.case, whole, "", operation, held, peak_kw=peak_kw)
@@ -262,9 +270,16 @@ def _peaks(market: Market, base: Option, tariff: TariffHours, by_phase: dict[str
     site_name = market.scenario.pools[base.pool].site
     site = market.scenario.sites[site_name]
     table = peak_usage_rows(
-        base.book, site_name, tariff, by_phase, previous_peaks_kw=site.previous_peaks_kw or None, basis="assumed"
+        base.book,
+        site_name,
+        tariff,
+        by_phase,
+        previous_peaks_kw=site.previous_peaks_kw or None,
+        basis="assumed",
     )
-    index = np.searchsorted(market.hours, table["hour"].to_numpy(zero_copy_only=False).astype("datetime64[h]"))
+    index = np.searchsorted(
+        market.hours, table["hour"].to_numpy(zero_copy_only=False).astype("datetime64[h]")
+    )
     quantities: Quantities = {}
     for i, row in zip(index, table.to_pylist(), strict=True):
         array = quantities.setdefault((row["phase"], row["meter"]), np.zeros(len(market.hours)))
@@ -318,6 +333,8 @@ def facts(market: Market, option: Option) -> dict[str, object]:
     if option.job is not None and option.runs is not None:
         found |= _training_facts(option.job, option.runs)
     found["peak_kw"] = option.peak_kw
+    tariff = market.tariff(pool.site) if pool.site and pays_for_energy(pool) else None
+    found["tariff_misfit"] = tariff.tariff.misfit(option.peak_kw) if tariff else ""
     found["purchase_usd"] = purchase_usd(scenario, pool) * paid_gpus(scenario, option)
     return found
 

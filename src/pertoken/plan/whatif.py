@@ -16,7 +16,7 @@ from pertoken.plan._usage import total_usd
 from pertoken.plan.options import Market, Option, evaluate
 from pertoken.scenario import Colocated, Owned, Pool, Scenario, Training, Workload, requests_per_hour
 from pertoken.tables import Floats
-from pertoken.units import HOURS_PER_DAY, HOURS_PER_MONTH, TOKENS_PER_MTOK
+from pertoken.units import DAYS_PER_WEEK, HOURS_PER_DAY, HOURS_PER_MONTH, TOKENS_PER_MTOK
 
 VOLUMES = np.geomspace(0.02, 50.0, 35)
 """Volumes tried for a break-even, relative to the scenario's."""
@@ -76,7 +76,9 @@ def tokens_per_month(scenario: Scenario, workload: Workload) -> float:
         if workload.tokens is not None:
             tokens = workload.tokens
         else:
-            tokens = (workload.tokens_per_week or 0.0) * max(horizon_hours // (7 * HOURS_PER_DAY), 1)
+            tokens = (workload.tokens_per_week or 0.0) * max(
+                horizon_hours // (DAYS_PER_WEEK * HOURS_PER_DAY), 1
+            )
     else:
         per_request = mean_tokens(workload.input_tokens) + mean_tokens(workload.output_tokens)
         tokens = float(requests_per_hour(scenario, workload).sum()) * per_request
@@ -175,7 +177,16 @@ def sensitivity(market: Market, option: Option) -> list[Swing]:
     charge), PUE, capital price, life, WACC and staff. An input the option does not have is left out.
     """
     found = []
-    for parameter in ("throughput", "utilisation", "power price", "PUE", "capital price", "life", "WACC", "staff"):
+    for parameter in (
+        "throughput",
+        "utilisation",
+        "power price",
+        "PUE",
+        "capital price",
+        "life",
+        "WACC",
+        "staff",
+    ):
         ends = [_moved(market, option, parameter, 1 + sign * SWING) for sign in (-1, 1)]
         if all(end is None for end in ends):
             continue
@@ -257,5 +268,3 @@ def life_costs_usd_per_gpu_hour(pool: Pool, usd_per_gpu: float) -> dict[int, flo
         )
         for years in (3, 4, 5, 6)
     }
-
-

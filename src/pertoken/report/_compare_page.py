@@ -18,12 +18,15 @@ from pertoken.report._page import (
     write_png,
     write_whole,
 )
-from pertoken.units import TOKENS_PER_MTOK
+from pertoken.units import METRICS
 
 if TYPE_CHECKING:
     from pertoken.report.compare import Comparison, OptionResult, WorkloadResult
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
+BAR = 26
+"""Height of one bar with its gap [px]."""
+
 Spec = dict[str, Any]
 
 
@@ -52,7 +55,9 @@ def _workload(workload: WorkloadResult) -> list[Block]:
     lead = [f"{workload.model}, {tokens(workload.tokens_per_month)} tokens a month."]
     if running:
         best = running[0]
-        lead.append(f"Cheapest alone: {best.facts['pool']} at {usd(best.headline)} USD per M tokens, all cost included.")
+        lead.append(
+            f"Cheapest alone: {best.facts['pool']} at {usd(best.headline)} USD per M tokens, all cost included."
+        )
     blocks: list[Block] = [Text(workload.name, lead)]
     if running:
         unit = "retained training tokens" if workload.kind == "training" else "input and output tokens"
@@ -75,7 +80,9 @@ def _workload(workload: WorkloadResult) -> list[Block]:
     if workload.time_cost:
         blocks.append(Figure("Days to finish against cost, by number of GPUs.", _time_cost(workload)))
     if workload.sensitivity:
-        blocks.append(Figure(f"{running[0].facts['pool']}: each input moved by ±20 %.", _tornado(workload, running[0])))
+        blocks.append(
+            Figure(f"{running[0].facts['pool']}: each input moved by ±20 %.", _tornado(workload, running[0]))
+        )
     if refused:
         rows = [[str(o.facts["pool"]), o.refused] for o in refused]
         blocks.append(Table("Options that cannot", ["option", "why"], rows))
@@ -104,7 +111,8 @@ def _headline(workload: WorkloadResult, width: int | str = "container") -> Spec:
         "$schema": SCHEMA,
         "title": {"text": workload.name, "anchor": "start"},
         "width": width,
-        "height": {"step": 26},
+        "autosize": {"type": "fit-x" if width == "container" else "pad", "contains": "padding"},
+        "height": BAR * len(running),
         "data": {"values": rows},
         "layer": [
             {
@@ -113,7 +121,11 @@ def _headline(workload: WorkloadResult, width: int | str = "container") -> Spec:
                     "y": y,
                     "x": {"field": "usd", "type": "quantitative", "stack": True, "title": "USD per M tokens"},
                     "color": _colours("category", CATEGORY_COLOURS),
-                    "tooltip": [{"field": "option"}, {"field": "category"}, {"field": "usd", "format": ".4f"}],
+                    "tooltip": [
+                        {"field": "option"},
+                        {"field": "category"},
+                        {"field": "usd", "format": ".4f"},
+                    ],
                 },
             },
             {
@@ -138,11 +150,18 @@ def _by_phase(running: list[OptionResult]) -> Spec:
     return {
         "$schema": SCHEMA,
         "width": "container",
-        "height": {"step": 26},
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        "height": BAR * len(running),
         "data": {"values": rows},
         "mark": "bar",
         "encoding": {
-            "y": {"field": "option", "type": "nominal", "sort": order, "title": None, "axis": {"labelLimit": 180}},
+            "y": {
+                "field": "option",
+                "type": "nominal",
+                "sort": order,
+                "title": None,
+                "axis": {"labelLimit": 180},
+            },
             "x": {"field": "usd", "type": "quantitative", "title": "USD per month"},
             "color": _colours("phase", PHASE_COLOURS),
             "tooltip": [{"field": "option"}, {"field": "phase"}, {"field": "usd", "format": ",.2f"}],
@@ -152,15 +171,21 @@ def _by_phase(running: list[OptionResult]) -> Spec:
 
 def _volumes(workload: WorkloadResult) -> Spec:
     rows = [
-        {"option": pool, "tokens": volume / TOKENS_PER_MTOK, "usd": cost}
+        {"option": pool, "tokens": volume, "usd": cost}
         for pool, points in workload.volumes.items()
         for volume, cost in points
     ]
-    here = [{"tokens": workload.tokens_per_month / TOKENS_PER_MTOK}]
-    x = {"field": "tokens", "type": "quantitative", "scale": {"type": "log"}, "title": "M tokens per month"}
+    here = [{"tokens": workload.tokens_per_month}]
+    x = {
+        "field": "tokens",
+        "type": "quantitative",
+        "scale": {"type": "log"},
+        "title": "tokens per month (G: 10⁹)",
+    }
     return {
         "$schema": SCHEMA,
         "width": "container",
+        "autosize": {"type": "fit-x", "contains": "padding"},
         "height": 320,
         "layer": [
             {
@@ -189,16 +214,24 @@ def _volumes(workload: WorkloadResult) -> Spec:
 
 def _time_cost(workload: WorkloadResult) -> Spec:
     rows = [
-        {"option": t.pool, "GPUs": t.gpus, "days": t.days, "usd": t.usd} for t in workload.time_cost if not t.refused
+        {"option": t.pool, "GPUs": t.gpus, "days": t.days, "usd": t.usd}
+        for t in workload.time_cost
+        if not t.refused
     ]
     return {
         "$schema": SCHEMA,
         "width": "container",
+        "autosize": {"type": "fit-x", "contains": "padding"},
         "height": 280,
         "data": {"values": rows},
         "mark": {"type": "line", "point": True},
         "encoding": {
-            "x": {"field": "days", "type": "quantitative", "scale": {"type": "log"}, "title": "days to finish one run"},
+            "x": {
+                "field": "days",
+                "type": "quantitative",
+                "scale": {"type": "log"},
+                "title": "days to finish one run",
+            },
             "y": {
                 "field": "usd",
                 "type": "quantitative",
@@ -208,7 +241,12 @@ def _time_cost(workload: WorkloadResult) -> Spec:
             },
             "order": {"field": "GPUs", "type": "quantitative"},
             "color": {"field": "option", "type": "nominal", "title": None},
-            "tooltip": [{"field": "option"}, {"field": "GPUs"}, {"field": "days"}, {"field": "usd", "format": ",.0f"}],
+            "tooltip": [
+                {"field": "option"},
+                {"field": "GPUs"},
+                {"field": "days"},
+                {"field": "usd", "format": ",.0f"},
+            ],
         },
     }
 
@@ -222,12 +260,23 @@ def _tornado(workload: WorkloadResult, best: OptionResult) -> Spec:
     return {
         "$schema": SCHEMA,
         "width": "container",
-        "height": {"step": 24},
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        "height": BAR * len(workload.sensitivity),
         "data": {"values": rows},
         "mark": "bar",
         "encoding": {
-            "y": {"field": "input", "type": "nominal", "sort": [s.parameter for s in workload.sensitivity], "title": None},
-            "x": {"field": "base", "type": "quantitative", "title": "USD per M tokens", "scale": {"zero": False}},
+            "y": {
+                "field": "input",
+                "type": "nominal",
+                "sort": [s.parameter for s in workload.sensitivity],
+                "title": None,
+            },
+            "x": {
+                "field": "base",
+                "type": "quantitative",
+                "title": "USD per M tokens",
+                "scale": {"zero": False},
+            },
             "x2": {"field": "usd"},
             "color": _colours("moved", {"−20 %": PALETTE[0], "+20 %": PALETTE[1]}),
         },
@@ -251,7 +300,8 @@ def _table(workload: WorkloadResult, running: list[OptionResult]) -> Table:
             "joule_per_token_output",
         )
     )
-    head = ["option", "hardware", *metrics, "80 % low", "80 % high", "utilisation", "USD per month", "kWh per month"]
+    units = [METRICS[m].unit for m in metrics]
+    head = ["option", "hardware", *units, "80 % low", "80 % high", "used", "USD per month", "kWh per month"]
     rows = []
     for o in running:
         use = o.metrics.get("utilisation")
@@ -272,14 +322,16 @@ def _table(workload: WorkloadResult, running: list[OptionResult]) -> Table:
 
 def _sources(comparison: Comparison) -> list[Block]:
     seen: dict[tuple[str, str, str], list[float]] = {}
-    for row in comparison.rates.select(["pool", "component", "meter", "usd_per_unit", "basis", "source"]).to_pylist():
+    for row in comparison.rates.select(
+        ["pool", "component", "meter", "usd_per_unit", "basis", "source"]
+    ).to_pylist():
         key = (row["pool"], f"{row['component']} per {row['meter']}", f"{row['basis']}: {row['source']}")
         seen.setdefault(key, []).append(float(row["usd_per_unit"]))
-    rows = [
-        [pool, what, usd_range(values), source] for (pool, what, source), values in seen.items()
-    ]
+    rows = [[pool, what, usd_range(values), source] for (pool, what, source), values in seen.items()]
     return [
-        Text("Where every rate comes from", ["Quantity × rate = cost. USD per unit, lowest to highest hour."]),
+        Text(
+            "Where every rate comes from", ["Quantity × rate = cost. USD per unit, lowest to highest hour."]
+        ),
         Table("Rates", ["pool", "rate", "USD per unit", "source"], rows, (2,)),
     ]
 

@@ -132,7 +132,7 @@ def _serving(options: list[OptionResult]) -> Table:
             usd(m["usd_per_mtok_input_with_idle"]),
             usd(m["usd_per_mtok_output_with_idle"]),
             usd(m["usd_per_mtok_total"]),
-            f"{usd(o.low)}–{usd(o.high)}" if o.low is not None else "–",
+            _interval(o),
             _percent(m["utilisation"]),
             f"{f['ttft_s']:.2f} s" if "ttft_s" in f else "–",
             f"{f['tpot_s'] * 1e3:.0f} ms" if "tpot_s" in f else "–",
@@ -152,7 +152,7 @@ def _training(options: list[OptionResult]) -> Table:
             f["pool"],
             hardware(o),
             usd(m["usd_per_mtok_trained"]),
-            f"{usd(o.low)}–{usd(o.high)}" if o.low is not None else "–",
+            _interval(o),
             _percent(m["utilisation"]),
             f"{f['days_to_finish']:.2f}",
             _percent(f["mfu"]),
@@ -200,7 +200,9 @@ def _break_even(options: list[OptionResult]) -> list[RenderableType]:
         if parts:
             lines.append(Text(f"{option.facts['pool']} is no dearer than {'; '.join(parts)}"))
         if option.payback_months is not None:
-            months = f"{option.payback_months:,.0f} months" if math.isfinite(option.payback_months) else "never"
+            months = (
+                f"{option.payback_months:,.0f} months" if math.isfinite(option.payback_months) else "never"
+            )
             lines.append(Text(f"  its purchase pays back against {option.payback_against}: {months}"))
     return lines
 
@@ -218,16 +220,22 @@ def _footnotes(options: list[OptionResult], serving: bool) -> list[str]:
             if o.vendor_usd_per_mtok_output is not None
         ]
         if vendor:
-            found.append(f"at 100 % use, GPU price alone, per M output tokens (the vendor's figure): {', '.join(vendor)}")
+            found.append(
+                f"at 100 % use, GPU price alone, per M output tokens (the vendor's figure): {', '.join(vendor)}"
+            )
     pools: dict[str, list[str]] = {}
     for o in options:
         if o.facts["left_out"]:
             pools.setdefault(", ".join(o.facts["left_out"]), []).append(str(o.facts["pool"]))
     for lines, names in pools.items():
         found.append(f"left out, because nobody wrote it: {lines} ({', '.join(names)})")
+    for text in dict.fromkeys(str(o.facts["tariff_misfit"]) for o in options if o.facts.get("tariff_misfit")):
+        found.append(f"{text}; fine where the site's other load makes up for it")
     bases = sorted({str(o.facts["basis"]) for o in options if "basis" in o.facts})
     if bases:
-        found.append(f"throughput is {' and '.join(bases)}; intervals are 80 %; energy is at the utility meter")
+        found.append(
+            f"throughput is {' and '.join(bases)}; intervals are 80 %; energy is at the utility meter"
+        )
     return found
 
 
@@ -251,13 +259,27 @@ def _sensitivity(workload: WorkloadResult) -> Table:
 
 
 def _time_cost(workload: WorkloadResult) -> Table:
-    made = table("time against cost, deadline left aside", "option", "GPUs", "days", "USD", "USD per M trained")
+    made = table(
+        "time against cost, deadline left aside", "option", "GPUs", "days", "USD", "USD per M trained"
+    )
     for point in workload.time_cost:
         if not point.refused:
             made.add_row(
-                point.pool, str(point.gpus), f"{point.days:.2f}", usd(point.usd), usd(point.usd_per_mtok_trained)
+                point.pool,
+                str(point.gpus),
+                f"{point.days:.2f}",
+                usd(point.usd),
+                usd(point.usd_per_mtok_trained),
             )
     return made
+
+
+def _interval(option: OptionResult) -> str:
+    """``0.55–0.98``; an end the pool cannot carry is ``full``."""
+    if option.low is None and option.high is None:
+        return "–"
+    low, high = ("full" if end is None else usd(end) for end in (option.low, option.high))
+    return low if low == high else f"{low}–{high}"
 
 
 def _percent(value: float | None) -> str:

@@ -67,7 +67,7 @@ h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.2rem; margin: 2.
 p { margin: .4rem 0; max-width: 46rem; } .soft, figcaption, caption { color: var(--soft); }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 caption { text-align: left; padding: .3rem 0; } th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--rule);
-  text-align: left; vertical-align: top; } th { background: var(--band); } .n { text-align: right; white-space: nowrap; }
+  text-align: left; vertical-align: top; } th { background: var(--band); } td { white-space: nowrap; } td.long { white-space: normal; } .n { text-align: right; }
 figure { margin: 1rem 0; } figure > div { width: 100%; overflow-x: auto; }
 @media print { body { max-width: none; } figure, table { break-inside: avoid; } }
 </style>
@@ -85,7 +85,7 @@ figure { margin: 1rem 0; } figure > div { width: 100%; overflow-x: auto; }
 <thead><tr>{% for cell in block.head %}
 <th scope="col"{% if loop.index0 in block.numeric %} class="n"{% endif %}>{{ cell }}</th>{% endfor %}</tr></thead>
 <tbody>{% for row in block.rows %}
-<tr>{% for cell in row %}<td{% if loop.index0 in block.numeric %} class="n"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
+<tr>{% for cell in row %}<td{% if loop.index0 in block.numeric %} class="n"{% elif cell|length > 40 %} class="long"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
 {% else %}
 <figure><figcaption>{{ block.caption }}</figcaption>

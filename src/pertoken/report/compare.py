@@ -131,7 +131,10 @@ class Comparison:
         rows = []
         for workload in self.workloads:
             for option in workload.options:
-                flat = {k: option.facts.get(k) for k in ("workload", "pool", "term", "gpu", "site", "book", "refused")}
+                flat = {
+                    k: option.facts.get(k)
+                    for k in ("workload", "pool", "term", "gpu", "site", "book", "refused")
+                }
                 names = dict.fromkeys((*SERVING_METRICS, *TRAINING_METRICS))
                 flat |= {name: option.metrics.get(name) for name in names}
                 flat |= {"usd_per_month": option.usd_per_month, "low": option.low, "high": option.high}
@@ -145,7 +148,11 @@ class Comparison:
             {
                 "scenario": self.scenario.name,
                 "currency": self.scenario.currency,
-                "horizon": {"start": horizon.start.isoformat(), "days": horizon.days, "timezone": horizon.timezone},
+                "horizon": {
+                    "start": horizon.start.isoformat(),
+                    "days": horizon.days,
+                    "timezone": horizon.timezone,
+                },
                 "workloads": {
                     w.name: {
                         "kind": w.kind,

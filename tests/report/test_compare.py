@@ -1,0 +1,282 @@
+"""`compare`: every figure is read from the books, and the books keep their promises."""
+
+from __future__ import annotations
+
+import csv
+import json
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import pertoken
+from pertoken.plan.options import Market, Option, evaluate, options
+from pertoken.report.compare import Comparison, compare
+from pertoken.scenario import Scenario, Serving, load
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SHOP = EXAMPLES / "shop.yaml"
+
+
+@pytest.fixture(scope="module")
+def shop() -> Comparison:
+    return compare(SHOP, sensitivity=True, extra_tokens=0.5)
+
+
+def flat(scenario: Scenario, **changes: Any) -> Scenario:
+    """The scenario with its assistant changed."""
+    assistant = scenario.workloads["assistant"].model_copy(update=changes)
+    return scenario.model_copy(update={"workloads": {"assistant": assistant}})
+
+
+def test_categories_phases_and_components_sum_to_the_month(shop: Comparison) -> None:
+    checked = 0
+    for workload in shop.workloads:
+        for option in workload.options:
+            if option.refused:
+                continue
+            assert option.usd_per_month is not None
+            for parts in (
+                option.usd_per_month_by_category,
+                option.usd_per_month_by_component,
+                option.usd_per_month_by_phase,
+            ):
+                assert sum(parts.values()) == pytest.approx(option.usd_per_month, abs=0.005)
+            checked += 1
+    assert checked >= 10
+
+
+def test_the_books_sum_to_the_cent(shop: Comparison) -> None:
+    total = shop.ledger.cost("book").to_pylist()
+    for row in total:
+        parts = shop.ledger.cost("phase", "component", where={"book": row["book"]}).to_pylist()
+        assert sum((p["cost_usd"] for p in parts), Decimal(0)) == row["cost_usd"]
+
+
+def test_input_output_idle_and_waste_are_the_total_per_token(shop: Comparison) -> None:
+    assistant = shop.workloads[1]
+    for option in assistant.options:
+        if option.refused:
+            continue
+        m = option.metrics
+        row = {
+            r["meter"]: float(r["quantity"])
+            for r in shop.ledger.usage("meter", where={"book": option.facts["book"]}).to_pylist()
+        }
+        prompt = row["input_tokens"] + row["cached_input_tokens"]
+        whole = (m["usd_per_mtok_total"] or 0) * (prompt + row["output_tokens"])
+        spread = (m["usd_per_mtok_input_with_idle"] or 0) * prompt
+        spread += (m["usd_per_mtok_output_with_idle"] or 0) * row["output_tokens"]
+        assert spread == pytest.approx(whole, rel=1e-9)
+
+
+def test_gpu_hours_are_conserved(shop: Comparison) -> None:
+    hours = len(shop.scenario.hours)
+    for option in shop.workloads[1].options:
+        if option.refused or not option.facts["gpu"]:
+            continue
+        held = shop.ledger.usage("meter", where={"book": option.facts["book"]}).to_pylist()
+        gpu_hours = next(float(r["quantity"]) for r in held if r["meter"] == "gpu_hours")
+        assert gpu_hours == pytest.approx(option.facts["paid_gpus"] * hours, abs=1e-3)
+
+
+def test_kwh_are_conserved_across_boundaries(shop: Comparison) -> None:
+    for option in shop.workloads[1].options:
+        if option.refused or not option.facts["gpu"]:
+            continue
+        held = {
+            r["meter"]: float(r["quantity"])
+            for r in shop.ledger.usage("meter", where={"book": option.facts["book"]}).to_pylist()
+        }
+        pue = shop.scenario.sites[option.facts["site"]].pue
+        assert held["energy_kwh"] == pytest.approx(held["it_energy_kwh"] * pue, rel=1e-6)
+        assert held["gpu_energy_kwh"] < held["it_energy_kwh"]
+
+
+def test_quantity_times_rate_is_what_the_ledger_says(shop: Comparison) -> None:
+    market = Market(shop.scenario)
+    checked = 0
+    for option in options(market):
+        if option.refused:
+            continue
+        ledger = shop.ledger.cost(where={"book": option.book}).to_pylist()[0]["cost_usd"]
+        assert market.cost_usd(option) == pytest.approx(float(ledger), rel=1e-6)
+        checked += 1
+    assert checked >= 10
+
+
+def test_usage_without_a_rate_is_refused_by_the_books(shop: Comparison) -> None:
+    from pertoken.errors import MissingRateError
+    from pertoken.ledger import open_ledger
+    from pertoken.plan.options import usage
+
+    market = Market(shop.scenario)
+    ledger = open_ledger()
+    ledger.add_usage(usage(market, evaluate(market, "assistant", "h100-owned")))
+    ledger.add_rates(market.pool_rates("h100-owned"))
+    with pytest.raises(MissingRateError, match="peak_kw|site_hours"):
+        ledger.close()
+    ledger.add_rates(market.site_rates("warehouse"))
+    ledger.close()
+    ledger.shut()
+
+
+def test_an_option_that_cannot_says_why(shop: Comparison) -> None:
+    refused = {o.facts["pool"]: o.refused for o in shop.workloads[0].options if o.refused}
+    assert refused["groq-api"] == "an API serves tokens, it trains nothing"
+
+
+def test_the_api_costs_its_price_list(shop: Comparison) -> None:
+    api = next(o for o in shop.workloads[1].options if o.facts["pool"] == "together-api")
+    # 0.88 USD per M tokens, input, cached input and output alike (genai-prices).
+    assert api.metrics["usd_per_mtok_total"] == pytest.approx(0.88, rel=1e-6)
+    assert api.metrics["joule_per_token_output"] is None
+
+
+def test_break_even_is_where_costs_cross(shop: Comparison) -> None:
+    workload = shop.workloads[1]
+    found = {o.facts["pool"]: o for o in workload.options}
+    point = next(b for b in found["h100-owned"].break_even if b.other == "groq-api")
+    assert np.isfinite(point.tokens_per_month)
+    market = Market(shop.scenario)
+    scale = point.tokens_per_month / workload.tokens_per_month
+    own = market.cost_usd(evaluate(market, "assistant", "h100-owned", scale=scale))
+    api = market.cost_usd(evaluate(market, "assistant", "groq-api", scale=scale))
+    assert own == pytest.approx(api, rel=0.02)
+
+
+def test_sensitivity_has_the_widest_first_and_staff_moves_with_staff(shop: Comparison) -> None:
+    swings = shop.workloads[1].sensitivity
+    widths = [abs(s.high_usd_per_mtok - s.low_usd_per_mtok) for s in swings]
+    assert widths == sorted(widths, reverse=True)
+    assert all(s.low_usd_per_mtok != s.high_usd_per_mtok for s in swings)
+
+
+def test_extra_tokens_cost_their_marginal_price(shop: Comparison) -> None:
+    for pool, extra in shop.workloads[1].extra_tokens:
+        if extra.refused:
+            continue
+        option = next(o for o in shop.workloads[1].options if o.facts["pool"] == pool)
+        average = (option.headline + extra.marginal_usd_per_mtok * 0.5) / 1.5
+        assert extra.average_usd_per_mtok == pytest.approx(average, rel=1e-6)
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(factor=st.floats(1.0, 4.0), scale=st.floats(0.05, 2.0))
+def test_more_throughput_never_costs_more(factor: float, scale: float) -> None:
+    market = Market(load(SHOP))
+    for pool in ("h100-rented", "h100-owned", "h100-spot", "b200-reserved"):
+        for workload in ("assistant", "recommender"):
+            slow = evaluate(market, workload, pool, scale=scale)
+            fast = evaluate(market, workload, pool, scale=scale, factor=factor)
+            if slow.refused:
+                continue
+            assert not fast.refused
+            assert market.cost_usd(fast) <= market.cost_usd(slow) * (1 + 1e-9)
+
+
+@settings(max_examples=15)
+@given(
+    requests_per_day=st.floats(10, 400_000),
+    prompt=st.floats(10, 6000),
+    output=st.floats(2, 1500),
+    cached=st.floats(0, 0.95),
+    headroom=st.floats(0, 0.6),
+)
+def test_any_workload_conserves_hours_tokens_and_money(
+    requests_per_day: float, prompt: float, output: float, cached: float, headroom: float
+) -> None:
+    scenario = flat(
+        load(SHOP),
+        requests_per_day=requests_per_day,
+        input_tokens=prompt,
+        output_tokens=output,
+        cached_fraction=cached,
+        headroom_fraction=headroom,
+        slo=None,
+    )
+    market = Market(scenario)
+    for pool in ("h100-spot", "h100-owned", "h100-colocated"):
+        option = evaluate(market, "assistant", pool)
+        if option.refused:
+            assert "needs" in option.refused
+            continue
+        total = sum_of(option, "gpu_hours")
+        assert option.machines is not None
+        assert total == pytest.approx(option.machines.paid_gpus * len(market.hours), rel=1e-9)
+        assert sum_of(option, "energy_kwh") == pytest.approx(
+            sum_of(option, "it_energy_kwh") * scenario.sites[scenario.pools[pool].site].pue
+        )
+        assert all((q >= 0).all() for use in option.uses for q in use.quantities.values())
+
+
+def sum_of(option: Option, meter: str) -> float:
+    return float(
+        sum(q.sum() for use in option.uses for (_, name), q in use.quantities.items() if name == meter)
+    )
+
+
+def test_json_csv_html_and_png_are_written(shop: Comparison, tmp_path: Path) -> None:
+    text = json.dumps(shop.to_dict(), allow_nan=False)
+    assert json.loads(text)["workloads"]["assistant"]["options"][0]["usd_per_month"] > 0
+    shop.to_csv(tmp_path / "s.csv")
+    with (tmp_path / "s.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 16
+    shop.to_html(tmp_path / "deep" / "s.html")
+    page = (tmp_path / "deep" / "s.html").read_text(encoding="utf-8")
+    assert "h100-owned" in page
+    assert "SMUD CI-TOD1" in page
+    assert not list((tmp_path / "deep").glob(".*part"))
+    shop.to_png(tmp_path / "s.png")
+    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_fits_a_hundred_columns(shop: Comparison) -> None:
+    lines = str(shop).splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 100
+    assert not any("…" in line for line in lines)
+    assert "h100-colocated" in str(shop)
+
+
+def test_the_python_way_gives_arrow_tables() -> None:
+    found = pertoken.compare(SHOP)
+    assert "usd_per_mtok_total" in found.table.column_names
+    assert set(found.usage.column_names) >= {"book", "phase", "meter", "quantity"}
+    assert found.rates.num_rows > 0
+    assert "assistant" in repr(found)
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda p: p.name)
+def test_every_example_has_an_option_for_every_workload(path: Path) -> None:
+    found = compare(path)
+    for workload in found.workloads:
+        assert any(not o.refused for o in workload.options), workload.name
+
+
+def test_a_workload_nobody_can_serve_is_an_answer_with_numbers() -> None:
+    from pertoken.scenario import Slo
+
+    scenario = flat(load(SHOP), slo=Slo(ttft_s=0.001, tpot_s=0.0001))
+    found = compare(scenario)
+    options = {o.facts["pool"]: o for o in found.workloads[0].options}
+    assert "ms" in options["h100-owned"].refused or " s" in options["h100-owned"].refused
+    assert options["groq-api"].refused == ""
+
+
+def test_a_model_too_large_for_the_pool_says_by_how_much() -> None:
+    scenario = flat(load(SHOP), model="deepseek-ai/DeepSeek-V3", slo=None)
+    found = compare(scenario)
+    options = {o.facts["pool"]: o for o in found.workloads[0].options}
+    assert "GiB" in options["l40s-owned"].refused or "GB" in options["l40s-owned"].refused
+
+
+def test_a_workload_may_be_kept_to_pools(tmp_path: Path) -> None:
+    scenario = flat(load(SHOP), pools=["h100-owned", "groq-api"])
+    found = compare(scenario)
+    assert {o.facts["pool"] for o in found.workloads[0].options} == {"h100-owned", "groq-api"}
+    assert isinstance(scenario.workloads["assistant"], Serving)
