@@ -290,3 +290,22 @@ def test_rubbish_is_an_input_error_or_a_model_with_sound_sizes(
         return
     assert 0 < m.active_parameters <= m.parameters < math.inf
     assert 0 <= m.kv_read_values(1000.0) <= m.kv_values(1000.0) < math.inf
+
+
+def test_layers_with_experts_are_found_however_they_are_told(tmp_path: Path) -> None:
+    told: list[dict[str, Any]] = [
+        {"first_k_dense_replace": 16},
+        {"mlp_only_layers": list(range(16))},
+        {"decoder_sparse_step": 2},
+        {"interleave_moe_layer_step": 2},
+        {"moe_layer_freq": [0, 1] * 16},
+        {"moe_layer_freq": 2},
+        {"mlp_layer_types": ["dense", "sparse"] * 16},
+        {"moe_layers_enum": ",".join(map(str, range(16, 40)))},
+        {"moe_layer_start_index": 16, "moe_layer_end_index": -1, "moe_layer_interval": 1},
+    ]
+    for keys in told:
+        m = model_from_config(write(tmp_path, {**MOE, **keys}))
+        assert (m.moe_layers, m.dense_ffn_layers) == (16, 16), keys
+    with pytest.raises(InputError, match="key 'moe_layers_enum' is '4,x'"):
+        model_from_config(write(tmp_path, {**MOE, "moe_layers_enum": "4,x"}))
