@@ -4,7 +4,8 @@
 
     block   = header payload
     header  = magic "PTB1", payload length u32, payload CRC32 u32, sequence u64, header CRC32 u32   (24 bytes)
-    payload = meta length u32, meta (msgpack), ts i64[n], quantity f64[n], codes of each text column u8|u16|u32[n],
+    payload = meta length u32, meta (msgpack), ts i64[n], quantity f64[n], codes of each text column
+    u8|u16|u32[n],
               key offsets u32[n+1], key bytes
 
 Text columns but `key` repeat themselves, so a block keeps each value once and a code per row. Little endian.
@@ -81,7 +82,8 @@ class Packed(NamedTuple):
 
 
 def pack(table: pa.Table) -> Packed:
-    """The columns of records, texts coded. Raises InputError on rows that do not belong, as `records.checked`."""
+    """The columns of records, texts coded. Raises InputError on rows that do not belong, as
+    `records.checked`."""
     check_columns(table)
     codes, texts = [], []
     for name in CODED:
@@ -244,6 +246,6 @@ def text_buffers(keys: pa.Array[Any]) -> tuple[np.ndarray[Any, Any], bytes]:
     _, offset_buffer, data = keys.buffers()
     if offset_buffer is None or not len(keys):
         return np.zeros(1, "<u4"), b""
-    offsets = np.frombuffer(offset_buffer, np.int32, len(keys) + 1, 4 * keys.offset)
+    offsets = np.frombuffer(memoryview(offset_buffer), np.int32, len(keys) + 1, 4 * keys.offset)
     first, last = int(offsets[0]), int(offsets[-1])
     return (offsets - first).astype("<u4"), b"" if data is None else memoryview(data)[first:last].tobytes()

@@ -1,9 +1,10 @@
-"""From readings to quantities: counters to differences, gauges to integrals, silence to gaps. Pure; state in, state out.
+"""From readings to quantities: counters to differences, gauges to integrals, silence to gaps. Pure; state
+in, state out.
 
 A counter's growth between two readings is booked to the hour it fell in, split by time where the two readings
-stand in different hours. After a silence longer than `MAX_GAP_S` the growth is booked where it was seen and the
-silence is marked with ``gap_seconds``: nobody knows in which of the hours it happened, and none is invented.
-A counter that starts again (its value fell, or its process started since) counts from zero.
+stand in different hours. After a silence longer than `MAX_GAP_S` the growth is booked where it was seen and
+the silence is marked with ``gap_seconds``: nobody knows in which of the hours it happened, and none is
+invented. A counter that starts again (its value fell, or its process started since) counts from zero.
 """
 
 from __future__ import annotations
@@ -112,9 +113,10 @@ def advance(
 ) -> tuple[list[Quantity], State]:
     """What the readings say was counted since the last ones, and the new state.
 
-    Parameters: readings in order of time; now_s [POSIX s], when they were taken or received; `whole`: the readings
-    are all of a target's series at one time (a scrape), else any of them in any portion (remote write).
-    Readings not newer than the last of their series change nothing, so a repeated delivery counts once.
+    Parameters: readings in order of time; now_s [POSIX s], when they were taken or received; `whole`: the
+    readings are all of a target's series at one time (a scrape), else any of them in any portion (remote
+    write). Readings not newer than the last of their series change nothing, so a repeated delivery counts
+    once.
     """
     new = State(
         state.watching_s, state.first_s, state.last_s, state.start_s, dict(state.last), dict(state.best)
@@ -170,7 +172,8 @@ def _fits(rule: Foreign, series: Series) -> bool:
 
 
 def _fell(state: State, picked: list[tuple[Reading, Foreign]]) -> bool:
-    """Whether an engine's counter fell since the last scrape: then its process, and all its counters, restarted."""
+    """Whether an engine's counter fell since the last scrape: then its process, and all its counters,
+    restarted."""
     for reading, rule in picked:
         if rule.how == "counter" and not rule.device:
             before = state.last.get(_identity(reading.series, rule))

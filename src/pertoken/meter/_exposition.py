@@ -1,6 +1,7 @@
 """The Prometheus text exposition (and OpenMetrics) as samples, fast: one dict look-up per line already seen.
 
-Between two scrapes a line differs only in its number. The part before the number is parsed once and remembered.
+Between two scrapes a line differs only in its number. The part before the number is parsed once and
+remembered.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class Series(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Series and their values, in order; `times_s` holds POSIX seconds by position where timestamps were given."""
+    """Series and their values, in order; `times_s` holds POSIX seconds by position where timestamps were
+    given."""
 
     series: list[Series]
     values: list[float]
@@ -95,7 +97,8 @@ def parse(text: str | bytes, *, openmetrics: bool = False) -> Samples:
 
 
 def _plain_head(head: str) -> Series | None:
-    """The series of a line's part before its number, where it has no blanks, escapes or timestamp; else None."""
+    """The series of a line's part before its number, where it has no blanks, escapes or timestamp; else
+    None."""
     name, brace, rest = head.partition("{")
     labels: dict[str, str] = {}
     if brace:

@@ -2,7 +2,8 @@
 
 Sources (names, checked 2026-11-24): a scrape of vLLM 0.32 and vLLM's docs; SGLang docs, production metrics;
 TensorRT-LLM metrics collector; Triton docs, metrics; TGI docs, metrics; llama.cpp server README; NIM for LLMs
-docs, observability; Dynamo docs, metrics; dcgm-exporter's default counters; Kepler docs and its Redfish proposal.
+docs, observability; Dynamo docs, metrics; dcgm-exporter's default counters; Kepler docs and its Redfish
+proposal.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import Literal
 
 from pertoken.units import JOULES_PER_KWH, MILLISECONDS_PER_SECOND
 
-# counter: grows, its differences count. running: a gauge, its time above zero counts. power: a gauge in W whose
-# integral counts. active: a gauge, the share of time a GPU was active. start: the time its process started.
+# counter: grows, its differences count. running: a gauge, its time above zero counts. power: a gauge in W
+# whose integral counts. active: a gauge, the share of time a GPU was active. start: the time its process
+# started.
 How = Literal["counter", "running", "power", "active", "start"]
 
 
@@ -21,9 +23,10 @@ How = Literal["counter", "running", "power", "active", "start"]
 class Foreign:
     """How one foreign sample enters our books.
 
-    Several samples may tell one meter: the lowest `rank` that is there counts. `only` and `never` are values of
-    labels the sample must or must not have. `device` marks hardware counters, which are told apart by the GPU or
-    machine and not by labels that come and go (a pod's name), and which never started with their process.
+    Several samples may tell one meter: the lowest `rank` that is there counts. `only` and `never` are values
+    of labels the sample must or must not have. `device` marks hardware counters, which are told apart by the
+    GPU or machine and not by labels that come and go (a pod's name), and which never started with their
+    process.
     """
 
     meter: str

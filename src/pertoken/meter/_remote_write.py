@@ -35,7 +35,8 @@ def decode(body: bytes) -> Written:
 
 
 def unpack(body: bytes) -> bytes:
-    """A snappy block unpacked. Raises InputError on anything else or too much; its length is checked first."""
+    """A snappy block unpacked. Raises InputError on anything else or too much; its length is checked
+    first."""
     import cramjam
 
     if len(body) > MAX_BODY_BYTES:

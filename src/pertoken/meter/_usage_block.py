@@ -1,9 +1,9 @@
 """Usage blocks as APIs return them, turned into computed input, cached input and output tokens.
 
-NAME_MAP (the field names of `UsageBlock`): OpenAI chat (`prompt_tokens` holds cached ones, `completion_tokens` holds
-reasoning), OpenAI responses (the same as `input_tokens`, `output_tokens` with details), Anthropic (`input_tokens`
-holds neither cache reads nor writes), Gemini (`candidatesTokenCount` does not hold thoughts).
-Sources: the providers' API references, checked 2026-11-24.
+NAME_MAP (the field names of `UsageBlock`): OpenAI chat (`prompt_tokens` holds cached ones,
+`completion_tokens` holds reasoning), OpenAI responses (the same as `input_tokens`, `output_tokens` with
+details), Anthropic (`input_tokens` holds neither cache reads nor writes), Gemini (`candidatesTokenCount`
+does not hold thoughts). Sources: the providers' API references, checked 2026-11-24.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class UsageBlock(msgspec.Struct, gc=False, kw_only=True):
 
 
 class Tokens(NamedTuple):
-    """What one request used: input tokens computed, input tokens from a cache, output tokens (reasoning inside)."""
+    """What one request used: input tokens computed, input tokens from a cache, output tokens (reasoning
+    inside)."""
 
     input_tokens: int
     cached_input_tokens: int
@@ -55,8 +56,9 @@ def tokens(block: UsageBlock) -> Tokens:
 
     Raises InputError where more tokens were cached than sent, or the block holds no count at all.
 
-    >>> tokens(UsageBlock(prompt_tokens=100, completion_tokens=40, prompt_tokens_details=_Details(cached_tokens=64)))
-    Tokens(input_tokens=36, cached_input_tokens=64, output_tokens=40)
+    >>> tokens(UsageBlock(prompt_tokens=100, completion_tokens=40,
+    prompt_tokens_details=_Details(cached_tokens=64))) Tokens(input_tokens=36, cached_input_tokens=64,
+    output_tokens=40)
     >>> tokens(UsageBlock(input_tokens=36, cache_read_input_tokens=64, output_tokens=40))
     Tokens(input_tokens=36, cached_input_tokens=64, output_tokens=40)
     """

@@ -33,7 +33,8 @@ def identities(packed: Packed) -> Identities:
 
 
 def _hash_texts(texts: pa.Array[Any]) -> Identities:
-    """Keyed 64-bit hash of each text: Σ mix(word + secret) over its 8-byte words, its length being one more."""
+    """Keyed 64-bit hash of each text: Σ mix(word + secret) over its 8-byte words, its length being one
+    more."""
     offsets, data = text_buffers(texts)
     raw = np.frombuffer(data, np.uint8)
     starts, lengths = offsets[:-1].astype(np.int64), np.diff(offsets.astype(np.int64))
@@ -98,7 +99,7 @@ class _Table:
         mask = np.uint64(len(self._slots) - 1)
         at = wanted & mask
         found = self._slots[at]
-        result = found == wanted
+        result: npt.NDArray[np.bool_] = found == wanted
         open_ = np.flatnonzero(~result & (found != 0))
         while len(open_):
             at[open_] = (at[open_] + np.uint64(1)) & mask

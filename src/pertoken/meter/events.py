@@ -1,7 +1,7 @@
 """Usage events as bodies of HTTP requests (JSON, NDJSON, Arrow IPC) become records.
 
-An event has a `key` its sender never uses twice, a time, a pool and model, a tenant, and either one `meter` with a
-`quantity`, or the `usage` block of an API's answer.
+An event has a `key` its sender never uses twice, a time, a pool and model, a tenant, and either one `meter`
+with a `quantity`, or the `usage` block of an API's answer.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def read(
 ) -> pa.Table:
     """The records of a body.
 
-    Parameters: content_type, one of `CONTENT_TYPES`; source, ``usage/<who>``, set by us and never by the sender;
-    now_s [POSIX s]; `pool` where events name none; `tenant`, where given, in place of what events say (a tenant's
-    token may write for that tenant alone).
+    Parameters: content_type, one of `CONTENT_TYPES`; source, ``usage/<who>``, set by us and never by the
+    sender; now_s [POSIX s]; `pool` where events name none; `tenant`, where given, in place of what events
+    say (a tenant's token may write for that tenant alone).
     Raises InputError on a body that cannot be read, naming event and field; then no record of it counts.
     """
     if len(body) > MAX_BODY_BYTES:
@@ -100,7 +100,8 @@ def from_events(
 
 
 def _from_usage(events: Sequence[Event], source: str, now_s: float, pool: str, tenant: str) -> pa.Table:
-    """Four rows a request: computed input, cached input, output, and the request itself; zero counts leave none."""
+    """Four rows a request: computed input, cached input, output, and the request itself; zero counts leave
+    none."""
     counts = np.empty((len(events), 4))
     for at, event in enumerate(events):
         if event.meter or event.quantity or event.phase:
@@ -111,12 +112,14 @@ def _from_usage(events: Sequence[Event], source: str, now_s: float, pool: str, t
         except InputError as error:
             raise InputError(f"event {event.key!r}: {error}") from error
     shared = pa.table(_shared(events, "", now_s, pool, tenant))
-    rows, meters = np.nonzero(counts)
+    row_of, meter_of = np.nonzero(counts)
     names = pa.array(["input_tokens", "cached_input_tokens", "output_tokens", "requests"])
-    picked = shared.take(pa.array(rows))
-    columns = {name: picked.column(name) for name in picked.column_names}
-    columns |= {"source": source, "meter": names.take(pa.array(meters)), "quantity": counts[rows, meters]}
-    return records(columns, len(rows))
+    picked = shared.take(pa.array(row_of.tolist(), pa.int64()))
+    columns: dict[str, Any] = {name: picked.column(name) for name in picked.column_names}
+    columns["source"] = source
+    columns["meter"] = names.take(pa.array(meter_of.tolist(), pa.int64()))
+    columns["quantity"] = counts[row_of, meter_of]
+    return records(columns, len(row_of))
 
 
 def _decoded(body: bytes, form: str) -> list[Event]:
@@ -146,7 +149,9 @@ def _shared(events: Sequence[Event], source: str, now_s: float, pool: str, tenan
         "key": pa.array(keys, pa.string()),
         "pool": pa.array([p or pool for p in pools] if pool else pools, pa.string()),
         "model": pa.array(_column(events, "model"), pa.string()),
-        "tenant": pa.repeat(tenant, len(keys)) if tenant else pa.array(_column(events, "tenant"), pa.string()),
+        "tenant": pa.repeat(tenant, len(keys))
+        if tenant
+        else pa.array(_column(events, "tenant"), pa.string()),
     }
     return columns | ({"source": source} if source else {})
 
@@ -196,7 +201,7 @@ def _from_arrow(body: bytes, source: str, now_s: float, pool: str, tenant: str) 
     missing = {"key", "meter", "quantity"} - set(table.column_names)
     if unknown or missing or len(set(table.column_names)) != table.num_columns:
         raise InputError(
-            f"an Arrow stream needs the columns key, meter, quantity and may have {', '.join(sorted(known))}; "
+            f"an Arrow stream needs key, meter, quantity and may have {', '.join(sorted(known))}; "
             f"found {', '.join(table.column_names)}"
         )
     columns: dict[str, Any] = {name: _plain(table, name) for name in table.column_names}
@@ -224,7 +229,8 @@ def _plain(table: pa.Table, name: str) -> Any:
 
 
 def _refuse_compressed(body: bytes) -> None:
-    """Raises InputError where a batch is compressed: a small body could unpack to more than the machine has."""
+    """Raises InputError where a batch is compressed: a small body could unpack to more than the machine
+    has."""
     reader = pa.BufferReader(body)
     while True:
         try:

@@ -1,8 +1,10 @@
-"""The journal: records on disk, append-only, acknowledged only when durable, each (source, key, phase, meter) once.
+"""The journal: records on disk, append-only, acknowledged only when durable, each (source, key, phase,
+meter) once.
 
 A folder holds segments (``segments/00000001.ptj``: blocks as in `_blocks`), exported days
-(``days/2026-11-24.parquet``) and a lock. One process writes. What `append` returned for is on the disk; what it
-raised for is not, and the sender keeps it. A tail torn by a crash was never acknowledged and is cut on opening.
+(``days/2026-11-24.parquet``) and a lock. One process writes. What `append` returned for is on the disk; what
+it raised for is not, and the sender keeps it. A tail torn by a crash was never acknowledged and is cut on
+opening.
 """
 
 from __future__ import annotations
@@ -61,8 +63,8 @@ class HourRead(NamedTuple):
 
 @dataclass(frozen=True)
 class Recovery:
-    """What opening found. `torn_bytes` were cut from the last segment; `damaged` are (segment, offset, bytes) of
-    blocks whose checksum failed before others that are good: rows lost to the disk, not to us."""
+    """What opening found. `torn_bytes` were cut from the last segment; `damaged` are (segment, offset,
+    bytes) of blocks whose checksum failed before others that are good: rows lost to the disk, not to us."""
 
     segments: int = 0
     rows: int = 0
@@ -116,9 +118,10 @@ class Journal:
     def append(self, table: pa.Table, marks: Mapping[str, bytes] | None = None) -> Appended:
         """Write a batch of `records.RECORDS` and return once it is on the disk; threads share one flush.
 
-        Rows whose (source, key, phase, meter) the window holds are left out and counted. `marks` are small states
-        by name (a scraped target's counters) that become durable with the batch, all or nothing.
-        Raises InputError on rows that do not belong, JournalFullError and JournalBrokenError where nothing is kept.
+        Rows whose (source, key, phase, meter) the window holds are left out and counted. `marks` are small
+        states by name (a scraped target's counters) that become durable with the batch, all or nothing.
+        Raises InputError on rows that do not belong, JournalFullError and JournalBrokenError where nothing
+        is kept.
         """
         packed = blocks.pack(table)
         wanted = identities(packed)
@@ -132,7 +135,8 @@ class Journal:
                     packed, wanted = blocks.take(packed, fresh), wanted[fresh]
                 sequence = self._put(packed, wanted, marks or {}, {})
             written = self._written
-        # A duplicate is acknowledged too, so its first copy, perhaps still on its way, must be durable before.
+        # A duplicate is acknowledged too, so its first copy, perhaps still on its way, must be durable
+        # before.
         self._sync(written)
         return Appended(kept, len(fresh) - kept, sequence)
 
@@ -143,7 +147,8 @@ class Journal:
             return dict(self._index.marks)
 
     def dirty_hours(self) -> list[datetime]:
-        """Hours (UTC) that received records since they were last `clean`, oldest first; the current hour too."""
+        """Hours (UTC) that received records since they were last `clean`, oldest first; the current hour
+        too."""
         with self._lock:
             return [_moment(hour) for hour in sorted(self._index.places) if self._dirty(hour)]
 
@@ -159,7 +164,8 @@ class Journal:
         return HourRead(concat(tables), sequence)
 
     def totals(self, hour: datetime) -> HourRead:
-        """The records of an hour summed (`records.TOTALS`), block by block: little memory for any number of rows."""
+        """The records of an hour summed (`records.TOTALS`), block by block: little memory for any number of
+        rows."""
         number = _number(hour)
         with self._lock:
             places = list(self._index.places.get(number, ()))
@@ -175,7 +181,8 @@ class Journal:
         return HourRead(summed(parts), sequence)
 
     def clean(self, hour: datetime, sequence: int) -> None:
-        """Say that an hour was closed with the records `read` gave at `sequence`; later ones keep it dirty."""
+        """Say that an hour was closed with the records `read` gave at `sequence`; later ones keep it
+        dirty."""
         with self._lock:
             self._usable()
             self._put(blocks.pack(empty()), np.zeros(0, np.uint64), {}, {_number(hour): sequence})
@@ -296,10 +303,14 @@ class Journal:
         try:
             os.ftruncate(self._file, self._size)
         except OSError as second:
-            self._broken = f"the journal in {self._folder} cannot be mended: {second}; restart once the disk is well"
+            self._broken = (
+                f"the journal in {self._folder} cannot be mended: {second}; restart once the disk is well"
+            )
             raise JournalBrokenError(self._broken) from error
         if error.errno in _FULL:
-            raise JournalFullError(f"the disk of {self._folder} is full: free some, then send again") from error
+            raise JournalFullError(
+                f"the disk of {self._folder} is full: free some, then send again"
+            ) from error
         raise JournalBrokenError(f"the journal in {self._folder} cannot be written: {error}") from error
 
     def _roll(self) -> None:
@@ -332,7 +343,10 @@ class Journal:
                 raise JournalBrokenError(self._broken)
             if self._synced >= upto:
                 return
-            written, file = self._written, self._file  # in this order: a roll between them flushes what it leaves
+            written, file = (
+                self._written,
+                self._file,
+            )  # in this order: a roll between them flushes what it leaves
             self._flush_file(file)
             self._synced = written
             retired, self._retired = self._retired, []
@@ -343,7 +357,7 @@ class Journal:
 
     def _dirty(self, hour: int) -> bool:
         places = self._index.places.get(hour)
-        return bool(places) and places[-1].sequence > self._index.cleaned.get(hour, 0)
+        return places is not None and places[-1].sequence > self._index.cleaned.get(hour, 0)
 
     def _tables(self, places: list[_Place], first: int, end: int) -> list[pa.Table]:
         """The rows of blocks that lie in hours [first, end)."""
@@ -385,7 +399,8 @@ class Journal:
         return int(metadata.get(b"pertoken.sequence", b"0"))
 
     def _droppable(self, limit: int, exported: Mapping[date, int]) -> list[int]:
-        """Segments whose every block is exported and closed; the newest ones, which refill the window, stay."""
+        """Segments whose every block is exported and closed; the newest ones, which refill the window,
+        stay."""
         needed: set[int] = {self._segment}
         rows = 0
         for segment in sorted(self._index.rows, reverse=True):
@@ -430,7 +445,9 @@ class Journal:
             fcntl.flock(self._guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(self._guard)
-            raise InputError(f"another process writes the journal in {self._folder}: stop it first") from error
+            raise InputError(
+                f"another process writes the journal in {self._folder}: stop it first"
+            ) from error
         for part in (self._folder / "days").glob("*.part"):
             part.unlink()
         self._recover()
@@ -484,8 +501,8 @@ def open_journal(
 ) -> Journal:
     """The journal in a folder, made where it is missing; `journal.recovery` says what opening found.
 
-    Parameters: segment_bytes: size at which a new segment starts; window_rows: at least so many of the newest rows
-    are recognised when sent again; reserve_bytes: free disk below which `append` refuses.
+    Parameters: segment_bytes: size at which a new segment starts; window_rows: at least so many of the
+    newest rows are recognised when sent again; reserve_bytes: free disk below which `append` refuses.
     Raises InputError where another process holds it.
     """
     journal = Journal(Path(folder), segment_bytes, window_rows, reserve_bytes)

@@ -25,10 +25,11 @@ UNNAMED = "(unnamed)"
 class Target:
     """One thing that exposes metrics, and what we know of it that it does not say itself.
 
-    `pool`: the fleet's pool it belongs to. `model`: the model of an engine that does not name its own (llama.cpp).
-    `names`: an engine's name of a model to ours. `tenant`: whose it is, where it serves one tenant alone.
-    `gpus`: GPUs an engine instance holds, a MIG slice or shared GPU as a fraction; 0: its share of the pool's.
-    `pools`: the pool by the value of any label (GPU UUID, host, namespace), for an exporter that sees several.
+    `pool`: the fleet's pool it belongs to. `model`: the model of an engine that does not name its own
+    (llama.cpp). `names`: an engine's name of a model to ours. `tenant`: whose it is, where it serves one
+    tenant alone. `gpus`: GPUs an engine instance holds, a MIG slice or shared GPU as a fraction; 0: its
+    share of the pool's. `pools`: the pool by the value of any label (GPU UUID, host, namespace), for an
+    exporter that sees several.
     """
 
     name: str
@@ -47,8 +48,8 @@ def read(
     """What a scrape adds to the records, and the state to journal with them.
 
     Parameters: text of the exposition; the target's last state; now_s [POSIX s] of the scrape.
-    Journal both in one append (``marks={target.name: state.to_bytes()}``): then a crash loses nothing and counts
-    nothing twice. Raises InputError on text that is no exposition.
+    Journal both in one append (``marks={target.name: state.to_bytes()}``): then a crash loses nothing and
+    counts nothing twice. Raises InputError on text that is no exposition.
     """
     if now_s <= state.last_s:
         return empty(), state  # our clock stepped back: the next scrape past the last one counts it all
@@ -66,11 +67,12 @@ def read(
 def read_remote_write(
     body: bytes, targets: Mapping[str, Target], states: Mapping[str, State], *, now_s: float
 ) -> tuple[pa.Table, dict[str, State], dict[str, int]]:
-    """What a remote-write request (v1: snappy, protobuf) adds, the new states, and series of unknown instances.
+    """What a remote-write request (v1: snappy, protobuf) adds, the new states, and series of unknown
+    instances.
 
-    Parameters: targets and states by instance (label ``instance``, or ``job/instance`` where a target is so named).
-    A sender repeats a request until it is acknowledged: samples not newer than the last of their series add
-    nothing. Raises InputError on a body that is no write request.
+    Parameters: targets and states by instance (label ``instance``, or ``job/instance`` where a target is so
+    named). A sender repeats a request until it is acknowledged: samples not newer than the last of their
+    series add nothing. Raises InputError on a body that is no write request.
     """
     by_target: dict[str, list[Reading]] = defaultdict(list)
     unknown: dict[str, int] = defaultdict(int)
@@ -140,10 +142,12 @@ def _table(quantities: list[Quantity], target: Target, now_s: float) -> pa.Table
         amount = q.amount
         if q.meter == "running_seconds":
             amount /= len(running[q.start_s, q.end_s])  # engines of one instance share its GPUs evenly
-        model = target.names.get(q.model, q.model) or (target.model if q.kind in ("engine", "gateway") else "")
+        model = target.names.get(q.model, q.model) or (
+            target.model if q.kind in ("engine", "gateway") else ""
+        )
         pool = _pool(target, q.labels)
         for time_s, part in _parts(q, amount):
-            if part > 0:
+            if part > 0 or q.meter in _TOLD_AT_ZERO:
                 sums[q.kind, pool, model, q.meter, q.basis, time_s] += part
     for (kind, pool, model, meter, basis, time_s), amount in list(sums.items()):
         if meter == "seen_seconds" and kind == "engine" and target.gpus:
@@ -191,6 +195,8 @@ def _pool(target: Target, labels: Mapping[str, str]) -> str:
     return target.pool
 
 
+_TOLD_AT_ZERO = ("running_seconds", "active_seconds")
+"""Meters whose zero says something: idle is not unknown."""
 _CONTINUOUS = {m.name for m in METERS.values() if m.unit not in ("token", "request")} | {
     "prefill_seconds", "decode_seconds", "running_seconds", "active_seconds", "seen_seconds",
     "gpu_seen_seconds", "gap_seconds", "held_gpus",

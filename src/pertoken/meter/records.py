@@ -1,7 +1,7 @@
 """What every source yields: rows of one schema, `RECORDS`, and the closed lists of what may stand in them.
 
-A record says: at `ts`, `source` counted `quantity` of `meter`. Its identity is (source, key, phase, meter), so a
-delivery repeated is the same record. `source` is ``kind/name``; the kind says what it can vouch for.
+A record says: at `ts`, `source` counted `quantity` of `meter`. Its identity is (source, key, phase, meter),
+so a delivery repeated is the same record. `source` is ``kind/name``; the kind says what it can vouch for.
 """
 
 from __future__ import annotations
@@ -19,28 +19,30 @@ import pyarrow.compute as pc
 from pertoken.errors import InputError, UnknownNameError
 from pertoken.units import BASES, METERS, PHASES, SECONDS_PER_HOUR, base_meter
 
-TIMESTAMP = pa.timestamp("us", tz="UTC")
+TIMESTAMP: pa.DataType = pa.timestamp("us", tz="UTC")
+TEXT: pa.DataType = pa.string()
+NUMBER: pa.DataType = pa.float64()
 RECORDS = pa.schema(
     [
         ("ts", TIMESTAMP),
-        ("source", pa.string()),
-        ("key", pa.string()),
-        ("pool", pa.string()),
-        ("model", pa.string()),
-        ("tenant", pa.string()),
-        ("phase", pa.string()),
-        ("meter", pa.string()),
-        ("quantity", pa.float64()),
-        ("basis", pa.string()),
+        ("source", TEXT),
+        ("key", TEXT),
+        ("pool", TEXT),
+        ("model", TEXT),
+        ("tenant", TEXT),
+        ("phase", TEXT),
+        ("meter", TEXT),
+        ("quantity", NUMBER),
+        ("basis", TEXT),
     ]
 )
-TEXT_COLUMNS = tuple(f.name for f in RECORDS if f.type == pa.string())
+TEXT_COLUMNS = tuple(f.name for f in RECORDS if f.type == TEXT)
 
 TOTALS = pa.schema(
     [
         ("hour", TIMESTAMP),
-        *[(name, pa.string()) for name in TEXT_COLUMNS if name != "key"],
-        ("quantity", pa.float64()),
+        *[(name, TEXT) for name in TEXT_COLUMNS if name != "key"],
+        ("quantity", NUMBER),
     ]
 )
 """Records summed by hour and everything but the key: what attribution reads."""
@@ -140,7 +142,7 @@ def records(columns: Mapping[str, Any], rows: int) -> pa.Table:
     return checked(pa.table(arrays, schema=RECORDS))
 
 
-def times(value: Any) -> pa.Array:
+def times(value: Any) -> Any:
     """POSIX seconds or timestamps as Arrow UTC microseconds. Raises InputError on a time no calendar has."""
     if isinstance(value, pa.Array | pa.ChunkedArray) and pa.types.is_timestamp(value.type):
         return value.cast(TIMESTAMP)
@@ -164,8 +166,8 @@ def concat(tables: Iterable[pa.Table]) -> pa.Table:
 def checked(table: pa.Table) -> pa.Table:
     """The table, if every row may enter the journal.
 
-    Raises InputError on missing values, quantities that are negative, not finite or beyond 1e12, names longer than
-    512 characters, sources without a known kind, unknown phases and meters.
+    Raises InputError on missing values, quantities that are negative, not finite or beyond 1e12, names
+    longer than 512 characters, sources without a known kind, unknown phases and meters.
     """
     check_columns(table)
     check_quantities(table.column("quantity").to_numpy())
@@ -214,9 +216,7 @@ def check_texts(texts: Mapping[str, Iterable[str]]) -> None:
             if name == "source":
                 kind, slash, rest = value.partition("/")
                 if kind not in KINDS or not slash or not rest:
-                    raise InputError(
-                        f"source {value!r} is not kind/name with a kind of {', '.join(KINDS)}"
-                    )
+                    raise InputError(f"source {value!r} is not kind/name with a kind of {', '.join(KINDS)}")
 
 
 def totals(table: pa.Table) -> pa.Table:
@@ -278,7 +278,10 @@ def partial_sums(
     np.add.at(wholes, inverse, whole.astype(np.int64))
     np.add.at(fines, inverse, fine)
     return {
-        (int(hour[row]), *(values[int(c[row])] for c, values in zip(codes, texts, strict=True))): (int(w), int(f))
+        (int(hour[row]), *(values[int(c[row])] for c, values in zip(codes, texts, strict=True))): (
+            int(w),
+            int(f),
+        )
         for row, w, f in zip(at.tolist(), wholes, fines, strict=True)
     }
 
@@ -301,29 +304,31 @@ def summed(parts: Iterable[Sums]) -> pa.Table:
 
 
 def refuse_times(table: pa.Table, earliest: datetime, latest: datetime) -> pa.Table:
-    """The table, if all its times lie within [earliest, latest]. Raises InputError, naming the first that does not.
+    """The table, if all its times lie within [earliest, latest]. Raises InputError, naming the first that
+    does not.
 
     A sender whose clock jumped is refused at the door: its rows would open hours that nobody will close.
     """
     if not table.num_rows:
         return table
-    span = pc.min_max(table.column("ts")).as_py()
+    span: Any = pc.min_max(table.column("ts")).as_py()
     for moment in (span["min"], span["max"]):
         if not earliest <= moment <= latest:
             raise InputError(
-                f"a record is dated {moment.isoformat()}, outside {earliest.isoformat()} to {latest.isoformat()}: "
+                f"a record is dated {moment.isoformat()}, "
+                f"outside {earliest.isoformat()} to {latest.isoformat()}: "
                 "check the sender's clock"
             )
     return table
 
 
-def _phases(meters: Any) -> pa.Array:
+def _phases(meters: Any) -> Any:
     encoded = (meters if isinstance(meters, pa.Array) else pa.array(meters, pa.string())).dictionary_encode()
     phases = pa.array([phase_of(m or "") for m in encoded.dictionary.to_pylist()], pa.string())
     return phases.take(encoded.indices)
 
 
-def _array(value: Sequence[Any] | pa.Array, field: pa.Field) -> Any:
+def _array(value: Any, field: Any) -> Any:
     try:
         if isinstance(value, pa.Array | pa.ChunkedArray):
             return value.cast(field.type)

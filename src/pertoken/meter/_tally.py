@@ -1,0 +1,178 @@
+"""An hour's totals of one pool, ready to be asked: who counted what, of which model, for whom."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from datetime import datetime
+
+import pyarrow as pa
+
+from pertoken.errors import InputError
+from pertoken.meter._split import MICRO, quantised
+from pertoken.meter.records import TOTALS
+from pertoken.units import METERS
+
+_COUNTS = ("prompt_tokens", "input_tokens", "cached_input_tokens", "output_tokens", "requests")
+Tokens = dict[tuple[str, str], dict[str, int]]
+"""Counts [millionths] by (model, meter) and tenant."""
+
+
+class Tally:
+    """Totals of one pool and hour."""
+
+    def __init__(self) -> None:
+        # (kind, source, model, tenant, phase, meter) to quantity
+        self._rows: dict[tuple[str, str, str, str, str, str], float] = defaultdict(float)
+        self._placed: Tokens = defaultdict(lambda: defaultdict(int))
+        self._cache: dict[str, Tokens] = {}
+
+    def add(self, source: str, model: str, tenant: str, phase: str, meter: str, quantity: float) -> None:
+        """One row of totals."""
+        self._rows[source.partition("/")[0], source, model, tenant, phase, meter] += quantity
+
+    def place(self, model: str, tenant: str, meter: str, count: int) -> None:
+        """Usage of a router that did not know the pool."""
+        self._placed[model, meter][tenant] += count
+        self._cache.pop("usage", None)
+
+    def tokens(self, kind: str, own: bool = False) -> Tokens:
+        """Tokens and requests a kind of source counted, prompt tokens taken apart into computed and cached
+        ones.
+
+        `own`: only what named this pool itself.
+        """
+        if not own and kind in self._cache:
+            return {key: dict(value) for key, value in self._cache[kind].items()}
+        counts: dict[tuple[str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        for (of, _, model, tenant, _, meter), quantity in self._rows.items():
+            if of == kind and meter in _COUNTS:
+                counts[model, meter][tenant] += quantity
+        result: Tokens = defaultdict(lambda: defaultdict(int))
+        for (model, meter), by_tenant in counts.items():
+            for tenant, quantity in by_tenant.items():
+                if meter == "prompt_tokens":
+                    cached = min(counts.get((model, "cached_input_tokens"), {}).get(tenant, 0.0), quantity)
+                    result[model, "input_tokens"][tenant] += quantised(quantity - cached)
+                elif meter == "cached_input_tokens" and (model, "prompt_tokens") in counts:
+                    prompt = counts[model, "prompt_tokens"].get(tenant, 0.0)
+                    result[model, meter][tenant] += quantised(min(quantity, prompt))
+                else:
+                    result[model, meter][tenant] += quantised(quantity)
+        if own:
+            return result
+        if kind == "usage":
+            for key, placed in self._placed.items():
+                for tenant, count in placed.items():
+                    result[key][tenant] += count
+        # Tokens and requests are whole; a sender that split some across an hour left fractions.
+        self._cache[kind] = {
+            key: {t: round(n / MICRO) * MICRO for t, n in value.items() if round(n / MICRO)}
+            for key, value in result.items()
+        }
+        self._cache[kind] = {key: value for key, value in self._cache[kind].items() if value}
+        return {key: dict(value) for key, value in self._cache[kind].items()}
+
+    def counted(self, model: str, meter: str) -> int:
+        """What engines, else the gateway, counted of a model's meter [millionths]; output stands in for
+        requests."""
+        for kind in ("engine", "gateway"):
+            counts = self.tokens(kind)
+            for name in (meter, "output_tokens"):
+                if (model, name) in counts:
+                    return sum(counts[model, name].values())
+        return 0
+
+    def others(self) -> dict[tuple[str, str, str, str], int]:
+        """Counts that need no attribution, by (model, tenant, phase, meter), from the best kind that has the
+        meter."""
+        best: dict[str, str] = {}
+        order = ("training", "usage", "gateway", "engine", "bill")
+        plain = [
+            (key, quantity)
+            for key, quantity in self._rows.items()
+            if key[0] in order and key[5] not in _COUNTS and _is_count(key[5])
+        ]
+        for (kind, _, _, _, _, meter), _ in plain:
+            if meter not in best or order.index(kind) < order.index(best[meter]):
+                best[meter] = kind
+        result: dict[tuple[str, str, str, str], int] = defaultdict(int)
+        for (kind, _, model, tenant, phase, meter), quantity in plain:
+            if best[meter] == kind:
+                result[model, tenant, phase, meter] += quantised(quantity)
+        return result
+
+    def gaps(self) -> dict[str, float]:
+        """Seconds each source was silent."""
+        found: dict[str, float] = defaultdict(float)
+        for (_, source, _, _, _, meter), quantity in self._rows.items():
+            if meter == "gap_seconds":
+                found[source] += quantity
+        return found
+
+    def sum(self, kind: str, meter: str) -> float:
+        """A kind's quantity of a meter, its qualifiers included."""
+        return sum(
+            q for (k, _, _, _, _, m), q in self._rows.items() if k == kind and m.partition(":")[0] == meter
+        )
+
+    def has(self, source: str, meter: str) -> bool:
+        """Whether a source told a meter, be it zero."""
+        return any(s == source and m == meter for (_, s, _, _, _, m) in self._rows)
+
+    def told(self, meter: str) -> bool:
+        """Whether any source told a meter, be it zero."""
+        return any(m == meter for (*_, m) in self._rows)
+
+    def whole(self, kind: str, model: str) -> bool:
+        """Whether a kind of source counts a model's prompts whole, cached tokens inside."""
+        return any(k == kind and o == model and m == "prompt_tokens" for (k, _, o, _, _, m) in self._rows)
+
+    def of(self, source: str, meter: str) -> float:
+        """One source's quantity of a meter."""
+        return sum(q for (_, s, _, _, _, m), q in self._rows.items() if s == source and m == meter)
+
+    def engines(self) -> list[str]:
+        """Engine instances of the hour, those with nothing but gaps left out."""
+        return sorted({s for (k, s, _, _, _, m) in self._rows if k == "engine" and m != "gap_seconds"})
+
+    def models(self, source: str) -> Mapping[str, Mapping[str, float]]:
+        """What a source counted of each model that got tokens or engine time."""
+        found: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        for (_, s, model, _, _, meter), quantity in self._rows.items():
+            if s == source:
+                found[model][meter] += quantity
+        told = ("prompt_tokens", "input_tokens", "output_tokens", "prefill_seconds", "decode_seconds")
+        return {m: dict(c) for m, c in sorted(found.items()) if any(c.get(name) for name in told)}
+
+    def training_hours(self) -> dict[tuple[str, str, str], float]:
+        """GPU-hours of training runs by (model, tenant, phase)."""
+        found: dict[tuple[str, str, str], float] = defaultdict(float)
+        for (kind, _, model, tenant, phase, meter), quantity in self._rows.items():
+            if kind == "training" and meter == "gpu_hours":
+                found[model, tenant, phase] += quantity
+        return found
+
+    def billed_to(self) -> dict[tuple[str, str], float]:
+        """GPU-hours a bill gives to tenants."""
+        found: dict[tuple[str, str], float] = defaultdict(float)
+        for (kind, _, model, tenant, _, meter), quantity in self._rows.items():
+            if kind == "bill" and meter == "gpu_hours" and (model or tenant):
+                found[model, tenant] += quantity
+        return found
+
+
+def tallies(totals: pa.Table) -> dict[datetime, dict[str, Tally]]:
+    """Tallies by hour and pool. Raises InputError on totals of another schema."""
+    if totals.schema != TOTALS:
+        raise InputError(f"totals have the columns {totals.schema.names}, they need {TOTALS.names}")
+    found: dict[datetime, dict[str, Tally]] = defaultdict(lambda: defaultdict(Tally))
+    columns = [totals.column(name).to_pylist() for name in TOTALS.names]
+    for hour, source, pool, model, tenant, phase, meter, _, quantity in zip(*columns, strict=True):
+        found[hour][pool].add(source, model, tenant, phase, meter, quantity)
+    return {hour: dict(pools) for hour, pools in found.items()}
+
+
+def _is_count(meter: str) -> bool:
+    known = METERS.get(meter)
+    return known is not None and not known.priced and known.unit in ("token", "request")
