@@ -118,7 +118,7 @@ def test_usage_without_a_rate_is_refused_by_the_books(shop: Comparison) -> None:
     ledger = open_ledger()
     ledger.add_usage(usage(market, evaluate(market, "assistant", "h100-owned")))
     ledger.add_rates(market.pool_rates("h100-owned"))
-    with pytest.raises(MissingRateError, match="peak_kw|site_hours"):
+    with pytest.raises(MissingRateError, match=r"peak_kw|site_hours"):
         ledger.close()
     ledger.add_rates(market.site_rates("warehouse"))
     ledger.close()

@@ -30,11 +30,10 @@ from pertoken.plan._serving import (
 )
 from pertoken.plan._training import Job, Runs, gpu_training, jobs, schedule
 from pertoken.plan._usage import Prices, Quantities, Use, prices_of, rows, total_usd
-
 from pertoken.rates.energy import TariffHours, tier_shares
 from pertoken.rates.site import peak_usage_rows, split_kwh
 from pertoken.scenario import Api, Scenario, Serving, Training, requests_per_hour
-from pertoken.tables import RATES, Floats, concat
+from pertoken.tables import Floats
 from pertoken.units import IDLE, site_pool
 
 CASES = ("expected", "low", "high")

@@ -38,8 +38,7 @@ def render(comparison: Comparison) -> RenderableType:
             style="bold",
         )
     ]
-    for workload in comparison.workloads:
-        parts.append(Padding(_workload(workload), (1, 0, 0, 0)))
+    parts += [Padding(_workload(workload), (1, 0, 0, 0)) for workload in comparison.workloads]
     return Group(*parts)
 
 
@@ -227,10 +226,11 @@ def _footnotes(options: list[OptionResult], serving: bool) -> list[str]:
     for o in options:
         if o.facts["left_out"]:
             pools.setdefault(", ".join(o.facts["left_out"]), []).append(str(o.facts["pool"]))
-    for lines, names in pools.items():
-        found.append(f"left out, because nobody wrote it: {lines} ({', '.join(names)})")
-    for text in dict.fromkeys(str(o.facts["tariff_misfit"]) for o in options if o.facts.get("tariff_misfit")):
-        found.append(f"{text}; fine where the site's other load makes up for it")
+    found += [
+        f"left out, because nobody wrote it: {lines} ({', '.join(names)})" for lines, names in pools.items()
+    ]
+    misfits = dict.fromkeys(str(o.facts["tariff_misfit"]) for o in options if o.facts.get("tariff_misfit"))
+    found += [f"{text}; fine where the site's other load makes up for it" for text in misfits]
     bases = sorted({str(o.facts["basis"]) for o in options if "basis" in o.facts})
     if bases:
         found.append(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -49,83 +51,12 @@ class Figure:
 
 Block = Text | Table | Figure
 
-_TEMPLATE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'; img-src data: blob:">
-<title>{{ title }}</title>
-<style>
-:root { color-scheme: light dark; --ink: #1c2733; --paper: #ffffff; --rule: #d5dce3; --soft: #5b6875; --band: #f4f6f8; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e9ee; --paper: #14191f; --rule: #36414c; --soft: #a3b0bc; --band: #1c232b; } }
-body { margin: 0 auto; max-width: 68rem; padding: 1.5rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .4rem; }
-p { margin: .4rem 0; max-width: 46rem; } .soft, figcaption, caption { color: var(--soft); }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-caption { text-align: left; padding: .3rem 0; } th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--rule);
-  text-align: left; vertical-align: top; } th { background: var(--band); } td { white-space: nowrap; } td.long { white-space: normal; } .n { text-align: right; }
-figure { margin: 1rem 0; } figure > div { width: 100%; overflow-x: auto; }
-@media print { body { max-width: none; } figure, table { break-inside: avoid; } }
-</style>
-</head>
-<body>
-<h1>{{ title }}</h1>
-<p class="soft">{{ subtitle }}</p>
-<main>
-{% for block in blocks %}
-{% if block.kind == "Text" %}
-{% if block.heading %}<h2>{{ block.heading }}</h2>{% endif %}
-{% for paragraph in block.paragraphs %}<p>{{ paragraph }}</p>{% endfor %}
-{% elif block.kind == "Table" %}
-<div class="wide" tabindex="0"><table><caption>{{ block.caption }}</caption>
-<thead><tr>{% for cell in block.head %}
-<th scope="col"{% if loop.index0 in block.numeric %} class="n"{% endif %}>{{ cell }}</th>{% endfor %}</tr></thead>
-<tbody>{% for row in block.rows %}
-<tr>{% for cell in row %}<td{% if loop.index0 in block.numeric %} class="n"{% elif cell|length > 40 %} class="long"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</tbody></table></div>
-{% else %}
-<figure><figcaption>{{ block.caption }}</figcaption>
-<div class="figure" id="figure{{ loop.index }}" role="img" aria-label="{{ block.caption }}"></div>
-<script type="application/json" data-for="figure{{ loop.index }}">{{ block.json }}</script></figure>
-{% endif %}
-{% endfor %}
-</main>
-{% if figures %}
-<script>(() => { {{ bundle }} })();</script>
-<script>
-(() => {
-const dark = matchMedia("(prefers-color-scheme: dark)");
-function draw() {
-  const ink = getComputedStyle(document.documentElement).getPropertyValue("--ink").trim();
-  const rule = getComputedStyle(document.documentElement).getPropertyValue("--rule").trim();
-  const config = { background: "transparent", view: { stroke: null },
-    axis: { labelColor: ink, titleColor: ink, gridColor: rule, domainColor: rule, tickColor: rule },
-    legend: { labelColor: ink, titleColor: ink }, title: { color: ink }, header: { labelColor: ink, titleColor: ink },
-    text: { color: ink }, range: { category: {{ palette }} } };
-  for (const source of document.querySelectorAll("script[data-for]"))
-    vegaEmbed("#" + source.dataset.for, JSON.parse(source.textContent), { actions: false, renderer: "svg", config });
-}
-dark.addEventListener("change", draw);
-draw();
-})();
-</script>
-{% endif %}
-</body>
-</html>
-"""
-
-
 def html_page(title: str, subtitle: str, blocks: Sequence[Block]) -> str:
     """The page as one HTML document that needs nothing else.
 
     All text is escaped; the JavaScript comes from vl-convert's wheel and is included only where there is a figure.
     """
     import jinja2
-    import vl_convert
     from markupsafe import Markup
 
     entries: list[dict[str, Any]] = []
@@ -135,13 +66,14 @@ def html_page(title: str, subtitle: str, blocks: Sequence[Block]) -> str:
             entry["json"] = Markup(_inside_script(json.dumps(block.spec)))
         entries.append(entry)
     figures = any(isinstance(block, Figure) for block in blocks)
+    template = resources.files("pertoken.report").joinpath("page.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_TEMPLATE).render(
+    return environment.from_string(template).render(
         title=title,
         subtitle=subtitle,
         blocks=entries,
         figures=figures,
-        bundle=Markup(_inside_script(vl_convert.javascript_bundle())) if figures else "",
+        bundle=Markup(_inside_script(_bundle())) if figures else "",
         palette=Markup(json.dumps(PALETTE)),
     )
 
@@ -160,6 +92,15 @@ def write_whole(path: Path, text: str) -> None:
     part = path.with_name(f".{path.name}.part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)
+
+
+@cache
+def _bundle() -> str:
+    import vl_convert
+
+    # The snippet is the wheel's own default; its type stub asks for it.
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return bundle
 
 
 def _inside_script(text: str) -> str:

@@ -144,7 +144,7 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, for JSON; what is unbounded or absent is null."""
         horizon = self.scenario.horizon
-        return _plain(
+        found: dict[str, Any] = _plain(
             {
                 "scenario": self.scenario.name,
                 "currency": self.scenario.currency,
@@ -168,6 +168,7 @@ class Comparison:
                 },
             }
         )
+        return found
 
     def __repr__(self) -> str:
         from pertoken.report._compare_table import as_text
