@@ -39,19 +39,19 @@ _CLOSE = f"""
 
 # A resource must meet a rate. Tokens need one only where no resource was held for them (an API pool), or where
 # the pool prices other tokens in that hour: then a token kind without a price would pass as free.
-_UNPRICED = f"""
+_UNPRICED = """
     SELECT u.pool, u.meter, MIN(u.hour) AS first_hour, COUNT(*) AS hours
-    FROM (SELECT DISTINCT pool, hour, meter FROM usage_hourly WHERE {{window}}) u
+    FROM (SELECT DISTINCT pool, hour, meter FROM usage_hourly WHERE {window}) u
     LEFT JOIN (SELECT DISTINCT pool, hour, meter FROM rates) r
         ON u.hour = r.hour AND u.pool = r.pool AND u.meter = r.meter
     LEFT JOIN (SELECT DISTINCT pool, hour FROM usage_hourly
-               WHERE {{window}} AND split_part(meter, ':', 1) IN ({{resources}})) held
+               WHERE {window} AND split_part(meter, ':', 1) IN ({resources})) held
         ON u.hour = held.hour AND u.pool = held.pool
-    LEFT JOIN (SELECT DISTINCT pool, hour FROM rates WHERE meter IN ({{tokens}})) priced
+    LEFT JOIN (SELECT DISTINCT pool, hour FROM rates WHERE meter IN ({tokens})) priced
         ON u.hour = priced.hour AND u.pool = priced.pool
     WHERE r.meter IS NULL
-      AND (split_part(u.meter, ':', 1) IN ({{resources}})
-           OR (u.meter IN ({{tokens}}) AND (held.pool IS NULL OR priced.pool IS NOT NULL)))
+      AND (split_part(u.meter, ':', 1) IN ({resources})
+           OR (u.meter IN ({tokens}) AND (held.pool IS NULL OR priced.pool IS NOT NULL)))
     GROUP BY u.pool, u.meter
     ORDER BY u.pool, u.meter"""
 
