@@ -17,8 +17,9 @@ from pertoken.errors import UnknownNameError
 
 PERFORMANCE = Path(__file__).parents[2] / ".." / "shared" / "data" / "performance"
 
-# Exact counts are the totals Hugging Face shows of the checkpoint's safetensors (November 2026); where the
-# checkpoint also holds layers for multi-token prediction, or is quantised, the count is the publisher's own.
+# Exact counts are totals of the checkpoint's safetensors on the Hugging Face Hub, looked up on 24 November 2026 in
+# public copies of its API's answers; where the checkpoint also holds layers for multi-token prediction, or no copy
+# was found, the count is the publisher's own, rounded as published.
 PUBLISHED = {
     "HuggingFaceTB/SmolLM2-135M": 134_515_008,
     "HuggingFaceTB/SmolLM2-360M": 361_821_120,
@@ -63,27 +64,25 @@ PUBLISHED = {
     "mistralai/Mistral-Small-3.1-24B-Base-2503": 24_011_361_280,
     "mistralai/Mistral-Large-Instruct-2407": 122_610_069_504,
     "mistralai/Mixtral-8x7B-v0.1": 46_702_792_704,
-    "nvidia/Llama-3_3-Nemotron-Super-49B-v1": 49_867_145_216,
     "nvidia/NVIDIA-Nemotron-Nano-9B-v2": 8_888_227_328,
-    "mosaicml/mpt-7b": 6_649_286_656,
     "microsoft/phi-4": 14_659_507_200,
     "microsoft/Phi-4-mini-instruct": 3_836_021_760,
-    "CohereLabs/c4ai-command-r-v01": 34_980_831_232,
-    "CohereLabs/c4ai-command-a-03-2025": 111_057_580_032,
     "allenai/OLMo-2-0325-32B": 32_234_279_936,
     # README_WEIGHTS.md of deepseek-ai/DeepSeek-V3: main model, without 14 B of multi-token prediction
     "deepseek-ai/DeepSeek-V3": 671_000_000_000,
-    # gpt-oss model card, arXiv 2508.10925, table 1
-    "openai/gpt-oss-120b": 116_830_000_000,
-    "openai/gpt-oss-20b": 20_910_000_000,
+    "openai/gpt-oss-120b": 116_829_156_672,  # 116.83 B in arXiv 2508.10925, table 1
+    "openai/gpt-oss-20b": 20_914_757_184,  # 20.91 B there
     # Mistral AI, model card of Mixtral-8x22B: 141B
     "mistralai/Mixtral-8x22B-v0.1": 141_000_000_000,
     # DeepSeek V4 preview, api-docs.deepseek.com, April 2026
     "deepseek-ai/DeepSeek-V4-Flash": 284_000_000_000,
-    # model cards: 397B, 744B, 228.7B, 31.6B, 120.6B, 309B, 196B
+    # model cards: 49.9B, 35B, 111B, 397B, 744B, 31.6B, 120.6B, 309B, 196B
+    "nvidia/Llama-3_3-Nemotron-Super-49B-v1": 49_900_000_000,
+    "CohereLabs/c4ai-command-r-v01": 35_000_000_000,
+    "CohereLabs/c4ai-command-a-03-2025": 111_000_000_000,
     "Qwen/Qwen3.5-397B-A17B": 397_000_000_000,
     "zai-org/GLM-5": 744_000_000_000,
-    "MiniMaxAI/MiniMax-M2.5": 228_700_000_000,
+    "MiniMaxAI/MiniMax-M2.5": 228_689_764_864,  # safetensors of M2.7, the same architecture
     "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B": 31_600_000_000,
     "nvidia/NVIDIA-Nemotron-3-Super-120B-A12B": 120_600_000_000,
     "XiaomiMiMo/MiMo-V2-Flash": 309_000_000_000,
@@ -91,6 +90,7 @@ PUBLISHED = {
     # llm-foundry, scripts/train/benchmarking, at 2,048 tokens
     "mosaicml/mpt-125m": 125_000_000,
     "mosaicml/mpt-1b": 1_315_000_000,
+    "mosaicml/mpt-7b": 6_655_000_000,
     "mosaicml/mpt-70b": 64_862_000_000,
 }
 
