@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from pertoken.errors import InputError
 from pertoken.perf.point import Layout
@@ -47,6 +48,10 @@ average."""
 RANDOM_LENGTH_SOURCES = ("inferencemax", "inferencex")
 FIXED_LENGTH_KINDS = ("nvidia_internal_gap_analysis",)
 
+SPREAD_SEQUENCES = 8
+"""Sequences per decoding GPU from which a disaggregated row without a layout spreads attention over its
+GPUs."""
+
 TASK_INPUT_TOKENS = {
     "gpqa": 220.0,
     "lm-arena-chat": 150.0,
@@ -67,10 +72,10 @@ several thousand."""
 class MeasuredRow:
     """One measured point as a benchmark wrote it, in our units; NaN where a number is missing.
 
-    `gpus` is all GPUs of the replica or job. `concurrency` is infinite at saturation. `measured` maps a
-    quantity (tokens_per_s per GPU, ttft_s, tpot_s, power_w per GPU, joules_per_output_token, mfu_fraction) to
-    its value. `training` is empty for serving, else the kind. `problem` says why no point can be made of the
-    row.
+    `gpus` is all GPUs of the row or job; `layout`, `prefill_gpus` and `concurrency` are one replica's.
+    `concurrency` is infinite at saturation. `measured` maps a quantity (tokens_per_s per GPU, ttft_s, tpot_s,
+    power_w per GPU, joules_per_output_token, mfu_fraction) to its value. `training` is empty for serving,
+    else the kind. `problem` says why no point can be made of the row.
     """
 
     line: int
@@ -195,7 +200,7 @@ def _row(cells: _Cells) -> MeasuredRow:
     training = TRAINING_KINDS.get(cells.text.get("kind", "").lower(), "")
     if not training and "global_batch_size" in cells.number:
         training = "pretrain"
-    layout, prefill_gpus, gpus, problem = (Layout(), 0.0, cells["n_gpus"], "") if training else _layout(cells)
+    placed = _Placed(Layout(), gpus=cells["n_gpus"]) if training else _layout(cells)
     share = _length_share(cells)
     inputs, assumed = _input_tokens(cells, share)
     if share != 1.0:
@@ -207,23 +212,23 @@ def _row(cells: _Cells) -> MeasuredRow:
         precision=cells.text.get("precision", "bf16"),
         engine=cells.text.get("engine", "vllm"),
         source=cells.text.get("source", ""),
-        gpus=gpus,
+        gpus=placed.gpus,
         input_tokens=cells["input_len"] if training else inputs,
         output_tokens=cells["output_len"] * share,
         cached_tokens=cells.number.get("cached_input_len", 0.0) * share,
-        concurrency=cells.first("avg_running_batch", "concurrency", "batch_size"),
-        layout=layout,
-        prefill_gpus=prefill_gpus,
+        concurrency=cells.first("avg_running_batch", "concurrency", "batch_size") * placed.share,
+        layout=placed.layout,
+        prefill_gpus=placed.prefill_gpus,
         accepted_per_step=cells.number.get("accepted_per_step", 1.0),
         training=training,
         global_batch=cells.number.get("global_batch_size", 0.0),
         micro_batch=cells.number.get("micro_batch", 0.0),
         degrees={name: cells.whole(name) for name in ("tp", "pp", "cp", "ep")},
         checkpointing=_checkpointing(cells.text.get("activation_ckpt", "")),
-        measured=_measured(cells, gpus),
+        measured=_measured(cells, placed.gpus),
         media=TASK_MEDIA.get(cells.text.get("task", "").lower(), ""),
         assumed=assumed,
-        problem=problem or _missing(cells, training, inputs),
+        problem=placed.problem or _missing(cells, training, inputs),
     )
     return row
 
@@ -296,8 +301,18 @@ def _gpu_power_w(cells: _Cells, gpus: float) -> float:
     return cells["power_w"] / gpus if gpus > 0 else cells["power_w"]
 
 
-def _layout(cells: _Cells) -> tuple[Layout, float, float, str]:
-    """Layout of the (decoding) replica, GPUs that only prefill, all GPUs, and what is wrong if anything."""
+class _Placed(NamedTuple):
+    """A row's (decoding) replica, GPUs of it that only prefill, all GPUs of the row, the replica's share of
+    them, and what is wrong if anything."""
+
+    layout: Layout
+    prefill_gpus: float = 0.0
+    gpus: float = math.nan
+    share: float = 1.0
+    problem: str = ""
+
+
+def _layout(cells: _Cells) -> _Placed:
     if cells.text.get("mode", "").lower().startswith("disagg") or cells.yes("disagg"):
         return _split_layout(cells)
     n = cells["n_gpus"]
@@ -311,7 +326,7 @@ def _layout(cells: _Cells) -> tuple[Layout, float, float, str]:
     if math.isnan(n):
         n = float(layout.gpus)
     problem = "" if n == layout.gpus else f"{n:g} GPUs, but its degrees make {layout.gpus}"
-    return layout, 0.0, n, problem
+    return _Placed(layout, 0.0, n, 1.0, problem)
 
 
 def _plain_layout(cells: _Cells) -> Layout:
@@ -356,7 +371,7 @@ def _expert_layout(cells: _Cells) -> Layout:
     return Layout(group, 1, moe_ep, 1)
 
 
-def _split_layout(cells: _Cells) -> tuple[Layout, float, float, str]:
+def _split_layout(cells: _Cells) -> _Placed:
     """Disaggregated: decode GPUs are one group of attention data parallel where each holds 8 sequences or
     more, else replicas of up to 8 GPUs with tensor parallel; worker counts and their tp where a table gives
     those."""
@@ -365,10 +380,11 @@ def _split_layout(cells: _Cells) -> tuple[Layout, float, float, str]:
         prefill = cells["prefill_workers"] * cells["prefill_tp"]
         decode = cells["decode_workers"] * cells["decode_tp"]
     if not (prefill >= 1 and decode >= 1):
-        return Layout(), 0.0, math.nan, "disaggregated without prefill and decode GPU counts"
+        return _Placed(Layout(), problem="disaggregated without prefill and decode GPU counts")
     count = int(decode)
-    if cells["concurrency"] / decode >= 8:
+    if cells["concurrency"] / decode >= SPREAD_SEQUENCES:
         layout = Layout(1, 1, count, count)
     else:
         layout = Layout(min(cells.whole("decode_tp") or 8, count))
-    return layout, prefill, prefill + decode, ""
+    share = layout.gpus / decode
+    return _Placed(layout, prefill * share, prefill + decode, share)
