@@ -64,6 +64,22 @@ def quick(
 
 
 @app.command()
+def catalog(
+    kind: Annotated[str, typer.Argument(help="gpus, models, tariffs or prices.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="One of them; empty: the list.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Facts we calculate with, each with its sources and date."""
+    from pertoken.report.catalog import catalog as run
+
+    table, rows = run(kind, name or None)
+    if as_json:
+        _print(rows, True)
+    else:
+        _print_rich(table)
+
+
+@app.command()
 def schema() -> None:
     """JSON Schema of a scenario file, for editors."""
     from pertoken.scenario import json_schema
@@ -113,6 +129,14 @@ def _print(found: Any, as_json: bool) -> None:
         return
     text = str(found)
     sys.stdout.write(text if text.endswith("\n") else text + "\n")
+
+
+def _print_rich(renderable: Any) -> None:
+    """A rich renderable, in colour on a terminal, 100 columns wide elsewhere."""
+    from rich.console import Console
+
+    console = Console() if sys.stdout.isatty() else Console(width=100)
+    console.print(renderable)
 
 
 def _write(path: Path | None, write: Callable[[Path], None]) -> None:
