@@ -52,7 +52,13 @@ PROFILES: dict[str, tuple[float, ...]] = {
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, str_strip_whitespace=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        str_strip_whitespace=True,
+        use_attribute_docstrings=True,
+    )
 
 
 class ModelFile(_Strict):
@@ -113,7 +119,12 @@ class Site(_Strict):
     carbon_g_per_kwh: NotNegative | None = None
     fixed_charge_fraction: Fraction = 1.0
     """Share of the utility's fixed monthly charge that is the fleet's to pay; 0 where the meter is there anyway."""
+    heat_reuse_fraction: Fraction = 0.0
+    """Share of the energy bought that is sold as heat."""
+    heat_usd_per_kwh: NotNegative = 0.0
+    """What that heat earns."""
     power_cap_kw: Positive | None = None
+    """Most that the fleet may draw at the utility meter."""
     peak_so_far_kw: dict[str, NotNegative] = {}
     """Demand already set this billing period, by the tariff's band."""
     previous_peaks_kw: dict[str, list[NotNegative]] = {}
@@ -418,10 +429,11 @@ class Horizon(_Strict):
 
 
 class Budget(_Strict):
-    """A limit over the horizon."""
+    """A limit over the horizon, for each option alone in `compare` and for the whole plan in `plan`."""
 
     usd: Positive | None = None
     tokens: Positive | None = None
+    """Tokens that may be bought or made: served and trained."""
     kgco2e: Positive | None = None
 
 

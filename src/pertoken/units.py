@@ -243,6 +243,22 @@ METRICS: dict[str, Metric] = {
             "all energy at the utility meter over training tokens that were retained",
         ),
         Metric(
+            "kwh_per_mtok_total",
+            "kWh per M input + output tokens at the utility meter",
+            "energy_kwh",
+            _SERVED,
+            TOKENS_PER_MTOK,
+            "all energy at the utility meter, idle included, over all tokens delivered",
+        ),
+        Metric(
+            "kwh_per_mtok_trained",
+            "kWh per M retained training tokens at the utility meter",
+            "energy_kwh",
+            "training_tokens",
+            TOKENS_PER_MTOK,
+            "all energy at the utility meter over training tokens that were retained",
+        ),
+        Metric(
             "gco2e_per_mtok_total",
             "gCO2e per M input + output tokens",
             "gco2e",

@@ -280,3 +280,69 @@ def test_a_workload_may_be_kept_to_pools(tmp_path: Path) -> None:
     found = compare(scenario)
     assert {o.facts["pool"] for o in found.workloads[0].options} == {"h100-owned", "groq-api"}
     assert isinstance(scenario.workloads["assistant"], Serving)
+
+
+def test_a_model_from_a_config_file_and_a_tariff_from_a_series(tmp_path: Path) -> None:
+    config = {
+        "model_type": "llama", "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "intermediate_size": 8192, "vocab_size": 32000, "torch_dtype": "bfloat16",
+        "max_position_embeddings": 8192, "tie_word_embeddings": False,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    hours = np.arange("2027-02-01T00", "2027-03-03T00", dtype="datetime64[h]")
+    lines = ["hour_utc,usd_per_kwh", *(f"{h}:00Z,{0.05 + 0.01 * (i % 24)}" for i, h in enumerate(hours))]
+    (tmp_path / "prices.csv").write_text("\n".join(lines), encoding="utf-8")
+    text = SHOP.read_text(encoding="utf-8")
+    text = text.replace("model: meta-llama/Llama-3.3-70B-Instruct\n", "model: {config: ./config.json}\n")
+    text = text.replace("tariff: SMUD CI-TOD1 21-299 kW", "tariff: {csv: prices.csv}")
+    path = tmp_path / "shop.yaml"
+    path.write_text(text, encoding="utf-8")
+    found = compare(path)
+    option = next(o for o in found.workloads[1].options if o.facts["pool"] == "l40s-owned")
+    assert option.usd_per_month_by_component["energy_charge"] > 0
+    assert "demand_charge" not in option.usd_per_month_by_component
+    (tmp_path / "prices.csv").write_text("\n".join(lines[:100] + lines[101:]), encoding="utf-8")
+    with pytest.raises(pertoken.errors.InputError, match=r"prices.csv.*(line 101|gap)"):
+        compare(path)
+
+
+def test_nobody_can_is_one_line() -> None:
+    from pertoken.errors import CannotServeError
+    from pertoken.scenario import Slo
+
+    scenario = flat(load(SHOP), slo=Slo(ttft_s=0.001, tpot_s=0.0001), pools=["h100-owned", "l40s-owned"])
+    with pytest.raises(CannotServeError, match="no pool can run workload 'assistant': l40s-owned: ") as caught:
+        compare(scenario)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_budget_that_is_passed_is_said() -> None:
+    from pertoken.scenario import Budget
+
+    scenario = flat(load(SHOP)).model_copy(update={"budget": Budget(usd=4000.0)})
+    found = compare(scenario)
+    options = {o.facts["pool"]: o for o in found.workloads[0].options}
+    assert options["b200-reserved"].over_budget
+    assert not options["groq-api"].over_budget
+    assert "b200-reserved is over budget" in str(found)
+
+
+def test_waste_heat_sold_lowers_energy_cost() -> None:
+    shop = flat(load(SHOP))
+    site = shop.sites["warehouse"].model_copy(update={"heat_reuse_fraction": 0.5, "heat_usd_per_kwh": 0.04})
+    heated = shop.model_copy(update={"sites": {**shop.sites, "warehouse": site}})
+    before, after = Market(shop), Market(heated)
+    option = evaluate(before, "assistant", "h100-owned")
+    saved = before.cost_usd(option) - after.cost_usd(evaluate(after, "assistant", "h100-owned"))
+    assert saved == pytest.approx(0.5 * 0.04 * sum_of(option, "energy_kwh"), rel=1e-9)
+
+
+def test_years_three_to_six_of_owned_hardware_by_hand() -> None:
+    from pertoken.plan.whatif import life_costs_usd_per_gpu_hour
+
+    costs = life_costs_usd_per_gpu_hour(load(SHOP).pools["h100-owned"], 35_000)
+    # 35,000 USD, 9 %, 10 % residual, 3 years: (35,000 − 3,500 × 1.09^−3) × 0.09 / (1 − 1.09^−3) / 8,760.
+    by_hand = (35_000 - 3_500 * 1.09**-3) * 0.09 / (1 - 1.09**-3) / 8_760
+    assert costs[3] == pytest.approx(by_hand)
+    assert list(costs) == [3, 4, 5, 6]
+    assert costs[3] > costs[4] > costs[5] > costs[6]

@@ -1,9 +1,13 @@
-"""Fitted slowdowns over the ideal roofline, by architecture, engine and precision, with priors where none
-was fitted."""
+"""Fitted slowdowns over the ideal roofline: effects by architecture, engine, precision, model, summed in log space.
+
+A configuration's coefficient is base × exp(Σ effects of the levels it belongs to). A level never measured has no
+effect: an unseen GPU keeps its architecture's or vendor's, an unseen model what its GPU, engine and precision share.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -12,49 +16,76 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pertoken.catalog.gpus import Gpu
+from pertoken.catalog.models import Model
+from pertoken.perf._work import engine_family, formats, precision_name
 from pertoken.perf.point import FloatLike
 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """How much longer than ideal each part of a step takes; a field is a float, or an array of one entry per
-    row.
+    """How much longer than ideal each part of a step takes; floats, or arrays of one entry per row.
 
-    The first group are ratios (1: datasheet peak), the second group times in their own unit.
+    The first group are ratios (1: datasheet peak), the second group times in their own unit. The values here are
+    what the fit starts from and is drawn to where rows say little.
     """
 
-    always: FloatLike = 1.25
+    always: FloatLike = 1.2
     """Weights read every step."""
-    routed: FloatLike = 1.5
+    routed: FloatLike = 1.2
     """Routed experts' weights: grouped GEMMs at small batch, imbalance between GPUs."""
-    cache: FloatLike = 1.5
-    gemm: FloatLike = 1.5
+    cache: FloatLike = 1.6
+    gemm: FloatLike = 1.8
     """GEMM FLOPs of decode."""
-    prefill: FloatLike = 1.5
+    prefill: FloatLike = 1.4
     """GEMM FLOPs of prefill."""
-    grouped: FloatLike = 1.5
-    """Further factor on FLOPs in routed experts."""
+    grouped: FloatLike = 4.0
+    """Further factor on decode FLOPs in routed experts: tiles filled with few tokens each."""
+    grouped_prefill: FloatLike = 4.0
+    """The same in prefill, where experts see many tokens."""
     attention: FloatLike = 2.5
-    links: FloatLike = 1.5
-    step_ms: FloatLike = 1.5
+    links: FloatLike = 1.6
+    step_ms: FloatLike = 0.4
     """Scheduler and launch, per step."""
-    layer_us: FloatLike = 12.0
-    """Kernels' latency, per layer."""
-    expert_us: FloatLike = 12.0
+    kernel_us: FloatLike = 5.0
+    """Latency of one kernel, beyond its traffic and FLOPs."""
+    expert_us: FloatLike = 20.0
     """Router and grouped GEMM's latency, per MoE layer."""
-    message_us: FloatLike = 8.0
+    message_us: FloatLike = 3.0
     """One collective."""
-    sequence_us: FloatLike = 8.0
+    sequence_us: FloatLike = 14.0
     """Sampling, detokenising, scheduling: per sequence of a rank and step."""
-    request_ms: FloatLike = 4.0
+    request_ms: FloatLike = 2.0
     """Admission of a request: engine time."""
     first_ms: FloatLike = 15.0
     """Front end and streaming, until the first token: latency alone."""
+    eager: FloatLike = 5.0
+    """A prompt's kernels are launched one by one, not from a graph: their latency relative to decode's."""
     queue: FloatLike = 0.5
     """Waiting for other prompts, relative to half of all prompts in flight."""
 
 
 NAMES = tuple(f.name for f in fields(Coefficients))
+DIRECTIONS: Mapping[str, tuple[str, ...]] = {
+    "reading": ("always", "routed", "cache"),
+    "computing": ("gemm", "prefill", "attention"),
+    "latency": ("step_ms", "kernel_us", "expert_us", "message_us"),
+    "handling": ("sequence_us", "request_ms", "first_ms", "eager"),
+} | {name: (name,) for name in NAMES}
+"""What one effect moves: a single coefficient, or several that share a cause, together."""
+
+HARDWARE: Mapping[str, Mapping[str, float]] = {
+    "ampere": {"reading": 0.0, "computing": -0.10},
+    "ada": {"reading": 0.0, "computing": 0.15},
+    "blackwell-rtx": {"computing": 0.15},
+    "cdna3": {"reading": 0.10, "computing": 0.45, "latency": 0.40, "handling": 0.2},
+    "cdna4": {"reading": 0.10, "computing": 0.25, "latency": 0.40, "handling": 0.2},
+    "gaudi3": {"reading": 0.15, "computing": 0.35, "latency": 0.60},
+    "apple-m3": {"reading": 0.05, "computing": 0.10},
+}
+"""Log offsets an architecture starts from, before any row of ours: share of datasheet peak that matrix and copy
+benchmarks reach against Hopper's, and the maturity of its kernels. MI300X: 620 of 1307 TFLOP/s bf16 and 4.0 to 4.3
+of 5.3 TB/s against H100's 720 of 989 and 3.0 of 3.35 (SemiAnalysis, 2024-12-22; Chips and Cheese, 2024-06-25)."""
 
 
 class Spread(NamedTuple):
@@ -74,6 +105,9 @@ class Lookup(NamedTuple):
     source: str
 
 
+UNFITTED = Spread(0.5, 0.9, 0.5)
+
+
 @lru_cache(maxsize=1)
 def fitted() -> Mapping[str, Any]:
     """The shipped coefficient file, read once; empty where it is absent."""
@@ -84,15 +118,92 @@ def fitted() -> Mapping[str, Any]:
     return content
 
 
-def lookup(architecture: str, vendor: str, engine: str, precision: str, model: str, gpu: str) -> Lookup:
-    """Coefficients for a configuration: the sum of the effects fitted for it, in log space."""
-    del vendor, model, gpu
-    return Lookup(
-        Coefficients(),
-        Spread(0.4, 0.8, 0.4),
-        "roofline",
-        f"roofline with assumed efficiencies ({architecture}, {engine}, {precision})",
-    )
+def signature(model: Model) -> str:
+    """An architecture by its sizes, so that tunes and renamed copies of a model share what was measured.
+
+    >>> from pertoken.catalog.models import model
+    >>> signature(model("meta-llama/Llama-3.1-8B"))
+    '8.0B-A8.0B'
+    """
+    scale = 1e9
+    return f"{model.parameters / scale:.1f}B-A{model.gemm_parameters / scale:.1f}B"
+
+
+def level_keys(model: Model, gpu: Gpu, engine: str, precision: str) -> dict[str, str]:
+    """The key of a configuration at each level of effects."""
+    precision = precision_name(precision)
+    family = engine_family(engine)
+    native = formats(gpu, precision).compute == precision
+    kind = precision if native else f"{precision}-weights"
+    return {
+        "all": "all",
+        "vendor": gpu.vendor.lower(),
+        "architecture": gpu.architecture,
+        "engine": family,
+        "engine|precision": f"{family}|{kind}",
+        "precision": kind,
+        "architecture|engine": f"{gpu.architecture}|{family}",
+        "architecture|precision": f"{gpu.architecture}|{kind}",
+        "architecture|engine|precision": f"{gpu.architecture}|{family}|{kind}",
+        "gpu": gpu.name,
+        "model": signature(model),
+        "engine|model": f"{family}|{signature(model)}",
+        "configuration": f"{gpu.name}|{family}|{kind}|{signature(model)}",
+    }
+
+
+def coefficients_of(file: Mapping[str, Any], keys: Mapping[str, str]) -> Coefficients:
+    """base × exp(hardware prior + Σ effects) for a configuration's keys."""
+    logs = {name: math.log(getattr(Coefficients(), name)) for name in NAMES}
+    moves = [HARDWARE.get(keys["architecture"], {})]
+    moves += [file["effects"].get(level, {}).get(key, {}) for level, key in keys.items()] if file else []
+    for move in moves:
+        for direction, value in move.items():
+            for name in DIRECTIONS[direction]:
+                logs[name] += value
+    return Coefficients(**{name: math.exp(value) for name, value in logs.items()})
+
+
+@lru_cache(maxsize=512)
+def _lookup(keys: tuple[tuple[str, str], ...]) -> Lookup:
+    file, named = fitted(), dict(keys)
+    found = coefficients_of(file, named)
+    label = f"{named['architecture']}, {named['engine']}, {named['precision']}"
+    if not file:
+        return Lookup(found, UNFITTED, "roofline", f"roofline with assumed efficiencies ({label})")
+    known = file["effects"]
+    seen = {level: key in known.get(level, {}) for level, key in named.items()}
+    novelty = novelty_of(seen)
+    spread = Spread(*(file["spread"][novelty][quantity] for quantity in Spread._fields))
+    basis = "roofline" if novelty == "architecture" else "fitted"
+    text = f"roofline fitted {file['date']} to {file['rows']} measured points ({label}; {NOVELTY[novelty]})"
+    return Lookup(found, spread, basis, text)
+
+
+NOVELTY: Mapping[str, str] = {
+    "none": "this GPU, engine, precision and model were measured",
+    "model": "this GPU, engine and precision were measured, not this model",
+    "engine": "this architecture was measured, not with this engine and precision",
+    "gpu": "this GPU was not measured, its architecture was",
+    "architecture": "this architecture was not measured: its prior applies",
+}
+"""What a configuration has in common with the rows of the fit, nearest first."""
+
+
+def novelty_of(seen: Mapping[str, bool]) -> str:
+    """Which entry of NOVELTY a configuration falls under, from whether each level was in the fit."""
+    if not seen["architecture"]:
+        return "architecture"
+    if not seen["gpu"]:
+        return "gpu"
+    if not seen["architecture|engine|precision"]:
+        return "engine"
+    return "none" if seen["configuration"] else "model"
+
+
+def lookup(model: Model, gpu: Gpu, engine: str, precision: str) -> Lookup:
+    """Coefficients for a configuration, the interval they deserve and what supports them."""
+    return _lookup(tuple(level_keys(model, gpu, engine, precision).items()))
 
 
 def stack(items: list[Coefficients]) -> Coefficients:

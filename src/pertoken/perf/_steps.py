@@ -89,7 +89,7 @@ def weights_s(work: Work, c: Coefficients, tokens: FloatLike) -> FloatLike:
 def latency_s(work: Work, c: Coefficients) -> FloatLike:
     """Seconds of a step that no amount of bandwidth removes."""
     return c.step_ms * MILLI + MICRO * (
-        c.layer_us * work.layers + c.expert_us * work.moe_layers + c.message_us * work.messages
+        c.kernel_us * work.kernels + c.expert_us * work.moe_layers + c.message_us * work.messages
     )
 
 
@@ -133,12 +133,12 @@ def prompt_s(work: Work, c: Coefficients, requests: Requests) -> tuple[FloatLike
         + work.prompt_window_s * context.window
         + work.prompt_top_s * context.top
     )
-    flops = c.prefill * (work.dense_gemm_s + c.grouped * work.routed_gemm_s)
+    flops = c.prefill * (work.dense_gemm_s + c.grouped_prefill * work.routed_gemm_s)
     per_token = flops + c.attention * attention / work.dp + c.links * work.message_s
     request = c.request_ms * MILLI / work.dp
     shared = n * per_token / work.pp + request
     alone = n * per_token + request * work.dp
-    return shared, np.maximum(alone, weights_s(work, c, n)) + latency_s(work, c) + c.first_ms * MILLI
+    return shared, np.maximum(alone, weights_s(work, c, n)) + c.eager * latency_s(work, c) + c.first_ms * MILLI
 
 
 def max_sequences(work: Work, requests: Requests) -> Floats:

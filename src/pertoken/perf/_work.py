@@ -27,9 +27,9 @@ WEIGHT_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp4": 0.55, "int8": 1.0, "int4": 0.55}
 formats."""
 
 ENGINE_FAMILIES = ("vllm", "sglang", "trt", "atom")
-MEMORY_FRACTION = 0.9
-"""Share of a GPU's memory an engine may fill (vLLM's gpu_memory_utilization, its default)."""
-WORKSPACE_BYTES = 2.5e9
+MEMORY_FRACTION = 0.92
+"""Share of a GPU's memory an engine may fill (vLLM and SGLang recipes: 0.9 to 0.95)."""
+WORKSPACE_BYTES = 2e9
 """Activations, graphs, communication buffers of one GPU."""
 MESSAGE_BYTES = 2.0
 """Bytes per activation value sent between GPUs (bf16)."""
@@ -73,7 +73,7 @@ class Formats(NamedTuple):
     note: str
 
 
-def formats(gpu: Gpu, precision: str, kv_precision: str, engine: str) -> Formats:
+def formats(gpu: Gpu, precision: str, kv_precision: str = "") -> Formats:
     """How a GPU runs a precision: natively, or as weights alone where real engines do so.
 
     Parameters: gpu; precision and kv_precision by name (empty kv_precision: the engine's default).
@@ -93,16 +93,15 @@ def formats(gpu: Gpu, precision: str, kv_precision: str, engine: str) -> Formats
         compute, note = "bf16", f"{gpu.name} has no {precision} units: {precision} weights, bf16 compute"
     if compute not in gpu.flops:
         raise CannotServeError(f"{gpu.name} has no {compute}: it computes in {', '.join(gpu.flops)}")
-    return Formats(compute, WEIGHT_BYTES[precision], _kv_bytes(gpu, precision, kv_precision, engine), note)
+    return Formats(compute, WEIGHT_BYTES[precision], _kv_bytes(gpu, precision, kv_precision), note)
 
 
-def _kv_bytes(gpu: Gpu, precision: str, kv_precision: str, engine: str) -> float:
-    """Bytes per cached value. Default: fp8 caches where fp8 or fp4 weights run on hardware with fp8 and the
-    engine is TensorRT-LLM or the GPU has fp4 units (the published recipes of that class), else bf16."""
+def _kv_bytes(gpu: Gpu, precision: str, kv_precision: str) -> float:
+    """Bytes per cached value. Default: fp8 where fp8 or fp4 weights run on hardware with fp8, as the published
+    recipes of such checkpoints have it, else bf16."""
     if kv_precision:
         return 1.0 if precision_name(kv_precision) in ("fp8", "int8") else 2.0
-    eight_bit = precision in ("fp8", "fp4") and "fp8" in gpu.flops
-    return 1.0 if eight_bit and (engine_family(engine) == "trt" or "fp4" in gpu.flops) else 2.0
+    return 1.0 if precision in ("fp8", "fp4") and "fp8" in gpu.flops else 2.0
 
 
 @dataclass(frozen=True)
@@ -116,8 +115,10 @@ class Work:
     gpus: FloatLike
     pp: FloatLike
     dp: FloatLike
-    layers: FloatLike
+    kernels: FloatLike
+    """Kernel launches per step outside routed experts."""
     moe_layers: FloatLike
+    """MoE layers, those with shared experts counted SHARED_LAYER times: their kernels come on top."""
     always_s: FloatLike
     """Reading the weights every step needs."""
     routed_s: FloatLike
@@ -167,6 +168,11 @@ def shaped(work: Work, shape: tuple[int, ...]) -> Work:
     return Work(**{f.name: np.reshape(np.asarray(getattr(work, f.name)), shape) for f in fields(Work)})
 
 
+def usable_bytes(gpu: Gpu) -> float:
+    """Memory an engine may fill with weights and cache, of one GPU."""
+    return MEMORY_FRACTION * (gpu.memory_bytes or gpu.memory_gb * BYTES_PER_GB) - WORKSPACE_BYTES
+
+
 def weight_bytes(model: Model, fmt: Formats) -> tuple[float, float, float]:
     """Bytes of the weights read at every step, of all routed experts, and of what is held but not
     read (embedding, encoder).
@@ -178,11 +184,9 @@ def weight_bytes(model: Model, fmt: Formats) -> tuple[float, float, float]:
         model.dense_ffn_layers * model.dense_ffn_parameters
         + model.moe_layers * model.shared_expert_parameters
     )
-    four_bit = fmt.weight_bytes < WEIGHT_BYTES["fp8"]
-    kept = model.attention_precision if model.attention_precision in WEIGHT_BYTES else "bf16"
-    attention_bytes = WEIGHT_BYTES[kept] if model.moe_layers and four_bit else fmt.weight_bytes
+    kept = _attention_format(model, fmt)
     always = (
-        model.attention_parameters * attention_bytes
+        model.attention_parameters * (WEIGHT_BYTES[kept] if kept else fmt.weight_bytes)
         + ffn * fmt.weight_bytes
         + (model.head_parameters + model.norm_parameters) * WEIGHT_BYTES["bf16"]
     )
@@ -193,7 +197,7 @@ def weight_bytes(model: Model, fmt: Formats) -> tuple[float, float, float]:
 
 def _link(gpu: Gpu, group: int) -> tuple[float, float]:
     """Link rate [bytes/s] within a group of that many GPUs, and its latency class."""
-    if group <= gpu.gpus_per_node:
+    if group <= max(gpu.scale_up_gpus, gpu.gpus_per_node):
         rate = gpu.intra_node_bytes_per_s
         return rate, 1.0 if rate >= NVLINK_CLASS_BYTES_PER_S else 3.0
     return gpu.inter_node_bytes_per_s, 3.0
@@ -229,6 +233,41 @@ def _messages(model: Model, gpu: Gpu, layout: Layout) -> tuple[float, float]:
     return count, seconds
 
 
+KERNELS = {"full": 7, "sliding": 7, "mla": 14, "sparse": 18, "linear": 10}
+"""Dependent kernels of one attention or mixer block: norm, projections, rotary, cache write, attention, output."""
+FFN_KERNELS = 4
+SHARED_LAYER = 1.6
+
+
+def _kernels(model: Model) -> float:
+    blocks = sum(a.layers * KERNELS[a.kind] for a in model.attention)
+    return float(blocks + FFN_KERNELS * model.dense_ffn_layers)
+
+
+def _moe_blocks(model: Model) -> float:
+    router = model.hidden * model.experts
+    return model.moe_layers * (SHARED_LAYER if model.shared_expert_parameters > 2 * router else 1.0)
+
+
+def _attention_format(model: Model, fmt: Formats) -> str:
+    """The precision attention keeps where it is not the other weights': in four-bit checkpoints of MoE models."""
+    if not model.moe_layers or fmt.weight_bytes >= WEIGHT_BYTES["fp8"]:
+        return ""
+    return model.attention_precision if model.attention_precision in WEIGHT_BYTES else "bf16"
+
+
+def _dense_gemm_s(model: Model, gpu: Gpu, fmt: Formats) -> float:
+    """Seconds at peak of a token's GEMMs outside routed experts, each at the precision it runs in."""
+    kept = _attention_format(model, fmt)
+    attention = gpu.flops.get(kept, gpu.flops["bf16"]) if kept else gpu.flops[fmt.compute]
+    ffn = model.always_parameters - model.norm_parameters - model.head_parameters - model.attention_parameters
+    return 2 * (
+        model.attention_parameters / attention
+        + ffn / gpu.flops[fmt.compute]
+        + model.head_parameters / gpu.flops["bf16"]
+    )
+
+
 def len_layers(model: Model) -> int:
     """Attention or mixer layers."""
     return sum(a.layers for a in model.attention)
@@ -255,7 +294,7 @@ def work(model: Model, gpu: Gpu, layout: Layout, fmt: Formats) -> Work:
     always, routed, embedding = weight_bytes(model, fmt)
     group = layout.tp * layout.dp
     held = (always + embedding) / (layout.tp * layout.pp) + routed / (group * layout.pp)
-    memory = MEMORY_FRACTION * gpu.memory_gb * BYTES_PER_GB - WORKSPACE_BYTES - held
+    memory = usable_bytes(gpu) - held
     if memory <= 0:
         raise CannotServeError(_too_large(model, gpu, layout, held, always + routed + embedding))
     windowed = [a for a in model.attention if a.kind == "sliding"]
@@ -286,10 +325,10 @@ def work(model: Model, gpu: Gpu, layout: Layout, fmt: Formats) -> Work:
     )
     return Work(
         gpus=float(layout.gpus), pp=float(layout.pp), dp=float(layout.dp),
-        layers=float(len_layers(model)), moe_layers=float(model.moe_layers),
+        kernels=_kernels(model), moe_layers=_moe_blocks(model),
         always_s=always / layout.tp / bandwidth, routed_s=routed / group / bandwidth,
         miss=1 - model.experts_active / model.experts if model.moe_layers else 0.0,
-        dense_gemm_s=2 * (model.always_parameters - model.norm_parameters) / group / peak,
+        dense_gemm_s=_dense_gemm_s(model, gpu, fmt) / group,
         routed_gemm_s=2 * model.active_routed_parameters / group / peak,
         kv_full_s=(full + index) / bandwidth, kv_window_s=window / bandwidth, kv_top_s=top / bandwidth,
         kv_state_s=2 * state / bandwidth,
@@ -306,7 +345,7 @@ def work(model: Model, gpu: Gpu, layout: Layout, fmt: Formats) -> Work:
 
 def _too_large(model: Model, gpu: Gpu, layout: Layout, held: float, total: float) -> str:
     gib = 2.0**30
-    usable = MEMORY_FRACTION * gpu.memory_gb * BYTES_PER_GB - WORKSPACE_BYTES
+    usable = usable_bytes(gpu)
     fewest = int(np.ceil(total / usable)) if usable > 0 else 0
     return (
         f"{model.name} does not fit {layout.gpus} × {gpu.name} (tp {layout.tp}, pp {layout.pp}, dp {layout.dp})"

@@ -23,7 +23,7 @@ from pertoken.errors import CannotServeError, InputError
 from pertoken.perf import _steps
 from pertoken.perf._coefficients import Lookup, lookup
 from pertoken.perf._steps import Loop, Requests
-from pertoken.perf._work import Formats, Work, engine_family, formats, precision_name, work
+from pertoken.perf._work import Formats, Work, formats, work
 from pertoken.perf.point import FloatLike, Floats, Interval, Layout, Point, Prediction, StepTimes
 
 BLOCK = 16_384
@@ -74,9 +74,9 @@ def utilisations(model: Model, gpu: Gpu, point: Point) -> tuple[Floats, Floats, 
 
 
 def _answer(model: Model, gpu: Gpu, point: Point) -> tuple[Loop, Lookup, Formats]:
-    fmt = formats(gpu, point.precision, point.kv_precision, point.engine)
+    fmt = formats(gpu, point.precision, point.kv_precision)
     layout_work = work(model, gpu, checked_layout(point.layout), fmt)
-    found = coefficients(model, gpu, point.engine, point.precision)
+    found = lookup(model, gpu, point.engine, point.precision)
     arrays = checked_point(model, point)
     shape = arrays[0].shape
     flat = [np.ravel(a) for a in arrays]
@@ -117,13 +117,6 @@ def requests_of(point: Point, n_in: FloatLike, cached: FloatLike, out: FloatLike
     verified = 1.0 if point.accepted_per_step <= 1 else point.accepted_per_step + 1
     return Requests(
         np.asarray(n_in) - cached, cached, out, point.accepted_per_step, verified, point.draft_fraction
-    )
-
-
-def coefficients(model: Model, gpu: Gpu, engine: str, precision: str) -> Lookup:
-    """The coefficients of a configuration with their interval and source."""
-    return lookup(
-        gpu.architecture, gpu.vendor, engine_family(engine), precision_name(precision), model.name, gpu.name
     )
 
 
@@ -211,9 +204,9 @@ def step_times(
     prompt_tokens: mean prompt the power of prefill is taken at. Errors as `predict`.
     """
     layout = checked_layout(layout or Layout())
-    fmt = formats(gpu, precision, kv_precision, engine)
+    fmt = formats(gpu, precision, kv_precision)
     w = work(model, gpu, layout, fmt)
-    found = coefficients(model, gpu, engine, precision)
+    found = lookup(model, gpu, engine, precision)
     c = found.coefficients
     point = Point(prompt_tokens, 1.0, 1.0, accepted_per_step=accepted_per_step)
     batch = np.arange(1, max_batch + 1, dtype=np.float64)
@@ -227,7 +220,7 @@ def step_times(
 
     context_s = float((step(high)[-1] - step(low)[-1]) / (high - low) / batch[-1])
     decode = np.maximum(step(context_tokens) - context_s * batch * context_tokens, 0.0)
-    per_token = c.prefill * (w.dense_gemm_s + c.grouped * w.routed_gemm_s) + c.links * w.message_s
+    per_token = c.prefill * (w.dense_gemm_s + c.grouped_prefill * w.routed_gemm_s) + c.links * w.message_s
     request_s = c.request_ms * _steps.MILLI / w.dp / max(prompt_tokens, 1.0)
     memory = float(np.asarray(w.kv_memory_bytes)) - max_batch / layout.dp * float(
         np.asarray(w.kv_state_bytes)

@@ -14,7 +14,7 @@ from pertoken.errors import CannotServeError, InputError
 from pertoken.perf import _coefficients, _steps, _work
 from pertoken.perf._steps import Loop, Requests
 from pertoken.perf.point import Floats, Layout, Point
-from pertoken.perf.roofline import checked_point, coefficients, requests_of
+from pertoken.perf.roofline import checked_point, requests_of
 
 BATCHES = np.unique(np.round(2.0 ** np.arange(0.0, 12.01, 0.25)))
 """Concurrencies tried per replica: 1 to 4096, four per octave."""
@@ -130,7 +130,7 @@ def _grids(
     for precision in precisions:
         works, kept = [], []
         try:
-            fmt = _work.formats(gpu, precision, workload.kv_precision, workload.engine)
+            fmt = _work.formats(gpu, precision, workload.kv_precision)
         except CannotServeError as error:
             refused.append(str(error))
             continue
@@ -141,7 +141,7 @@ def _grids(
             except CannotServeError as error:
                 refused.append(str(error))
         if works:
-            found = coefficients(model, gpu, workload.engine, precision)
+            found = _coefficients.lookup(model, gpu, workload.engine, precision)
             stacked = _work.shaped(_work.stack(works), (-1, 1))
             loop = _evaluate(stacked, found.coefficients, requests)
             source = "; ".join(part for part in (found.source, fmt.note) if part)

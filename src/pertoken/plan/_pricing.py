@@ -12,7 +12,7 @@ from pertoken.catalog import Tariff
 from pertoken.catalog.prices import PriceRow
 from pertoken.catalog.tariffs import flat_tariff
 from pertoken.rates.capital import colocation_usd_per_gpu_hour, cooling_usd_per_hour
-from pertoken.rates.energy import TariffHours, resolve
+from pertoken.rates.energy import TariffHours, heat_credit_usd_per_kwh, resolve
 from pertoken.rates.pool import (
     api_rate_rows,
     egress_rate_rows,
@@ -24,7 +24,13 @@ from pertoken.rates.pool import (
     software_rate_rows,
     spot_rate_rows,
 )
-from pertoken.rates.site import demand_rate_rows, energy_rate_rows, fixed_rate_rows, per_month_usd_per_hour
+from pertoken.rates.site import (
+    demand_rate_rows,
+    energy_rate_rows,
+    fixed_rate_rows,
+    heat_credit_rate_rows,
+    per_month_usd_per_hour,
+)
 from pertoken.scenario import (
     Api,
     Colocated,
@@ -98,6 +104,12 @@ def pool_rates(scenario: Scenario, pool_name: str, tariff: TariffHours | None) -
         if pays_for_energy(pool):
             assert tariff is not None  # a fleet without it is refused when it is read
             parts.append(energy_rate_rows(pool_name, tariff))
+            credit = heat_credit_usd_per_kwh(
+                reuse_fraction=scenario.sites[pool.site].heat_reuse_fraction,
+                usd_per_kwh_heat=scenario.sites[pool.site].heat_usd_per_kwh,
+            )
+            if credit:
+                parts.append(heat_credit_rate_rows(pool_name, tariff, credit, source=WRITTEN))
         elif isinstance(pool.price, Owned):
             parts.append(energy_included_rate_rows(pool_name, hours, source="in the price per kW"))
         site = scenario.sites[pool.site]

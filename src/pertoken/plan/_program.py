@@ -18,7 +18,7 @@ Objective: least  Σ price × quantity, with the very rates of the ledger:
 or least carbon = Σ intensity·kwh, or greatest scale.
 
 s.t.
-  serve[d,t]     Σ_f useful_f·y[f,t] + backlog[d,t⁻] − backlog[d,t] = scale·requests[d,t]
+  serve[d,t]     Σ_f useful_f·y[f,t] + backlog[d,t] − backlog[d,t⁻] = scale·requests[d,t]
   wait[d,t]      backlog[d,t] ≤ what arrived within the slack: older work is served (a bound)
   replica[k,t]   Σ_{f of k} y[f,t] ≤ units[k,t] − start_hours·loads[k,t]                   (whole units)
   capacity[p,t]  Σ_k gpus_k·units[k,t] + Σ_f gpus·y[f,t] ≤ machine_gpus·(machines[p,t] − start_hours·starts[p,t])
@@ -327,7 +327,7 @@ def _serving(b: _Builder, i: Instance, goal: Goal, scale: Floats) -> None:
     right = demand.copy()
     if i.initial_backlog is not None:
         first = i.previous < 0
-        right[:, first] -= (i.initial_backlog / scale)[:, None]
+        right[:, first] += (i.initial_backlog / scale)[:, None]
     if goal.objective == "tokens":
         right[:] = 0.0
     rows = b.constraint("serve", i.class_names, right, right, "requests", scale)
@@ -339,9 +339,9 @@ def _serving(b: _Builder, i: Instance, goal: Goal, scale: Floats) -> None:
     serving = i.flow_class >= 0
     per = _at(1 / scale, i.flow_class) * i.useful()
     b.add(rows[i.flow_class[serving]], y[serving], per[serving][:, None])
-    b.add(rows, backlog, -1.0)
+    b.add(rows, backlog, 1.0)
     known = i.previous >= 0
-    b.add(rows[:, known], backlog[:, i.previous[known]], 1.0)
+    b.add(rows[:, known], backlog[:, i.previous[known]], -1.0)
 
 
 def _machines(b: _Builder, i: Instance) -> None:

@@ -92,14 +92,21 @@ def gap(best: float | None, bound: float | None) -> float | None:
     return abs(best - bound) / max(abs(best), 1e-9)
 
 
+class _Quiet(highspy.Highs):
+    """HiGHS without a word on the terminal: its banner comes with the callbacks, before an option can be set."""
+
+    def enableCallbacks(self) -> None:
+        self.setOptionValue("output_flag", False)
+        super().enableCallbacks()
+
+
 class Session:
     """One program inside HiGHS, kept warm between solves."""
 
     def __init__(self, program: Program, watch: Watch) -> None:
         self.program, self.watch = program, watch
         self.lower, self.upper = program.lower.copy(), program.upper.copy()
-        self.highs = highspy.Highs()
-        self.highs.setOptionValue("output_flag", False)
+        self.highs = _Quiet()
         self.status = "not solved"
         self.objective = INF
         self.x: Floats = np.zeros(0)

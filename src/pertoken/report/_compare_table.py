@@ -79,6 +79,7 @@ def _workload(workload: WorkloadResult) -> RenderableType:
         parts += _break_even(running)
         parts += [Text(line, style="dim") for line in _footnotes(running, serving)]
     for option in workload.options:
+        parts += [Text(f"{option.facts['pool']} is over budget: {line}") for line in option.over_budget]
         if option.refused:
             parts.append(Text(f"{option.facts['pool']} cannot: {option.refused}"))
     if workload.extra_tokens:

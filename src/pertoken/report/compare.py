@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pertoken.errors import CannotServeError
 from pertoken.ledger import Ledger, open_ledger
 from pertoken.plan.options import CASES, Market, Option, evaluate, facts, options, paid_gpus, usage
 from pertoken.plan.whatif import (
@@ -28,7 +29,7 @@ from pertoken.plan.whatif import (
     volume_costs,
 )
 from pertoken.scenario import Api, Scenario, Training, load
-from pertoken.units import GRAMS_PER_KILOGRAM, HOURS_PER_MONTH, SECONDS_PER_HOUR, base_meter, usd_per_mtok
+from pertoken.units import GRAMS_PER_KILOGRAM, HOURS_PER_MONTH, SECONDS_PER_HOUR, TOKEN_METERS, base_meter, usd_per_mtok
 
 SERVING_METRICS = (
     "usd_per_mtok_input",
@@ -40,10 +41,16 @@ SERVING_METRICS = (
     "joule_per_token_input",
     "joule_per_token_output",
     "joule_per_token_total",
+    "kwh_per_mtok_total",
     "gco2e_per_mtok_total",
     "utilisation",
 )
-TRAINING_METRICS = ("usd_per_mtok_trained", "joule_per_token_trained", "utilisation")
+TRAINING_METRICS = (
+    "usd_per_mtok_trained",
+    "joule_per_token_trained",
+    "kwh_per_mtok_trained",
+    "utilisation",
+)
 
 Progress = Callable[[float], None]
 
@@ -67,6 +74,7 @@ class OptionResult:
     payback_months: float | None = None
     payback_against: str = ""
     life_usd_per_gpu_hour: dict[int, float] = field(default_factory=dict)
+    over_budget: list[str] = field(default_factory=list)
 
     @property
     def refused(self) -> str:
@@ -217,6 +225,7 @@ def compare(
     market = Market(read)
     ledger = open_ledger()
     found = _post(market, ledger, progress)
+    _refuse_impossible(read, found)
     books = _read(ledger)
     results = [_workload(market, books, name, found) for name in read.workloads]
     for done, result in enumerate(results):
@@ -224,6 +233,14 @@ def compare(
         if progress:
             progress(0.6 + 0.4 * (done + 1) / len(results))
     return Comparison(read, results, ledger)
+
+
+def _refuse_impossible(scenario: Scenario, found: dict[tuple[str, str, str], Option]) -> None:
+    for name in scenario.workloads:
+        reasons = {o.pool: o.refused for o in found.values() if o.workload == name and o.case == "expected"}
+        if all(reasons.values()):
+            why = "; ".join(f"{pool}: {reason}" for pool, reason in reasons.items())
+            raise CannotServeError(f"no pool can run workload {name!r}: {why or 'none is allowed to'}")
 
 
 def _post(market: Market, ledger: Ledger, progress: Progress | None) -> dict[tuple[str, str, str], Option]:
@@ -330,7 +347,24 @@ def _option(
         if end is not None and not end.refused:
             setattr(result, attribute, books.metrics[end.book][headline])
     result.vendor_usd_per_mtok_output = _vendor_figure(market, option)
+    result.over_budget = _over_budget(market, books.total[option.book], quantity)
     return result
+
+
+def _over_budget(market: Market, usd: float, quantity: dict[str, float]) -> list[str]:
+    """By how much an option passes each limit of the scenario's budget over the horizon."""
+    budget = market.scenario.budget
+    tokens = sum(quantity.get(meter, 0.0) for meter in TOKEN_METERS)
+    spent = (
+        ("USD", usd, budget.usd),
+        ("tokens", tokens, budget.tokens),
+        ("kgCO2e", quantity.get("gco2e", 0.0) / GRAMS_PER_KILOGRAM, budget.kgco2e),
+    )
+    return [
+        f"{value:,.0f} {unit} over the horizon, the budget is {limit:,.0f}"
+        for unit, value, limit in spent
+        if limit is not None and value > limit
+    ]
 
 
 def _scaled(values: dict[str, float], by: float) -> dict[str, float]:

@@ -74,7 +74,7 @@ def _turn_bins(w: Any, rep: Any, seconds: float, batch: int, queue: float, kv: f
     """Account a segment that ends at t beyond the current time bin: each bin gets its share of the time."""
     start = t - seconds
     rest = seconds
-    in_s, out_s, waste_s, idle_s = rep.in_s, rep.out_s, rep.waste_s, 0.0
+    in_s, out_s, waste_s, idle_s = rep.in_s - rep.waste_s, rep.out_s, rep.waste_s, 0.0
     if batch < 0:
         in_s, out_s, waste_s, idle_s, batch = 0.0, 0.0, 0.0, seconds, 0
     while True:
@@ -132,7 +132,7 @@ def _account(w: Any, rep: Any, t: float) -> None:
         _turn_bins(w, rep, seconds, batch, queue, kv, t)
         return
     sums = rep.sums_p
-    add(sums, IN_S, rep.in_s)
+    add(sums, IN_S, rep.in_s - rep.waste_s)
     add(sums, OUT_S, rep.out_s)
     if rep.waste_s > 0.0:
         add(sums, WASTE_S, rep.waste_s)
@@ -308,9 +308,7 @@ def _prompt_tokens(w: Any, rep: Any, tokens: int, steps: int) -> None:
     again = 0
     if n.reach > done:
         again = min(count, n.reach - done)
-        lost = seconds * again / count
-        rep.waste_s += lost
-        seconds -= lost
+        rep.waste_s += seconds * again / count
         add(rep.sums_p, RECOMPUTED, again)
     rep.in_s += seconds
     if done + count == n.input + n.generated:
@@ -382,7 +380,7 @@ def plan(w: Any, rep: Any) -> None:
             k = min(rep.next_finish - rep.step, (group.capacity - rep.kv) // rep.batch)
     rep.k = k
     rep.out_s = decode_s(w, rep, k) if rep.batch > 0 else 0.0
-    rep.t_end = rep.t + (rep.in_s + rep.waste_s + rep.out_s)
+    rep.t_end = rep.t + (rep.in_s + rep.out_s)
     put_f64(rep.key_p, 0, rep.t_end)
 
 

@@ -57,9 +57,10 @@ REPLICA = np.dtype(
     ],
     align=True,
 )  # fmt: skip
-"""t: the last step boundary; t_end: end of the planned segment of k steps; late, late_s: arrivals within it and
-the sum of their times from t; step: decode steps taken so far; context, kv: tokens attended to, tokens in memory;
-queue_p: first and last waiting node of each class; key_p: the time of its next event, in an array of all."""
+"""t: the last step boundary; t_end: end of the planned segment of k steps, in_s of it prefill (waste_s of that
+recomputed), out_s decode; late, late_s: arrivals within it and the sum of their times from t; step: decode steps
+taken so far; context, kv: tokens attended to, tokens in memory; queue_p: first and last waiting node of each
+class; key_p: the time of its next event, in an array of all."""
 
 NODE = np.dtype(
     [
