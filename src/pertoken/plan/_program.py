@@ -246,7 +246,7 @@ def build(instance: Instance, goal: Goal | None = None) -> Program:
     goal = goal or Goal()
     b = _Builder()
     _variables(b, instance, goal)
-    class_scale = np.maximum(instance.requests.mean(axis=1), 1e-12) if instance.requests.size else np.ones(0)
+    class_scale = _class_scale(instance)
     _serving(b, instance, goal, class_scale)
     _machines(b, instance)
     _starts(b, instance)
@@ -283,7 +283,7 @@ def _variables(b: _Builder, i: Instance, goal: Goal) -> None:
     b.variable("loads", np.full((n["K"], T), INF), exists=loads[:, None] & every)
     b.variable("y", _load_most(i))
     waits = i.waiting_most()
-    scale = np.maximum(i.requests.mean(axis=1), 1e-12) if i.requests.size else np.ones(0)
+    scale = _class_scale(i)
     bound = np.full_like(waits, INF) if goal.objective == "tokens" else waits * goal.scale / scale[:, None]
     b.variable("backlog", bound, exists=waits > 0)
     on = np.zeros((n["J"], n["P"]), dtype=np.bool_)
@@ -296,6 +296,12 @@ def _variables(b: _Builder, i: Instance, goal: Goal) -> None:
     already = np.array([peak.already_kw for peak in i.peaks])
     b.variable("peak", np.full(len(i.peaks), INF), lower=already)
     b.variable("scale", np.full(1, INF), exists=np.array([goal.objective == "tokens"]))
+
+
+def _class_scale(i: Instance) -> Floats:
+    """Mean requests per hour of each class, 1 where there are none: the unit of its rows, so that all are near 1."""
+    mean = i.requests.mean(axis=1) if i.requests.size else np.ones(len(i.class_names))
+    return np.where(mean > 0, mean, 1.0)
 
 
 def _any_price(i: Instance, meter: str) -> npt.NDArray[np.bool_]:
@@ -454,7 +460,7 @@ def _jobs(b: _Builder, i: Instance, goal: Goal) -> None:
         return
     y, runs_on = b.columns["y"], b.columns["runs_on"]
     target = i.job_tokens * goal.scale
-    unit = np.maximum(i.job_tokens, 1e-12)
+    unit = np.where(i.job_tokens > 0, i.job_tokens, _at_least_one(i))
     mine = np.flatnonzero(i.flow_job >= 0)
     per = (i.useful()[mine] / unit[i.flow_job[mine]])[:, None] * i.weight
     right = np.zeros(len(target)) if goal.objective == "tokens" else target / unit
@@ -478,6 +484,11 @@ def _jobs(b: _Builder, i: Instance, goal: Goal) -> None:
     # The work a job may do is its target: more would be no help, so the link is as tight as it can be.
     largest = (target / unit)[pairs[:, 0]] if goal.objective != "tokens" else _most_work(i, pairs, unit)
     b.add(rows, runs_on[pairs[:, 0], pairs[:, 1]], -largest)
+
+
+def _at_least_one(i: Instance) -> float:
+    """A unit for the rows of a job without tokens: what the fastest flow does in an hour."""
+    return float(max(i.useful().max(initial=0.0), 1.0))
 
 
 def _most_work(i: Instance, pairs: Ints, unit: Floats) -> Floats:

@@ -1,0 +1,352 @@
+"""`plan`: the cheapest schedule of machines, loads and jobs, its proof, and what it would take to do better.
+
+>>> from pertoken.plan.schedule import plan          # doctest: +SKIP
+>>> found = plan(scenario, gap=0.01)                 # doctest: +SKIP
+>>> found.cost_usd, found.gap                        # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from pertoken.errors import InfeasibleError, InputError, PerTokenError
+from pertoken.plan import _infeasible
+from pertoken.plan._instance import Floats, Instance
+from pertoken.plan._outcome import Cost, Entry, Schedule, carbon_kg, costs, entries, schedule
+from pertoken.plan._program import INF, Goal, Program, build
+from pertoken.plan._search import Found, search
+from pertoken.plan._solve import Progress, Report, Session, Watch, gap
+from pertoken.units import COMPONENTS, TOKENS_PER_MTOK
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Objective = Literal["cost", "tokens", "carbon", "time"]
+OBJECTIVES: dict[str, str] = {
+    "cost": "least total cost",
+    "tokens": "most tokens within the budget: the greatest multiple of all demand",
+    "carbon": "least greenhouse gas within the budget",
+    "time": "training finished soonest within the budget",
+}
+
+__all__ = ["OBJECTIVES", "Instance", "Plan", "Progress", "plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A schedule, what it costs, and how good it is proven to be.
+
+    objective and bound are in the objective's unit (USD; a multiple of the demand; kgCO2e; hours); gap is their
+    relative distance, None where no bound is known. status: ``optimal`` (within the asked gap), ``time limit`` or ``stopped``.
+    """
+
+    instance: Instance
+    schedule: Schedule
+    objective_name: str
+    objective: float
+    bound: float
+    status: str
+    method: str
+    scale: float = 1.0
+    elapsed_s: float = 0.0
+    first_feasible_s: float | None = None
+    solver_cost_usd: float = 0.0
+    completion_hours: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+    _cache: dict[str, object] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def gap(self) -> float | None:
+        """Relative distance of the objective from the bound."""
+        return gap(self.objective, self.bound)
+
+    @cached_property
+    def _entries(self) -> list[Entry]:
+        return list(entries(self.instance, self.schedule))
+
+    @cached_property
+    def costs(self) -> list[Cost]:
+        """Cost of every use by hour: usage × the rates of the instance."""
+        return costs(self.instance, iter(self._entries))
+
+    @cached_property
+    def cost_usd(self) -> float:
+        """The whole cost over the horizon [USD]."""
+        return float(sum(c.usd.sum() for c in self.costs))
+
+    @property
+    def carbon_kg(self) -> float:
+        """Greenhouse gas of the energy over the horizon [kgCO2e]; NaN where a grid's intensity is unknown."""
+        return carbon_kg(self.instance, self.schedule)
+
+    @property
+    def switches(self) -> int:
+        """Machines and units started over the horizon."""
+        i = self.instance
+        whole = i.unit_whole if len(i.unit_whole) else np.zeros(0, dtype=np.bool_)
+        return int(self.schedule.starts.sum() + self.schedule.loads[whole].sum())
+
+    def by_component(self) -> dict[str, float]:
+        """USD over the horizon by component of cost, largest first."""
+        total: dict[str, float] = {}
+        for cost in self.costs:
+            total[cost.component] = total.get(cost.component, 0.0) + float(cost.usd.sum())
+        return dict(sorted(total.items(), key=lambda item: -item[1]))
+
+    def by_category(self) -> dict[str, float]:
+        """USD over the horizon by category of cost."""
+        total: dict[str, float] = {}
+        for component, usd in self.by_component().items():
+            total[COMPONENTS[component]] = total.get(COMPONENTS[component], 0.0) + usd
+        return total
+
+    def usage(self) -> list[Entry]:
+        """Quantities by pool, model, tenant, phase and meter, one array over the hours each."""
+        return self._entries
+
+    def usage_rows(self, book: str = "") -> pa.Table:
+        """Usage rows of the plan, in book ``plan:<name>`` unless told otherwise; the ledger closes them."""
+        from pertoken.tables import USAGE, concat, usage_rows
+
+        name, merged = book or f"plan:{self.instance.name}", self._merged()
+        tables = [
+            usage_rows(
+                self.instance.hours, quantities, book=name, pool=pool, model=model, tenant=tenant, basis=basis
+            )
+            for (pool, model, tenant, basis), quantities in merged.items()
+        ]
+        return concat([t for t in tables if t.num_rows], USAGE)
+
+    def _merged(self) -> dict[tuple[str, str, str, str], dict[tuple[str, str], Floats]]:
+        merged: dict[tuple[str, str, str, str], dict[tuple[str, str], Floats]] = {}
+        for e in self._entries:
+            quantities = merged.setdefault((e.pool, e.model, e.tenant, e.basis), {})
+            known = quantities.get((e.phase, e.meter))
+            quantities[e.phase, e.meter] = e.quantity if known is None else known + e.quantity
+        return merged
+
+    def rate_rows(self) -> pa.Table:
+        """The instance's rates as rows of the rates table: for an instance that came from no scenario."""
+        from pertoken.tables import RATES, concat, rate_rows
+
+        return concat(
+            [
+                rate_rows(self.instance.hours, r.usd_per_unit, pool=r.pool, meter=r.meter, component=r.component,
+                          basis=r.basis, source=r.source)
+                for r in self.instance.rates
+            ],
+            RATES,
+        )  # fmt: skip
+
+    def tokens(self) -> dict[str, float]:
+        """Tokens over the horizon by meter."""
+        total: dict[str, float] = {}
+        for e in self._entries:
+            if e.meter.endswith("_tokens") and e.phase != "waste":
+                total[e.meter] = total.get(e.meter, 0.0) + float(e.quantity.sum())
+        return total
+
+    def usd_per_mtok(self) -> float:
+        """All cost over all tokens delivered or trained [USD per M tokens]."""
+        return self.cost_usd / max(sum(self.tokens().values()), 1e-9) * TOKENS_PER_MTOK
+
+
+def plan(
+    problem: Instance,
+    objective: Objective = "cost",
+    *,
+    gap: float = 0.01,
+    time_limit_s: float = 120.0,
+    budget_usd: float = INF,
+    budget_tokens: float = INF,
+    budget_kgco2e: float = INF,
+    scale: float = 1.0,
+    fewest_switches: bool = False,
+    progress: Report | None = None,
+) -> Plan:
+    """The best schedule within the gap and the time limit; Ctrl-C returns the best so far.
+
+    Parameters: objective: see `OBJECTIVES`; gap: relative distance from the bound that is good enough; budgets over
+    the horizon [USD, tokens, kgCO2e]; scale: a multiple of all demand; fewest_switches: among plans of that
+    cost the one that starts fewest machines. Raises InfeasibleError (with `causes`) where no schedule meets every
+    constraint, InputError where the objective needs numbers the instance lacks, PerTokenError where the time
+    limit ran out before any plan was found.
+    """
+    if objective not in OBJECTIVES:
+        raise InputError(f"unknown objective {objective!r}: one of {', '.join(OBJECTIVES)}")
+    if not 0 <= gap < 1 or time_limit_s <= 0:
+        raise InputError(f"gap must be 0 to 1 and the time limit positive, found {gap} and {time_limit_s}")
+    watch = Watch(time_limit_s, progress)
+    goal = Goal("cost", budget_usd, budget_tokens, budget_kgco2e, scale, fewest_switches)
+    if objective == "time":
+        return _soonest(problem, goal, gap, watch)
+    if objective in ("tokens", "carbon"):
+        goal = replace(goal, objective=objective)
+    if objective == "tokens" and not np.isfinite(budget_usd):
+        raise InputError("the objective 'tokens' needs a budget in USD: without one there is no end to it")
+    return _solve(problem, goal, gap, watch)
+
+
+def _solve(instance: Instance, goal: Goal, gap_fraction: float, watch: Watch) -> Plan:
+    program = build(instance, goal)
+    found = search(program, gap_fraction, watch)
+    if found.x is None:
+        raise _nothing(instance, goal, found, watch)
+    if goal.switches and not watch.over:
+        found = _fewest_switches(program, found, watch)
+    return _plan(instance, goal, program, found, watch)
+
+
+def _nothing(instance: Instance, goal: Goal, found: Found, watch: Watch) -> PerTokenError:
+    """The error where no plan was found: infeasible with its causes, or out of time."""
+    if found.status == "infeasible":
+        patient = Watch(max(watch.time_limit_s, _EXPLAIN_S), watch.report)
+        return _infeasible.error(_infeasible.explain(instance, goal, patient))
+    if found.status == "unbounded":
+        return InfeasibleError("the objective has no end: give a budget, or limit the pools")
+    return PerTokenError(
+        f"no plan found within {watch.elapsed_s():.0f} s ({found.status}); raise the time limit or the gap"
+    )
+
+
+_EXPLAIN_S = 30.0
+
+
+def _plan(instance: Instance, goal: Goal, program: Program, found: Found, watch: Watch) -> Plan:
+    assert found.x is not None
+    x = found.x
+    times = float(x[program.columns["scale"][0]]) if goal.objective == "tokens" else goal.scale
+    return Plan(
+        instance=instance,
+        schedule=schedule(instance, program, x),
+        objective_name=goal.objective,
+        objective=found.objective,
+        bound=found.bound,
+        status=found.status,
+        method="one program",
+        scale=times,
+        elapsed_s=watch.elapsed_s(),
+        first_feasible_s=found.first_feasible_s,
+        solver_cost_usd=float(program.cost @ x) + program.cost_offset,
+    )
+
+
+def _fewest_switches(program: Program, found: Found, watch: Watch) -> Found:
+    """The second goal: of all plans no dearer than the one found, the one that starts fewest machines and units."""
+    assert found.x is not None
+    counts = np.zeros(len(program.lower))
+    for name in ("starts", "loads"):
+        number = program.columns[name]
+        counts[number[number >= 0]] = 1.0
+    used = program.objective
+    limit = float(used @ found.x)
+    size = max(abs(limit), 1e-9)
+    sign = -1.0 if program.maximise else 1.0
+    here = np.flatnonzero(used)
+    second = replace(
+        program,
+        objective=counts, objective_offset=0.0, maximise=False,
+        row_lower=np.append(program.row_lower, -INF),
+        row_upper=np.append(program.row_upper, sign * limit / size * (1 + sign * 1e-9)),
+        start=np.append(program.start, program.start[-1] + len(here)).astype(np.int32),
+        index=np.append(program.index, here).astype(np.int32),
+        value=np.append(program.value, sign * used[here] / size),
+    )  # fmt: skip
+    inner = Watch(min(watch.left_s(), max(1.0, _SWITCH_SHARE * watch.elapsed_s())), None, stop=watch.stop)
+    session = Session(second, inner)
+    if not session.integer(0.0, found.x, inner.left_s()):
+        return found
+    x = session.x
+    return replace(found, x=x, objective=float(used @ x) + program.objective_offset)
+
+
+_SWITCH_SHARE = 2.0
+"""Time given to the second goal, relative to what the first took."""
+
+
+def _soonest(instance: Instance, goal: Goal, gap_fraction: float, watch: Watch) -> Plan:
+    """Training finished soonest: the earliest common end of all jobs whose least cost is within the budget.
+
+    The least cost never rises with the deadline, so the end is found by bisection: first on the linear relaxation, whose
+    answer no plan can beat (the bound), then with whole machines from there on.
+    """
+    if not len(instance.job_names):
+        raise InputError("the objective 'time' needs a training workload")
+    first, last = int(instance.job_release.min()) + 1, int(instance.job_deadline.max())
+
+    def ending(hour: int) -> Instance:
+        return replace(instance, job_deadline=np.minimum(instance.job_deadline, hour))
+
+    def possible(hour: int) -> bool:
+        return Session(build(ending(hour), goal), watch).relax()
+
+    if not possible(last):
+        raise _nothing(
+            instance, goal, Found(None, INF, -INF, "infeasible", *([np.zeros(0)] * 3), None), watch
+        )
+    low, high = first - 1, last
+    while high - low > 1 and not watch.over:
+        middle = (low + high) // 2
+        low, high = (low, middle) if possible(middle) else (middle, high)
+    bound, best = high, None
+    low, high = bound - 1, last
+    step = 1
+    while high - low > 1 or best is None:
+        middle = min(low + step, high) if best is None else (low + high) // 2
+        try:
+            best, high = _solve(ending(middle), goal, gap_fraction, watch), middle
+        except PerTokenError:
+            if middle >= last or watch.over:
+                raise
+            low, step = middle, step * 2
+        if watch.over:
+            break
+    assert best is not None
+    return replace(best, instance=instance, objective_name="time", objective=float(high), bound=float(bound))
+
+
+def completion_hours(found: Plan) -> dict[str, int]:
+    """Hours from the start of the horizon until each job's last token."""
+    i, done = found.instance, {}
+    for j, name in enumerate(i.job_names):
+        running = found.schedule.load[i.flow_job == j].sum(axis=0) > 1e-9
+        done[name] = int(np.flatnonzero(running)[-1]) + 1 if running.any() else 0
+    return done
+
+
+def frontier(
+    problem: Instance,
+    against: Literal["deadline", "tokens", "carbon"],
+    values: Sequence[float],
+    **options: object,
+) -> list[tuple[float, Plan | None]]:
+    """The least cost at each value of a second goal; None where no plan exists there.
+
+    against: ``deadline`` (hours from the start for all jobs), ``tokens`` (multiples of the demand), ``carbon``
+    (kgCO2e over the horizon).
+    """
+    found: list[tuple[float, Plan | None]] = []
+    for value in values:
+        try:
+            found.append((float(value), _at(problem, against, float(value), options)))
+        except InfeasibleError:
+            found.append((float(value), None))
+    return found
+
+
+def _at(problem: Instance, against: str, value: float, options: dict[str, object]) -> Plan:
+    chosen = dict(options)
+    if against == "deadline":
+        problem = replace(problem, job_deadline=np.full_like(problem.job_deadline, int(value)))
+    elif against == "tokens":
+        chosen["scale"] = value
+    elif against == "carbon":
+        chosen["budget_kgco2e"] = value
+    else:
+        raise InputError(f"a frontier runs against deadline, tokens or carbon, not {against!r}")
+    return plan(problem, **chosen)  # type: ignore[arg-type]
