@@ -311,7 +311,9 @@ def test_nobody_can_is_one_line() -> None:
     from pertoken.scenario import Slo
 
     scenario = flat(load(SHOP), slo=Slo(ttft_s=0.001, tpot_s=0.0001), pools=["h100-owned", "l40s-owned"])
-    with pytest.raises(CannotServeError, match="no pool can run workload 'assistant': l40s-owned: ") as caught:
+    with pytest.raises(
+        CannotServeError, match="no pool can run workload 'assistant': l40s-owned: "
+    ) as caught:
         compare(scenario)
     assert "\n" not in str(caught.value)
 

@@ -29,7 +29,14 @@ from pertoken.plan.whatif import (
     volume_costs,
 )
 from pertoken.scenario import Api, Scenario, Training, load
-from pertoken.units import GRAMS_PER_KILOGRAM, HOURS_PER_MONTH, SECONDS_PER_HOUR, TOKEN_METERS, base_meter, usd_per_mtok
+from pertoken.units import (
+    GRAMS_PER_KILOGRAM,
+    HOURS_PER_MONTH,
+    SECONDS_PER_HOUR,
+    TOKEN_METERS,
+    base_meter,
+    usd_per_mtok,
+)
 
 SERVING_METRICS = (
     "usd_per_mtok_input",
