@@ -48,6 +48,8 @@ average."""
 RANDOM_LENGTH_SOURCES = ("inferencemax", "inferencex")
 FIXED_LENGTH_KINDS = ("nvidia_internal_gap_analysis",)
 
+MAX_TP = 16
+"""Widest tensor parallel group that engines run: heads divide over powers of two, two machines at most."""
 SPREAD_SEQUENCES = 8
 """Sequences per decoding GPU from which a disaggregated row without a layout spreads attention over its
 GPUs."""
@@ -326,6 +328,8 @@ def _layout(cells: _Cells) -> _Placed:
     if math.isnan(n):
         n = float(layout.gpus)
     problem = "" if n == layout.gpus else f"{n:g} GPUs, but its degrees make {layout.gpus}"
+    if layout.tp > MAX_TP or layout.tp & (layout.tp - 1):
+        problem = f"tensor parallel over {layout.tp} GPUs: no engine runs that, the real split is not stated"
     return _Placed(layout, 0.0, n, 1.0, problem)
 
 
@@ -372,19 +376,18 @@ def _expert_layout(cells: _Cells) -> Layout:
 
 
 def _split_layout(cells: _Cells) -> _Placed:
-    """Disaggregated: decode GPUs are one group of attention data parallel where each holds 8 sequences or
-    more, else replicas of up to 8 GPUs with tensor parallel; worker counts and their tp where a table gives
-    those."""
-    prefill, decode = cells["prefill_gpus"], cells["decode_gpus"]
-    if math.isnan(decode):
+    """Disaggregated. With worker counts each decode worker is a replica of decode_tp GPUs. With GPU counts
+    alone, decode GPUs are one group of attention data parallel where each holds 8 sequences or more, else
+    replicas of up to 8 GPUs with tensor parallel."""
+    workers, tp = cells["decode_workers"], cells.whole("decode_tp")
+    if workers >= 1 and tp >= 1 and cells["prefill_workers"] * cells["prefill_tp"] >= 1:
         prefill = cells["prefill_workers"] * cells["prefill_tp"]
-        decode = cells["decode_workers"] * cells["decode_tp"]
+        return _Placed(Layout(tp), prefill / workers, prefill + workers * tp, 1 / workers)
+    prefill, decode = cells["prefill_gpus"], cells["decode_gpus"]
     if not (prefill >= 1 and decode >= 1):
         return _Placed(Layout(), problem="disaggregated without prefill and decode GPU counts")
     count = int(decode)
-    if cells["concurrency"] / decode >= SPREAD_SEQUENCES:
-        layout = Layout(1, 1, count, count)
-    else:
-        layout = Layout(min(cells.whole("decode_tp") or 8, count))
+    spread = cells["concurrency"] / decode >= SPREAD_SEQUENCES
+    layout = Layout(1, 1, count, count) if spread else Layout(min(8, count))
     share = layout.gpus / decode
     return _Placed(layout, prefill * share, prefill + decode, share)

@@ -19,7 +19,8 @@ import numpy as np
 from pertoken.catalog.gpus import Gpu, gpu
 from pertoken.catalog.models import Model, model
 from pertoken.errors import InputError, UnknownNameError
-from pertoken.perf._points import MeasuredRow, read_rows
+from pertoken.perf._points import MeasuredRow as MeasuredRow
+from pertoken.perf._points import read_rows as read_rows
 from pertoken.perf._work import engine_family, precision_name
 from pertoken.perf.point import Floats, Interval, Point, Prediction
 
