@@ -201,3 +201,42 @@ def test_the_parts_sum_to_the_whole(quantities: list[tuple[str, float]], usd: fl
     expected = sum(q for _, q in quantities) * (usd + kwh_usd / 3) * 24
     assert float(whole or 0) == pytest.approx(expected, rel=1e-6, abs=0.01)
     ledger.shut()
+
+
+def test_an_hours_usage_is_replaced_whole(ledger: Ledger) -> None:
+    used(ledger, {("output", "gpu_hours"): 1.0})
+    used(ledger, {("output", "gpu_hours"): 5.0}, pool="l4")
+    first = datetime(2026, 6, 1, tzinfo=UTC)
+    rows = usage_rows(
+        HOURS[:1],
+        {("output", "gpu_hours"): 0.25},
+        book="plan:x",
+        pool="h100",
+        model="m",
+        tenant="shop",
+        basis="measured",
+    )
+    for _ in range(2):
+        ledger.replace_usage("plan:x", [first], rows)
+        found = {r["pool"]: r["quantity"] for r in ledger.usage("pool").to_pylist()}
+        assert found == {"h100": Decimal("23.25"), "l4": Decimal(115)}
+    ledger.replace_usage("plan:x", [first], rows.slice(0, 0))
+    assert ledger.usage("pool", end=datetime(2026, 6, 1, 1, tzinfo=UTC)).num_rows == 0
+    with pytest.raises(InputError, match="not of book"):
+        ledger.replace_usage("actual", [first], rows)
+    with pytest.raises(InputError, match="hours replaced"):
+        ledger.replace_usage("plan:x", [datetime(2026, 6, 1, 1, tzinfo=UTC)], rows)
+
+
+def test_figures_of_a_window_of_hours(ledger: Ledger) -> None:
+    used(ledger, {("output", "gpu_hours"): 1.0, ("output", "output_tokens"): 1000})
+    priced(ledger, "gpu_hours", 2.0)
+    ledger.close()
+    start, end = datetime(2026, 6, 1, 3, tzinfo=UTC), datetime(2026, 6, 1, 5, tzinfo=UTC)
+    assert ledger.cost(start=start, end=end).to_pylist() == [{"cost_usd": Decimal(4)}]
+    assert ledger.usage("meter", start=start, end=end, where={"meter": "output_tokens"}).to_pylist() == [
+        {"meter": "output_tokens", "quantity": Decimal(2000)}
+    ]
+    rows = ledger.metric("usd_per_mtok_total", by=["hour"], start=start, end=end).to_pylist()
+    assert [r["hour"] for r in rows] == [start, start.replace(hour=4)]
+    assert rows[0]["usd_per_mtok_total"] == pytest.approx(2000.0)

@@ -34,6 +34,28 @@ class Ledger:
         """Append usage rows (`tables.USAGE`). Raises InputError on another schema."""
         self._engine.load("usage_hourly", _checked(rows, USAGE))
 
+    def replace_usage(self, book: str, hours: Sequence[datetime], rows: pa.Table) -> None:
+        """Make `rows` all the usage a book has in those hours (UTC): what was there goes, in one transaction.
+
+        Raises InputError on rows of another book or hour, changing nothing.
+        """
+        checked = _checked(rows, USAGE)
+        wanted = sorted({moment for hour in hours if (moment := _utc(hour)) is not None})
+        strays = set(checked.column("hour").unique().to_pylist()) - set(wanted)
+        others = set(checked.column("book").unique().to_pylist()) - {book}
+        if strays or others:
+            raise InputError(
+                f"rows of {sorted(map(str, strays or others))[0]} are not of book {book!r} and the hours replaced"
+            )
+        if not wanted:
+            return
+        marks = ", ".join("?" for _ in wanted)
+        with self._engine.transaction():
+            self._engine.execute(
+                f"DELETE FROM usage_hourly WHERE book = ? AND hour IN ({marks})", [book, *wanted]
+            )
+            self._engine.load("usage_hourly", checked)
+
     def add_rates(self, rows: pa.Table) -> None:
         """Add rate rows (`tables.RATES`): for every hour, pool, meter and component among them, they replace all
         that was there, so that giving changed terms again never charges twice.
@@ -62,38 +84,60 @@ class Ledger:
 
         Idempotent. Raises MissingRateError, changing nothing, on usage that no rate prices.
         """
-        terms, parameters = ["TRUE"], []
-        for value, test in ((book, "book = ?"), (_utc(start), "hour >= ?"), (_utc(end), "hour < ?")):
-            if value is not None:
-                terms.append(test)
-                parameters.append(value)
-        close(self._engine, " AND ".join(terms), list(parameters))
+        where, parameters = where_clause({"book": book} if book else {}, ("book",), (_utc(start), _utc(end)))
+        close(self._engine, where, parameters)
 
-    def metric(self, *names: str, by: Sequence[str] = (), where: Filter | None = None) -> pa.Table:
+    def metric(
+        self,
+        *names: str,
+        by: Sequence[str] = (),
+        where: Filter | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+    ) -> pa.Table:
         """Metrics (`units.METRICS`) by dimensions: one row per group, columns `by` then one per metric [its unit].
 
-        A metric without a denominator in a group is null. Raises UnknownNameError, InputError.
+        Of the hours from `start` up to, not with, `end`. A metric without a denominator in a group is null.
+        Raises UnknownNameError, InputError.
         """
-        sql, parameters = metric_sql(names, by, where or {})
+        sql, parameters = metric_sql(names, by, where or {}, (_utc(start), _utc(end)))
         return self._engine.query(sql, parameters)
 
-    def cost(self, *by: str, where: Filter | None = None) -> pa.Table:
+    def cost(
+        self,
+        *by: str,
+        where: Filter | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+    ) -> pa.Table:
         """Cost [USD] by dimensions: columns `by` then ``cost_usd``."""
-        return self._sum("cost_hourly", "cost_usd", by, COST_DIMENSIONS, where or {})
+        return self._sum("cost_hourly", "cost_usd", by, COST_DIMENSIONS, where or {}, (start, end))
 
-    def usage(self, *by: str, where: Filter | None = None) -> pa.Table:
+    def usage(
+        self,
+        *by: str,
+        where: Filter | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+    ) -> pa.Table:
         """Quantity by dimensions [the meter's unit, so group or filter by meter]: `by` then ``quantity``."""
-        return self._sum("usage_hourly", "quantity", by, USAGE_DIMENSIONS, where or {})
+        return self._sum("usage_hourly", "quantity", by, USAGE_DIMENSIONS, where or {}, (start, end))
 
     def rates(self) -> pa.Table:
         """All rate rows, in order of pool, meter, component and hour."""
         return self._engine.query("SELECT * FROM rates ORDER BY pool, meter, component, source, hour")
 
     def _sum(
-        self, table: str, column: str, by: Sequence[str], allowed: Sequence[str], filters: Filter
+        self,
+        table: str,
+        column: str,
+        by: Sequence[str],
+        allowed: Sequence[str],
+        filters: Filter,
+        window: tuple[datetime | None, datetime | None],
     ) -> pa.Table:
         keys = ", ".join(columns(by, allowed))
-        where, parameters = where_clause(filters, allowed)
+        where, parameters = where_clause(filters, allowed, (_utc(window[0]), _utc(window[1])))
         group = f"GROUP BY {keys} ORDER BY {keys}" if keys else ""
         prefix = f"{keys}, " if keys else ""
         return self._engine.query(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 
 from pertoken.errors import InputError, UnknownNameError
 from pertoken.units import METRICS, PHASES, Metric
@@ -12,6 +13,8 @@ COST_DIMENSIONS = (*DIMENSIONS, "phase", "category", "component")
 USAGE_DIMENSIONS = (*DIMENSIONS, "phase", "meter")
 
 Filter = Mapping[str, str | Sequence[str]]
+Window = tuple[datetime | None, datetime | None]
+"""Hours from the first up to, not with, the second; None is open."""
 
 
 def columns(names: Iterable[str], allowed: Sequence[str]) -> list[str]:
@@ -23,7 +26,9 @@ def columns(names: Iterable[str], allowed: Sequence[str]) -> list[str]:
     return chosen
 
 
-def where_clause(filters: Filter, allowed: Sequence[str]) -> tuple[str, list[object]]:
+def where_clause(
+    filters: Filter, allowed: Sequence[str], window: Window = (None, None)
+) -> tuple[str, list[object]]:
     """A WHERE condition with its parameters; ``TRUE`` where nothing is filtered."""
     terms: list[str] = []
     parameters: list[object] = []
@@ -32,6 +37,10 @@ def where_clause(filters: Filter, allowed: Sequence[str]) -> tuple[str, list[obj
         values = [value] if isinstance(value, str) else list(value)
         terms.append(f"{name} IN ({', '.join('?' for _ in values)})" if values else "FALSE")
         parameters += values
+    for moment, test in zip(window, ("hour >= ?", "hour < ?"), strict=True):
+        if moment is not None:
+            terms.append(test)
+            parameters.append(moment)
     return " AND ".join(terms) or "TRUE", parameters
 
 
@@ -42,14 +51,16 @@ def metric_named(name: str) -> Metric:
     return METRICS[name]
 
 
-def metric_sql(names: Sequence[str], by: Sequence[str], filters: Filter) -> tuple[str, list[object]]:
+def metric_sql(
+    names: Sequence[str], by: Sequence[str], filters: Filter, window: Window = (None, None)
+) -> tuple[str, list[object]]:
     """The SELECT that answers metrics by dimensions, and its parameters.
 
     One row per group that has cost or usage; a metric whose denominator is zero there is NULL.
     """
     metrics = [metric_named(name) for name in names]
     keys = columns(by, DIMENSIONS)
-    where, parameters = where_clause(filters, DIMENSIONS)
+    where, parameters = where_clause(filters, DIMENSIONS, window)
     terms = sorted({term for m in metrics for term in (*_terms(m), *_whole_terms(m))})
     names_of = {term: f"t{i}" for i, term in enumerate(terms)}
     cost = [t for t in terms if t.partition("@")[0] == "cost"]
