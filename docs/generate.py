@@ -34,7 +34,10 @@ def _reference() -> str:
         *_verbs(),
         "## Meters",
         "Kinds of quantity. *Priced* ones are resources: usage of one must meet a rate, even if it is zero.",
-        _table(["meter", "unit", "priced", "what"], [[f"`{m.name}`", m.unit, _yes(m.priced), m.about] for m in METERS.values()]),
+        _table(
+            ["meter", "unit", "priced", "what"],
+            [[f"`{m.name}`", m.unit, _yes(m.priced), m.about] for m in METERS.values()],
+        ),
         "## Metrics",
         "Named ratios of sums, value = scale × Σ numerator ÷ Σ denominator; `cost` is USD, `@` restricts to a phase.",
         _table(
@@ -68,13 +71,15 @@ def _verbs() -> list[str]:
     for name, command in sorted(getattr(group, "commands", {}).items()):
         rows.append(f"### `pertoken {name}`\n\n{(command.help or '').strip()}")
         options = [
-            [f"`{' / '.join(p.opts) if p.param_type_name == 'option' else p.name.upper()}`", getattr(p, "help", "") or ""]
-            for p in command.params
-            if p.name != "help"
-        ]  # fmt: skip
+            [f"`{_parameter(p)}`", getattr(p, "help", "") or ""] for p in command.params if p.name != "help"
+        ]
         if options:
             rows.append(_table(["option", "what"], options))
     return rows
+
+
+def _parameter(parameter: Any) -> str:
+    return " / ".join(parameter.opts) if parameter.param_type_name == "option" else parameter.name.upper()
 
 
 def _settings(schema: dict[str, Any]) -> list[str]:

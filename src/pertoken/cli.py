@@ -80,6 +80,64 @@ def catalog(
 
 
 @app.command()
+def predict(
+    model: Annotated[str, typer.Option(help="Model name, or the path of a config.json.")],
+    gpu: Annotated[str, typer.Option(help="GPU name.")],
+    input_tokens: Annotated[float, typer.Option(help="Prompt tokens per request.")],
+    output_tokens: Annotated[float, typer.Option(help="Tokens generated per request.")],
+    concurrency: Annotated[float, typer.Option(help="Requests in flight.")] = 1.0,
+    cached_input_tokens: Annotated[float, typer.Option(help="Prompt tokens that hit the prefix cache.")] = 0.0,
+    gpus: Annotated[int, typer.Option(help="GPUs of one replica; 0: the fewest that fit.")] = 0,
+    precision: Annotated[str, typer.Option(help="bf16, fp8, fp4, int8, int4; empty: the checkpoint's.")] = "",
+    engine: Annotated[str, typer.Option(help="vllm, sglang, trtllm, ...")] = "vllm",
+    tp: Annotated[int, typer.Option(help="Tensor parallel; 0: chosen.")] = 0,
+    pp: Annotated[int, typer.Option(help="Pipeline parallel; 0: chosen.")] = 0,
+    ep: Annotated[int, typer.Option(help="Expert parallel; 0: chosen.")] = 0,
+    dp: Annotated[int, typer.Option(help="Attention data parallel; 0: chosen.")] = 0,
+    points: Annotated[Path | None, typer.Option(help="CSV of your own measured points.")] = None,
+    curve: Annotated[bool, typer.Option("--curve", help="The throughput-interactivity front.")] = False,
+    usd_per_gpu_hour: Annotated[float | None, typer.Option(help="Price for --curve; empty: catalogue.")] = None,
+    as_json: Json = False,
+    html: HtmlFile = None,
+    png: PngFile = None,
+) -> None:
+    """What a model does on a GPU: tokens/s, latency, watts, each with its interval."""
+    from pertoken.report import predict as run
+
+    if not curve:
+        if html or png or usd_per_gpu_hour is not None:
+            raise InputError("--html, --png and --usd-per-gpu-hour go with --curve")
+        degrees = {"tp": tp, "pp": pp, "ep": ep, "dp": dp}
+        answer = run.predict_point(
+            model, gpu, gpus=gpus, precision=precision, engine=engine, input_tokens=input_tokens,
+            output_tokens=output_tokens, concurrency=concurrency, cached_input_tokens=cached_input_tokens,
+            points=points, **degrees,
+        )  # fmt: skip
+        _print(answer.to_dict(), True) if as_json else _print_rich(answer)
+        return
+    front = run.predict_curve(
+        model, gpu, gpus=gpus, precision=precision, engine=engine, input_tokens=input_tokens,
+        output_tokens=output_tokens, cached_input_tokens=cached_input_tokens, usd_per_gpu_hour=usd_per_gpu_hour,
+    )  # fmt: skip
+    _print(front.to_dict(), True) if as_json else _print_rich(front)
+    _write(html, front.to_html)
+    _write(png, front.to_png)
+
+
+@app.command()
+def validate(
+    points: Annotated[Path, typer.Argument(help="CSV of measured points.", show_default=False)],
+    models: Annotated[Path | None, typer.Option(help="Folder of config.json files for models not known.")] = None,
+    as_json: Json = False,
+) -> None:
+    """How far predictions are from measured points: errors, bias, coverage, the worst rows."""
+    from pertoken.report.validate import validate as run
+
+    found = run(points, models)
+    _print(found.to_dict(), True) if as_json else _print_rich(found.render())
+
+
+@app.command()
 def schema() -> None:
     """JSON Schema of a scenario file, for editors."""
     from pertoken.scenario import json_schema

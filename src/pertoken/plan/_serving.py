@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import numpy as np
 from pertoken import catalog
 from pertoken.catalog import Gpu, Model
 from pertoken.errors import CannotServeError
-from pertoken.perf import Point, predict, search
+from pertoken.perf import Point, Prediction, predict, search
+from pertoken.perf.measured import load_points, predict_measured
 from pertoken.perf.search import Candidate
 from pertoken.plan._usage import Quantities, Use
 from pertoken.rates.capital import spot_lost_fraction
@@ -168,13 +170,9 @@ def _operation(
     )
 
 
-def _predicted(model: Model, gpu: Gpu, point: Point, points_csv: str) -> Any:
+def _predicted(model: Model, gpu: Gpu, point: Point, points_csv: str) -> Prediction:
     if points_csv:
-        from pathlib import Path
-
-        from pertoken.perf.measured import load_points, predict_measured
-
-        measured = predict_measured(load_points(Path(points_csv)), model, gpu, point)
+        measured = predict_measured(load_points(Path(points_csv)), model, gpu, point, predict)
         if measured is not None:
             return measured
     return predict(model, gpu, point)
