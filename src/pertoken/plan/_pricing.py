@@ -1,9 +1,10 @@
-"""Rate rows of a scenario's pools and sites: its price terms handed to the pure functions of `rates`."""
+"""Rate rows of a fleet's pools and sites: its price terms handed to the pure functions of `rates`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import date
 
 import pyarrow as pa
 
@@ -34,6 +35,7 @@ from pertoken.rates.site import (
 from pertoken.scenario import (
     Api,
     Colocated,
+    Fleet,
     InlineTariff,
     OnDemand,
     Overheads,
@@ -90,29 +92,38 @@ def pays_for_energy(pool: Pool) -> bool:
     )
 
 
-def pool_rates(scenario: Scenario, pool_name: str, tariff: TariffHours | None) -> pa.Table:
-    """All rate rows of one pool over the horizon.
+def pool_rates(
+    fleet: Fleet,
+    pool_name: str,
+    hours: Hours,
+    tariff: TariffHours | None,
+    *,
+    on: date,
+    prompt_tokens: float = 0.0,
+) -> pa.Table:
+    """All rate rows of one pool over the hours.
 
+    Parameters: tariff of its site over the same hours; on, the day whose catalogue prices hold; prompt_tokens,
+    the length [tokens] of the prompts sent to an API, whose price may have steps by it.
     Raises UnknownNameError or InputError where a price is to come from the catalogue and is not there.
     """
-    pool = scenario.pools[pool_name]
-    hours = scenario.hours
+    pool = fleet.pools[pool_name]
     if isinstance(pool.price, Api):
-        parts = [_api(scenario, pool_name, pool.price, hours)]
+        parts = [_api(pool_name, pool.price, hours, on, prompt_tokens)]
     else:
-        parts = _gpu_price(scenario, pool_name, pool, hours)
+        site = fleet.sites[pool.site]
+        parts = _gpu_price(pool_name, pool, hours, on)
         if pays_for_energy(pool):
             assert tariff is not None  # a fleet without it is refused when it is read
             parts.append(energy_rate_rows(pool_name, tariff))
             credit = heat_credit_usd_per_kwh(
-                reuse_fraction=scenario.sites[pool.site].heat_reuse_fraction,
-                usd_per_kwh_heat=scenario.sites[pool.site].heat_usd_per_kwh,
+                reuse_fraction=site.heat_reuse_fraction,
+                usd_per_kwh_heat=site.heat_usd_per_kwh,
             )
             if credit:
                 parts.append(heat_credit_rate_rows(pool_name, tariff, credit, source=WRITTEN))
         elif isinstance(pool.price, Owned):
             parts.append(energy_included_rate_rows(pool_name, hours, source="in the price per kW"))
-        site = scenario.sites[pool.site]
         software = first_written(
             pool.overheads.software_usd_per_gpu_year, site.overheads.software_usd_per_gpu_year
         )
@@ -126,10 +137,10 @@ def pool_rates(scenario: Scenario, pool_name: str, tariff: TariffHours | None) -
     return concat(parts, RATES)
 
 
-def site_rates(scenario: Scenario, site_name: str, tariff: TariffHours | None) -> pa.Table:
+def site_rates(fleet: Fleet, site_name: str, hours: Hours, tariff: TariffHours | None) -> pa.Table:
     """All rate rows of what no pool owns: the site's overheads, its demand and fixed charges."""
-    site = scenario.sites[site_name]
-    parts = _overheads(site_pool(site_name), site.overheads, scenario.hours)
+    site = fleet.sites[site_name]
+    parts = _overheads(site_pool(site_name), site.overheads, hours)
     if tariff is not None:
         share = replace(tariff, fixed_usd_per_hour=tariff.fixed_usd_per_hour * site.fixed_charge_fraction)
         parts += [demand_rate_rows(site_name, tariff), fixed_rate_rows(site_name, share)]
@@ -159,7 +170,9 @@ def purchase_usd(scenario: Scenario, pool: Pool) -> float:
     """What the pool's hardware costs to buy, per GPU [USD], cooling capital included; 0 where it is rented."""
     if not isinstance(pool.price, Owned):
         return 0.0
-    return _usd_per_gpu(scenario, pool, pool.price)[0] + pool.price.cooling_usd_per_kw * _kw_per_gpu(pool)
+    return _usd_per_gpu(pool, pool.price, scenario.horizon.start)[
+        0
+    ] + pool.price.cooling_usd_per_kw * _kw_per_gpu(pool)
 
 
 def _overheads(pool: str, overheads: Overheads, hours: Hours) -> list[pa.Table]:
@@ -181,10 +194,10 @@ def _kw_per_gpu(pool: Pool) -> float:
     return (gpu.tdp_w + gpu.host_busy_w) / WATTS_PER_KILOWATT
 
 
-def _gpu_price(scenario: Scenario, name: str, pool: Pool, hours: Hours) -> list[pa.Table]:
+def _gpu_price(name: str, pool: Pool, hours: Hours, on: date) -> list[pa.Table]:
     price = pool.price
     if isinstance(price, Owned):
-        return _owned(scenario, name, pool, price, hours)
+        return _owned(name, pool, price, hours, on)
     assert isinstance(price, OnDemand | Reserved | Spot)
     usd, basis, source = price.usd_per_gpu_hour, "assumed", WRITTEN
     if usd is None:
@@ -192,7 +205,7 @@ def _gpu_price(scenario: Scenario, name: str, pool: Pool, hours: Hours) -> list[
             price.provider,
             pool.gpu,
             price.term,
-            on=scenario.horizon.start,
+            on=on,
             instance=price.instance,
             region=price.region,
             commitment_years=price.commitment_years if isinstance(price, Reserved) else None,
@@ -209,16 +222,16 @@ def _cited(row: PriceRow) -> str:
     return "; ".join(part for part in parts if part)
 
 
-def _usd_per_gpu(scenario: Scenario, pool: Pool, price: Owned) -> tuple[float, str, str]:
+def _usd_per_gpu(pool: Pool, price: Owned, on: date) -> tuple[float, str, str]:
     if price.usd_per_gpu is not None:
         return price.usd_per_gpu, "assumed", WRITTEN
-    row = catalog.price(price.provider, pool.gpu, "purchase", on=scenario.horizon.start)
+    row = catalog.price(price.provider, pool.gpu, "purchase", on=on)
     assert row.usd_per_gpu is not None
     return row.usd_per_gpu, "quoted", _cited(row)
 
 
-def _owned(scenario: Scenario, name: str, pool: Pool, price: Owned, hours: Hours) -> list[pa.Table]:
-    usd, basis, source = _usd_per_gpu(scenario, pool, price)
+def _owned(name: str, pool: Pool, price: Owned, hours: Hours, on: date) -> list[pa.Table]:
+    usd, basis, source = _usd_per_gpu(pool, price, on)
     parts = [
         owned_rate_rows(
             name,
@@ -264,26 +277,21 @@ def _owned(scenario: Scenario, name: str, pool: Pool, price: Owned, hours: Hours
     return parts
 
 
-def _api(scenario: Scenario, name: str, price: Api, hours: Hours) -> pa.Table:
+def _api(name: str, price: Api, hours: Hours, on: date, prompt_tokens: float) -> pa.Table:
     if price.input_usd_per_mtok is not None and price.output_usd_per_mtok is not None:
         cached = first_written(price.cached_input_usd_per_mtok, price.input_usd_per_mtok)
         assert cached is not None
         prices = (price.input_usd_per_mtok, cached, price.output_usd_per_mtok)
         basis, source = "assumed", WRITTEN
     else:
-        found = catalog.api_price(
-            price.provider,
-            price.model,
-            on=scenario.horizon.start,
-            input_tokens=_prompt_tokens(scenario, name),
-        )
+        found = catalog.api_price(price.provider, price.model, on=on, input_tokens=prompt_tokens)
         prices = (found.input_usd_per_mtok, found.cached_input_usd_per_mtok, found.output_usd_per_mtok)
         basis, source = "quoted", found.source
     meters = ("input_tokens", "cached_input_tokens", "output_tokens")
     return api_rate_rows(name, hours, dict(zip(meters, prices, strict=True)), basis=basis, source=source)
 
 
-def _prompt_tokens(scenario: Scenario, pool_name: str) -> float:
+def longest_prompt_tokens(scenario: Scenario, pool_name: str) -> float:
     """The longest mean prompt that could be sent to the API: prices may have tiers by context length."""
     from pertoken.plan._serving import mean_tokens
 

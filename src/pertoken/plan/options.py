@@ -13,6 +13,7 @@ from pertoken import catalog
 from pertoken.errors import CannotServeError
 from pertoken.plan._pricing import (
     left_out,
+    longest_prompt_tokens,
     pays_for_energy,
     pool_rates,
     purchase_usd,
@@ -81,14 +82,21 @@ class Market:
         """Rate rows of a pool."""
         if pool not in self._rates:
             site = self.scenario.pools[pool].site
-            self._rates[pool] = pool_rates(self.scenario, pool, self.tariff(site) if site else None)
+            self._rates[pool] = pool_rates(
+                self.scenario,
+                pool,
+                self.hours,
+                self.tariff(site) if site else None,
+                on=self.scenario.horizon.start,
+                prompt_tokens=longest_prompt_tokens(self.scenario, pool),
+            )
         return self._rates[pool]
 
     def site_rates(self, site: str) -> pa.Table:
         """Rate rows of what no pool owns at a site."""
         key = site_pool(site)
         if key not in self._rates:
-            self._rates[key] = site_rates(self.scenario, site, self.tariff(site))
+            self._rates[key] = site_rates(self.scenario, site, self.hours, self.tariff(site))
         return self._rates[key]
 
     def prices(self, pool: str) -> Prices:
