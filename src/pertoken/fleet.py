@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, StringConstraints, model_validator
 
 from pertoken._yaml import load_yaml
 from pertoken.errors import InputError, nearest
-from pertoken.scenario import Fleet, InlineTariff, Price, TariffFile, _Strict
+from pertoken.scenario import Fleet, InlineTariff, Owned, Price, Reserved, TariffFile, _Strict
 
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Text = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -128,6 +128,18 @@ class RunningFleet(Fleet):
                         f"pool {change.pool!r} is {term}: a change cannot make it {change.price.term}; "
                         "add a pool"
                     )
+        prices = [(name, pool.price) for name, pool in self.pools.items()]
+        prices += [(c.pool, c.price) for c in self.changes if c.price is not None]
+        for name, price in prices:
+            unknown = (isinstance(price, Owned) and price.usd_per_gpu is None) or (
+                isinstance(price, Reserved) and price.usd_per_gpu_hour is None
+            )
+            if unknown:
+                what = "usd_per_gpu" if isinstance(price, Owned) else "usd_per_gpu_hour"
+                raise ValueError(
+                    f"pool {name!r} is {price.term}: write {what}, what was paid or signed for; "
+                    "the catalogue's price changes, yours does not"
+                )
         instances = [w.instance for w in self.sources.written]
         if len(set(instances)) < len(instances):
             raise ValueError("an instance of remote write is given twice")

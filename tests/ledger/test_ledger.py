@@ -222,10 +222,39 @@ def test_an_hours_usage_is_replaced_whole(ledger: Ledger) -> None:
         assert found == {"h100": Decimal("23.25"), "l4": Decimal(115)}
     ledger.replace_usage("plan:x", [first], rows.slice(0, 0))
     assert ledger.usage("pool", end=datetime(2026, 6, 1, 1, tzinfo=UTC)).num_rows == 0
-    with pytest.raises(InputError, match="not of book"):
+    with pytest.raises(InputError, match="rows of book plan:x are outside"):
         ledger.replace_usage("actual", [first], rows)
-    with pytest.raises(InputError, match="hours replaced"):
+    with pytest.raises(InputError, match="rows of hour 2026-06-01 00:00:00"):
         ledger.replace_usage("plan:x", [datetime(2026, 6, 1, 1, tzinfo=UTC)], rows)
+
+
+def test_a_replacement_can_be_narrowed_to_pools_and_meters(ledger: Ledger) -> None:
+    used(ledger, {("output", "gpu_hours"): 1.0, ("output", "energy_kwh:tier2"): 2.0})
+    used(ledger, {("output", "energy_kwh"): 3.0}, pool="l4")
+    hour = datetime(2026, 6, 1, tzinfo=UTC)
+    rows = usage_rows(
+        HOURS[:1],
+        {("output", "energy_kwh"): 1.5},
+        book="plan:x",
+        pool="h100",
+        model="m",
+        tenant="shop",
+        basis="measured",
+    )
+    ledger.replace_usage("plan:x", [hour], rows, pools=["h100"], meters=["energy_kwh"])
+    kept = ledger.usage_rows(
+        {"pool": "h100"}, start=hour, end=datetime(2026, 6, 1, 1, tzinfo=UTC)
+    ).to_pylist()
+    assert {r["meter"]: r["quantity"] for r in kept} == {
+        "gpu_hours": Decimal(1),
+        "energy_kwh": Decimal("1.5"),
+    }
+    assert {r["basis"] for r in kept} == {"assumed", "measured"}
+    assert ledger.usage("pool", where={"pool": "l4"}).to_pylist() == [{"pool": "l4", "quantity": Decimal(72)}]
+    with pytest.raises(InputError, match="rows of pool h100"):
+        ledger.replace_usage("plan:x", [hour], rows, pools=["l4"])
+    with pytest.raises(InputError, match="rows of meter energy_kwh"):
+        ledger.replace_usage("plan:x", [hour], rows, meters=["peak_kw"])
 
 
 def test_figures_of_a_window_of_hours(ledger: Ledger) -> None:

@@ -20,6 +20,7 @@ from pertoken.ledger._metric import (
     where_clause,
 )
 from pertoken.tables import RATES, USAGE
+from pertoken.units import base_meter
 
 __all__ = ["Ledger", "connect", "open_ledger"]
 
@@ -34,27 +35,49 @@ class Ledger:
         """Append usage rows (`tables.USAGE`). Raises InputError on another schema."""
         self._engine.load("usage_hourly", _checked(rows, USAGE))
 
-    def replace_usage(self, book: str, hours: Sequence[datetime], rows: pa.Table) -> None:
+    def replace_usage(
+        self,
+        book: str,
+        hours: Sequence[datetime],
+        rows: pa.Table,
+        *,
+        pools: Sequence[str] | None = None,
+        meters: Sequence[str] | None = None,
+    ) -> None:
         """Make `rows` all the usage a book has in those hours (UTC): what was there goes, in one transaction.
 
-        Raises InputError on rows of another book or hour, changing nothing.
+        `pools` and `meters` (without qualifiers) narrow what goes. Raises InputError on rows outside of what is
+        replaced, changing nothing.
         """
         checked = _checked(rows, USAGE)
         wanted = sorted({moment for hour in hours if (moment := _utc(hour)) is not None})
-        strays = set(checked.column("hour").unique().to_pylist()) - set(wanted)
-        others = set(checked.column("book").unique().to_pylist()) - {book}
-        if strays or others:
-            raise InputError(
-                f"rows of {sorted(map(str, strays or others))[0]} are not of book {book!r} and the hours replaced"
-            )
-        if not wanted:
-            return
-        marks = ", ".join("?" for _ in wanted)
+        limits: tuple[tuple[str, Sequence[object] | None], ...] = (
+            ("book", [book]), ("hour", wanted), ("pool", pools), ("meter", meters),
+        )  # fmt: skip
+        terms: list[str] = []
+        parameters: list[object] = []
+        for column, allowed in limits:
+            if allowed is None:
+                continue
+            found = checked.column(column).unique().to_pylist()
+            if strays := {base_meter(str(f)) if column == "meter" else f for f in found} - set(allowed):
+                raise InputError(f"rows of {column} {min(map(str, strays))} are outside of what is replaced")
+            name = "split_part(meter, ':', 1)" if column == "meter" else column
+            terms.append(f"{name} IN ({', '.join('?' for _ in allowed)})" if allowed else "FALSE")
+            parameters += allowed
         with self._engine.transaction():
-            self._engine.execute(
-                f"DELETE FROM usage_hourly WHERE book = ? AND hour IN ({marks})", [book, *wanted]
-            )
+            self._engine.execute(f"DELETE FROM usage_hourly WHERE {' AND '.join(terms)}", parameters)
             self._engine.load("usage_hourly", checked)
+
+    def usage_rows(
+        self, where: Filter | None = None, start: datetime | None = None, end: datetime | None = None
+    ) -> pa.Table:
+        """Usage rows as they are stored (`tables.USAGE`), in no order."""
+        clause, parameters = where_clause(where or {}, USAGE_DIMENSIONS, (_utc(start), _utc(end)))
+        found = self._engine.query(
+            f"SELECT {', '.join(USAGE.names)} FROM usage_hourly WHERE {clause}", parameters
+        )
+        return found.cast(USAGE)
 
     def add_rates(self, rows: pa.Table) -> None:
         """Add rate rows (`tables.RATES`): for every hour, pool, meter and component among them, they replace all

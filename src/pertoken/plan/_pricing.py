@@ -63,8 +63,8 @@ _LINES: dict[str, Callable[[Overheads], float | None]] = {
 """Overheads that are paid by the hour [USD/h], by component."""
 
 
-def resolved_tariff(site: Site, hours: Hours) -> TariffHours | None:
-    """The site's tariff as prices of the horizon's hours; None where the site has none."""
+def resolved_tariff(site: Site, hours: Hours, *, prorate: bool = True) -> TariffHours | None:
+    """The site's tariff as prices of the hours (see `energy.resolve`); None where the site has none."""
     spec = site.tariff
     if spec is None:
         return None
@@ -75,7 +75,7 @@ def resolved_tariff(site: Site, hours: Hours) -> TariffHours | None:
         found = flat_tariff(spec.usd_per_kwh, usd_per_kw_month=spec.demand_usd_per_kw, source=WRITTEN)
     else:
         found = _from_file(spec, site)
-    return resolve(found, hours)
+    return resolve(found, hours, prorate=prorate)
 
 
 def _from_file(spec: TariffFile, site: Site) -> Tariff:
