@@ -4,10 +4,9 @@
     python bench/fit/power.py --print    # the same, write nothing
 
 Rows: ML.ENERGY's leaderboard (H100 and B200, GPU boundary). Its input lengths are not published: those of
-`pertoken.perf._points.TASK_INPUT_TOKENS` are assumed. Shares of compute and memory in use are the serving
-predictor's at the row's running batch, since those are what the package has when it predicts; `--measured`
-takes the shares at the measured throughput instead, which separates the power model's own error from the
-throughput's.
+`pertoken.perf._points.TASK_INPUT_TOKENS` are assumed. Shares of compute and memory in use are fitted
+at the row's measured throughput, so that the power model does not learn the errors of the serving predictor;
+they are scored at the predicted throughput too, which is what the package has when it predicts.
 
 The model is `pertoken.perf.power`: fourteen weights chosen by cross-validation (features were dropped while
 leave one model out and leave one GPU out did not get worse), and an offset per decoder and per configuration,
@@ -23,7 +22,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +36,7 @@ from pertoken.perf.point import Point
 from pertoken.perf.roofline import predict, utilisations
 
 Floats = npt.NDArray[np.float64]
+At = Literal["measured", "predicted"]
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data" / "performance" / "power_mlenergy.csv"
 OUT = ROOT / "src" / "pertoken" / "perf" / "data" / "power.json"
@@ -64,6 +64,8 @@ class Row:
     gpus: int
     media: str
     shares: tuple[float, float]
+    """Compute and memory in use at the measured throughput."""
+    predicted_shares: tuple[float, float]
     power_w: float
     tokens_per_s: float
     predicted_tokens_per_s: float
@@ -76,12 +78,12 @@ def model_of(name: str) -> Model:
     return model(name)
 
 
-def load_rows(path: Path = DATA, measured: bool = False) -> list[Row]:
+def load_rows(path: Path = DATA) -> list[Row]:
     """All rows of the file; raises where one cannot be used: none is dropped."""
-    return [_row(r, measured) for r in read_rows(path)]
+    return [_row(r) for r in read_rows(path)]
 
 
-def _row(r: MeasuredRow, measured: bool) -> Row:
+def _row(r: MeasuredRow) -> Row:
     found, card = model_of(r.model), gpu(r.gpu)
     point = Point(
         r.input_tokens,
@@ -94,23 +96,20 @@ def _row(r: MeasuredRow, measured: bool) -> Row:
     compute, memory, _ = (float(u) for u in utilisations(found, card, point))
     predicted = float(predict(found, card, point).tokens_per_s.value) / r.gpus
     actual = r.measured["tokens_per_s"]
-    if measured:
-        compute, memory = (min(u * actual / predicted, 1.0) for u in (compute, memory))
+    at_measured = min(compute * actual / predicted, 1.0), min(memory * actual / predicted, 1.0)
     watts, joules = r.measured["power_w"], r.measured["joules_per_output_token"]
-    return Row(card, found, r.model, precision_name(r.precision), int(r.gpus), r.media, (compute, memory),
-               watts, actual, predicted, joules, r.line)  # fmt: skip
+    return Row(card, found, r.model, precision_name(r.precision), int(r.gpus), r.media, at_measured,
+               (compute, memory), watts, actual, predicted, joules, r.line)  # fmt: skip
 
 
 class Design:
     """Rows as a linear model: columns are weights, then effects; target is the logit of the position."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows = tuple(rows)
+    def __init__(self, rows: Sequence[Row], at: At) -> None:
+        shares = [r.shares if at == "measured" else r.predicted_shares for r in rows]
         parts = [
-            power.features(
-                r.gpu, np.array(r.shares[0]), np.array(r.shares[1]), r.precision, r.model, r.gpus, r.media
-            )
-            for r in rows
+            power.features(r.gpu, np.array(c), np.array(m), r.precision, r.model, r.gpus, r.media)
+            for r, (c, m) in zip(rows, shares, strict=True)
         ]
         self.weights = np.array([[float(p[name]) for name in WEIGHT_SD] for p in parts])
         self.keys = [power.effect_keys(r.gpu, r.precision, r.model, r.gpus) for r in rows]
@@ -123,9 +122,9 @@ class Design:
         """Relative change of power per unit of logit."""
 
 
-def fit(rows: Sequence[Row]) -> dict[str, Any]:
+def fit(rows: Sequence[Row], at: At = "measured") -> dict[str, Any]:
     """Weights and effects fitted to these rows, without intervals."""
-    d = Design(rows)
+    d = Design(rows, at)
     names = [(level, key) for level in EFFECT_SD for key in sorted({k[level] for k in d.keys})]
     effects = np.array([[float(k[level] == key) for level, key in names] for k in d.keys])
     x = np.hstack([d.weights, effects])
@@ -145,9 +144,9 @@ def fit(rows: Sequence[Row]) -> dict[str, Any]:
     return found
 
 
-def predict_w(document: dict[str, Any], rows: Sequence[Row]) -> Floats:
-    """Power of one GPU of each row."""
-    d = Design(rows)
+def predict_w(document: dict[str, Any], rows: Sequence[Row], at: At = "measured") -> Floats:
+    """Power of one GPU of each row, with the shares in use at the measured or the predicted throughput."""
+    d = Design(rows, at)
     score = d.weights @ np.array([document["weights"][name] for name in WEIGHT_SD])
     score = score + [
         sum(document["effects"][level].get(key, 0.0) for level, key in k.items()) for k in d.keys
@@ -166,21 +165,26 @@ def groups(split: str, rows: Sequence[Row], folds: int = 5) -> list[Hashable]:
     return list(np.random.default_rng(0).integers(0, folds, len(rows)))
 
 
-def cross_validate(split: str, rows: Sequence[Row]) -> tuple[Floats, Floats]:
-    """log(predicted / measured) of power and of joules per output token of each row, by fits that did not see
-    it.
+def cross_validate(split: str, rows: Sequence[Row], at: At = "measured") -> dict[str, Floats]:
+    """log(predicted / measured) of each row, by fits that did not see it.
 
-    The throughput in the joules is the shipped serving predictor's.
+    ``power_w`` and ``joules_per_output_token`` with shares and throughput as the shipped serving predictor
+    has them; ``power_w at measured throughput`` the power model alone.
     """
     labels = groups(split, rows)
-    watts = np.zeros(len(rows))
+    alone, watts = np.zeros(len(rows)), np.zeros(len(rows))
     for label in sorted(set(labels), key=str):
         out = np.array([g == label for g in labels])
-        document = fit([r for r, o in zip(rows, out, strict=True) if not o])
-        watts[out] = predict_w(document, [r for r, o in zip(rows, out, strict=True) if o])
+        document = fit([r for r, o in zip(rows, out, strict=True) if not o], at)
+        left = [r for r, o in zip(rows, out, strict=True) if o]
+        alone[out], watts[out] = predict_w(document, left), predict_w(document, left, "predicted")
     joules = watts / np.array([r.predicted_tokens_per_s for r in rows])
     measured_w, measured_j = (np.array([getattr(r, f) for r in rows]) for f in ("power_w", "joules"))
-    return np.log(watts / measured_w), np.log(joules / measured_j)
+    return {
+        "power_w": np.log(watts / measured_w),
+        "joules_per_output_token": np.log(joules / measured_j),
+        "power_w at measured throughput": np.log(alone / measured_w),
+    }
 
 
 def summary(errors: Floats) -> dict[str, float]:
@@ -190,15 +194,16 @@ def summary(errors: Floats) -> dict[str, float]:
 
 
 def main() -> None:
-    rows = load_rows(measured="--measured" in sys.argv)
+    rows = load_rows()
     document = fit(rows)
     errors = {split: cross_validate(split, rows) for split in SPLITS}
     measured_w = np.array([r.power_w for r in rows])
-    residual = np.log(predict_w(document, rows) / measured_w)
     spread = {
-        name: float(np.quantile(np.abs(errors[split][0]), COVERAGE))
+        name: float(np.quantile(np.abs(errors[split]["power_w"]), COVERAGE))
         for name, split in (("point", "random"), ("model", "model"), ("gpu", "gpu"))
     }
+    residuals = {quantity: {s: summary(errors[s][quantity]) for s in SPLITS} for quantity in errors["random"]}
+    residuals["fit at measured throughput"] = {"fit": summary(np.log(predict_w(document, rows) / measured_w))}
     full = {
         "date": datetime.now(UTC).date().isoformat(),
         "rows": len(rows),
@@ -206,12 +211,12 @@ def main() -> None:
         **document,
         "spread": spread,
         "rows_by_gpu": {g: sum(r.gpu.name == g for r in rows) for g in sorted({r.gpu.name for r in rows})},
-        "residuals": {"fit": summary(residual), **{s: summary(e[0]) for s, e in errors.items()}},
-        "residuals_joules_per_output_token": {s: summary(e[1]) for s, e in errors.items()},
+        "residuals": residuals,
     }
-    print(json.dumps({k: full[k] for k in ("weights", "spread", "residuals")}, indent=1))
-    print(json.dumps(full["residuals_joules_per_output_token"], indent=1))
-    if "--print" not in sys.argv and "--measured" not in sys.argv:
+    print(json.dumps({k: full[k] for k in ("weights", "spread")}, indent=1))
+    for quantity, by_split in residuals.items():
+        print(quantity, {s: {k: round(100 * v, 1) for k, v in e.items()} for s, e in by_split.items()})
+    if "--print" not in sys.argv:
         OUT.write_text(json.dumps(_rounded(full), indent=1) + "\n", encoding="utf-8")
 
 

@@ -137,10 +137,10 @@ def _state_bytes(model: Model, point: TrainingPoint) -> float:
 def training_layout(model: Model, gpu: Gpu, point: TrainingPoint) -> TrainingLayout:
     """The layout of a job, chosen where the point leaves it open.
 
-    Tensor × context parallelism is as wide as gpus / global_batch (no fewer GPUs can share a sample) and as
-    the weights with their gradients need, at most the scale-up domain; the rest of the need becomes pipeline
-    stages. Raises CannotServeError where given degrees do not divide the GPUs or one sequence's activations
-    do not fit.
+    Tensor × context parallelism is as wide as gpus / global_batch (no fewer GPUs can share a sample) and, in
+    dense models, as the weights with their gradients need, at most 8 within the scale-up domain; the rest of
+    the need becomes pipeline stages (small experts are never sliced). Experts spread over the domain. Raises
+    CannotServeError where a replica needs more GPUs than there are or one sequence's activations do not fit.
     """
     resident = (
         _state_bytes(model, point)
@@ -154,7 +154,8 @@ def training_layout(model: Model, gpu: Gpu, point: TrainingPoint) -> TrainingLay
     groups = per_gpu * resident / (_usable_bytes(gpu) * RESIDENT_SHARE)
     batch_ways = math.ceil(point.gpus / point.global_batch) if point.global_batch else 1
     cp = point.cp or 1
-    tp = point.tp or min(_power_of_two(max(groups, batch_ways / cp)), _power_of_two_below(min(domain, 8)))
+    sliced = 1.0 if model.moe_layers else groups
+    tp = point.tp or min(_power_of_two(max(sliced, batch_ways / cp)), _power_of_two_below(min(domain, 8)))
     pp = point.pp or max(1, min(_power_of_two(groups / tp), model.layers, point.gpus // (tp * cp)))
     replicas = point.gpus / (tp * cp * pp)
     if replicas < 1:
