@@ -25,6 +25,7 @@ from pydantic import (
 from pertoken import catalog
 from pertoken._yaml import load_yaml
 from pertoken.errors import InputError, nearest
+from pertoken.rates._local import local_hours
 from pertoken.tables import Hours
 from pertoken.units import HOURS_PER_DAY
 
@@ -144,10 +145,9 @@ class Site(_Strict):
         return value
 
 
-class Owned(_Strict):
-    """Bought hardware: annuity on price less the residual's present value, or straight line."""
+class Bought(_Strict):
+    """Hardware that was bought: annuity on price less the residual's present value, or straight line."""
 
-    term: Literal["owned"]
     usd_per_gpu: Positive | None = None
     """Price per GPU with its share of the server; empty: the catalogue's newest purchase price of `provider`."""
     provider: str = ""
@@ -160,10 +160,16 @@ class Owned(_Strict):
     """Capital of cooling and power distribution per kW of IT load, same life."""
 
 
-class Colocated(Owned):
+class Owned(Bought):
+    """Bought hardware at a site whose power and overheads are yours."""
+
+    term: Literal["owned"]
+
+
+class Colocated(Bought):
     """Bought hardware in somebody else's building, paid per kW of contracted power."""
 
-    term: Literal["colocated"]  # type: ignore[assignment]
+    term: Literal["colocated"]
     usd_per_kw_month: NotNegative
     rack_usd_per_month: NotNegative = 0.0
     energy_included: bool = False
@@ -449,7 +455,7 @@ class Fleet(_Strict):
             if pool.site and pool.site not in self.sites:
                 raise ValueError(f"pool {name!r} is at {_unknown('site', pool.site, self.sites)}")
             if pool.price.term in ("owned", "colocated") and self.sites[pool.site].tariff is None:
-                included = pool.price.term == "colocated" and pool.price.energy_included
+                included = isinstance(pool.price, Colocated) and pool.price.energy_included
                 if not included:
                     raise ValueError(
                         f"pool {name!r} pays for its electricity, but site {pool.site!r} has no tariff: add one"
@@ -510,13 +516,10 @@ def requests_per_hour(scenario: Scenario, workload: Serving) -> np.ndarray[Any, 
     weights = np.asarray(
         PROFILES[workload.profile] if isinstance(workload.profile, str) else workload.profile
     )
-    zone = ZoneInfo(workload.timezone or scenario.horizon.timezone)
-    seconds = scenario.hours.astype("datetime64[s]").astype(np.int64)
-    local = [datetime.fromtimestamp(int(s), zone) for s in seconds]
-    shares = weights[[moment.hour for moment in local]] / weights.sum()
-    weekend = np.array([moment.weekday() >= 5 for moment in local])
+    local = local_hours(scenario.hours, workload.timezone or scenario.horizon.timezone)
+    shares = weights[local.hour] / weights.sum()
     result: np.ndarray[Any, np.dtype[np.float64]] = (
-        workload.requests_per_day * shares * np.where(weekend, workload.weekend_fraction, 1.0)
+        workload.requests_per_day * shares * np.where(local.weekend, workload.weekend_fraction, 1.0)
     )
     return result
 

@@ -16,10 +16,10 @@ import pyarrow as pa
 from pertoken.errors import InputError
 from pertoken.units import COMPONENTS, METERS, PHASES, base_meter
 
-HOUR = pa.timestamp("us", tz="UTC")
-QUANTITY = pa.decimal128(19, 6)
-RATE = pa.decimal128(18, 12)
-COST = pa.decimal128(20, 9)
+HOUR: pa.DataType = pa.timestamp("us", tz="UTC")
+QUANTITY: pa.DataType = pa.decimal128(19, 6)
+RATE: pa.DataType = pa.decimal128(18, 12)
+COST: pa.DataType = pa.decimal128(20, 9)
 
 USAGE = pa.schema(
     [
@@ -81,7 +81,7 @@ def usage_rows(
     their running sum never strays by more than a half. Raises InputError on a quantity that is not finite or
     is negative, on an unknown phase or meter.
     """
-    parts: list[pa.Table] = []
+    kept: list[tuple[str, str, Floats, npt.NDArray[np.bool_]]] = []
     for (phase, meter), quantity in quantities.items():
         if phase not in PHASES:
             raise InputError(f"unknown phase {phase!r}: one of {', '.join(PHASES)}")
@@ -96,18 +96,19 @@ def usage_rows(
         if known.unit in ("token", "request"):
             values = np.diff(np.round(np.cumsum(values)), prepend=0.0)
         keep = values > 0
-        count = int(keep.sum())
-        if not count:
-            continue
-        constant = {
-            "book": book, "pool": pool, "model": model, "tenant": tenant, "phase": phase, "meter": meter,
-            "basis": basis,
-        }  # fmt: skip
-        columns: dict[str, Any] = {k: pa.repeat(v, count) for k, v in constant.items()}
-        columns["hour"] = pa.array(hours[keep].astype("datetime64[us]")).cast(HOUR)
-        columns["quantity"] = decimals(values[keep], QUANTITY)
-        parts.append(pa.table([columns[name] for name in USAGE.names], schema=USAGE))
-    return pa.concat_tables(parts) if parts else USAGE.empty_table()
+        if keep.any():
+            kept.append((phase, meter, values[keep], keep))
+    if not kept:
+        return USAGE.empty_table()
+    counts = [len(values) for _, _, values, _ in kept]
+    constant = {"book": book, "pool": pool, "model": model, "tenant": tenant, "basis": basis}
+    columns: dict[str, Any] = {k: pa.repeat(v, sum(counts)) for k, v in constant.items()}
+    columns["phase"] = pa.concat_arrays([pa.repeat(k[0], n) for k, n in zip(kept, counts, strict=True)])
+    columns["meter"] = pa.concat_arrays([pa.repeat(k[1], n) for k, n in zip(kept, counts, strict=True)])
+    at = np.concatenate([hours[keep] for *_, keep in kept])
+    columns["hour"] = pa.array(at.astype("datetime64[us]")).cast(HOUR)
+    columns["quantity"] = decimals(np.concatenate([values for _, _, values, _ in kept]), QUANTITY)
+    return pa.table([columns[name] for name in USAGE.names], schema=USAGE)
 
 
 def rate_rows(
@@ -149,7 +150,7 @@ def concat(tables: Sequence[pa.Table], schema: pa.Schema) -> pa.Table:
     return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
-def decimals(values: Floats, kind: pa.Decimal128Type) -> pa.Array:
+def decimals(values: Floats, kind: pa.DataType) -> Any:
     """Floats rounded half to even at the decimal type's scale. Raises InputError on overflow."""
     try:
         return pa.array(values).cast(kind)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -28,16 +28,11 @@ class Engine(Protocol):
     def load(self, table: str, rows: pa.Table) -> None:
         """Append rows whose columns are in the table's order."""
 
-    def transaction(self) -> AbstractTransaction:
+    def transaction(self) -> AbstractContextManager[None]:
         """All statements inside happen, or none."""
 
     def close(self) -> None:
         """Release the engine."""
-
-
-class AbstractTransaction(Protocol):
-    def __enter__(self) -> None: ...
-    def __exit__(self, *exc: object) -> bool | None: ...
 
 
 class _DuckDB:
@@ -59,7 +54,8 @@ class _DuckDB:
         self._cursor().execute(sql, list(parameters)).fetchall()
 
     def query(self, sql: str, parameters: Parameters = ()) -> pa.Table:
-        return self._cursor().sql(sql, params=list(parameters)).to_arrow_table()
+        rows: pa.Table = self._cursor().sql(sql, params=list(parameters)).to_arrow_table()
+        return rows
 
     def load(self, table: str, rows: pa.Table) -> None:
         cursor = self._cursor()

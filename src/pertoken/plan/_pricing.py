@@ -34,12 +34,12 @@ from pertoken.rates.site import (
 )
 from pertoken.scenario import (
     Api,
+    Bought,
     Colocated,
     Fleet,
     InlineTariff,
     OnDemand,
     Overheads,
-    Owned,
     Pool,
     Reserved,
     Scenario,
@@ -87,7 +87,7 @@ def _from_file(spec: TariffFile, site: Site) -> Tariff:
 
 def pays_for_energy(pool: Pool) -> bool:
     """Whether the pool's electricity is billed beside its price."""
-    return isinstance(pool.price, Owned) and not (
+    return isinstance(pool.price, Bought) and not (
         isinstance(pool.price, Colocated) and pool.price.energy_included
     )
 
@@ -122,7 +122,7 @@ def pool_rates(
             )
             if credit:
                 parts.append(heat_credit_rate_rows(pool_name, tariff, credit, source=WRITTEN))
-        elif isinstance(pool.price, Owned):
+        elif isinstance(pool.price, Bought):
             parts.append(energy_included_rate_rows(pool_name, hours, source="in the price per kW"))
         software = first_written(
             pool.overheads.software_usd_per_gpu_year, site.overheads.software_usd_per_gpu_year
@@ -168,7 +168,7 @@ def left_out(scenario: Scenario, pool_name: str) -> list[str]:
 
 def purchase_usd(scenario: Scenario, pool: Pool) -> float:
     """What the pool's hardware costs to buy, per GPU [USD], cooling capital included; 0 where it is rented."""
-    if not isinstance(pool.price, Owned):
+    if not isinstance(pool.price, Bought):
         return 0.0
     return _usd_per_gpu(pool, pool.price, scenario.horizon.start)[
         0
@@ -196,7 +196,7 @@ def _kw_per_gpu(pool: Pool) -> float:
 
 def _gpu_price(name: str, pool: Pool, hours: Hours, on: date) -> list[pa.Table]:
     price = pool.price
-    if isinstance(price, Owned):
+    if isinstance(price, Bought):
         return _owned(name, pool, price, hours, on)
     assert isinstance(price, OnDemand | Reserved | Spot)
     usd, basis, source = price.usd_per_gpu_hour, "assumed", WRITTEN
@@ -222,7 +222,7 @@ def _cited(row: PriceRow) -> str:
     return "; ".join(part for part in parts if part)
 
 
-def _usd_per_gpu(pool: Pool, price: Owned, on: date) -> tuple[float, str, str]:
+def _usd_per_gpu(pool: Pool, price: Bought, on: date) -> tuple[float, str, str]:
     if price.usd_per_gpu is not None:
         return price.usd_per_gpu, "assumed", WRITTEN
     row = catalog.price(price.provider, pool.gpu, "purchase", on=on)
@@ -230,7 +230,7 @@ def _usd_per_gpu(pool: Pool, price: Owned, on: date) -> tuple[float, str, str]:
     return row.usd_per_gpu, "quoted", _cited(row)
 
 
-def _owned(name: str, pool: Pool, price: Owned, hours: Hours, on: date) -> list[pa.Table]:
+def _owned(name: str, pool: Pool, price: Bought, hours: Hours, on: date) -> list[pa.Table]:
     usd, basis, source = _usd_per_gpu(pool, price, on)
     parts = [
         owned_rate_rows(

@@ -14,7 +14,7 @@ from pertoken.plan._serving import mean_tokens
 from pertoken.plan._training import jobs
 from pertoken.plan._usage import total_usd
 from pertoken.plan.options import Market, Option, evaluate
-from pertoken.scenario import Colocated, Owned, Pool, Scenario, Training, Workload, requests_per_hour
+from pertoken.scenario import Bought, Pool, Scenario, Training, Workload, requests_per_hour
 from pertoken.tables import Floats
 from pertoken.units import DAYS_PER_WEEK, HOURS_PER_DAY, HOURS_PER_MONTH, TOKENS_PER_MTOK
 
@@ -232,7 +232,7 @@ def _changed(scenario: Scenario, name: str, pool: Pool, parameter: str, by: floa
         site = scenario.sites[pool.site]
         moved = site.model_copy(update={"pue": max(1.0, site.pue * by)})
         return scenario.model_copy(update={"sites": {**scenario.sites, pool.site: moved}})
-    if not isinstance(pool.price, Owned | Colocated):
+    if not isinstance(pool.price, Bought):
         return None
     field = {"life": "life_years", "WACC": "wacc_fraction"}[parameter]
     price = pool.price.model_copy(update={field: getattr(pool.price, field) * by})
@@ -256,7 +256,7 @@ def life_costs_usd_per_gpu_hour(pool: Pool, usd_per_gpu: float) -> dict[int, flo
     from pertoken.rates.capital import capital_usd_per_hour
 
     price = pool.price
-    if not isinstance(price, Owned):
+    if not isinstance(price, Bought):
         return {}
     return {
         years: capital_usd_per_hour(
