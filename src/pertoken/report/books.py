@@ -1,0 +1,273 @@
+"""The books of what happens: journal, fleet and ledger in one folder, and the close that turns one into the other.
+
+journal → attribute → usage rows (book ``actual``) → rates in force → ``Ledger.close``. Closing an hour again gives
+the same rows; an hour with usage that no rate prices stays open, and says so, while the others close.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+
+from pertoken import meter
+from pertoken.errors import InputError, MissingRateError
+from pertoken.fleet import RunningFleet
+from pertoken.ledger import Ledger, open_ledger
+from pertoken.meter._split import MICRO, split
+from pertoken.meter.attribute import BOOK, Finding, Predictor
+from pertoken.rates.site import site_usage_rows
+from pertoken.report._billing import Span, restate
+from pertoken.report._terms import hours_between, rates_of
+from pertoken.scenario import Api
+from pertoken.tables import USAGE, concat, usage_rows
+from pertoken.units import IDLE, base_meter, site_pool
+
+HOUR = timedelta(hours=1)
+_UNTIL = "close/until"
+"""Mark of the journal: the first hour that was never closed."""
+_CHUNK_HOURS = 24 * 7
+_LEDGER, _JOURNAL = "ledger.duckdb", "journal"
+
+
+@dataclass(frozen=True)
+class Closed:
+    """What a close did: hours now priced, and why others stayed open."""
+
+    hours: tuple[datetime, ...] = ()
+    unpriced: dict[datetime, str] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+
+
+class Books:
+    """An open journal and ledger with the fleet they are of. `open_books` makes one."""
+
+    def __init__(
+        self,
+        journal: meter.Journal,
+        ledger: Ledger,
+        fleet: RunningFleet,
+        predictor: Predictor | None = None,
+    ) -> None:
+        self.journal, self.ledger, self.fleet = journal, ledger, fleet
+        self.unpriced: dict[datetime, str] = {}
+        self._predictor = predictor
+        self._lock = threading.Lock()
+
+    def due(self, now: datetime) -> list[datetime]:
+        """Hours that a close is owed: complete ones never closed, and any before now that got late records."""
+        current = _hour(now)
+        until = self.closed_until or min([current, *self.journal.dirty_hours()])
+        hours = {h for h in self.journal.dirty_hours() if h < current} | set(self.unpriced)
+        at = until
+        while at < current:
+            hours.add(at)
+            at += HOUR
+        return sorted(hours)
+
+    @property
+    def closed_until(self) -> datetime | None:
+        """The first hour that was never closed; None before the first close."""
+        mark = self.journal.marks.get(_UNTIL)
+        return datetime.fromisoformat(mark.decode()) if mark else None
+
+    def close(self, hours: Iterable[datetime]) -> Closed:
+        """Turn hours (UTC) into rows of the book ``actual``, priced at the rates in force; idempotent.
+
+        Raises InputError where the catalogue lacks a price that the fleet asks for.
+        """
+        wanted = sorted({_hour(hour) for hour in hours})
+        done: list[datetime] = []
+        unpriced: dict[datetime, str] = {}
+        findings: list[Finding] = []
+        with self._lock:
+            for run in _runs(wanted):
+                one = self._close_run(run)
+                done += one.hours
+                unpriced |= one.unpriced
+                findings += one.findings
+            for hour in done:
+                self.unpriced.pop(hour, None)
+            self.unpriced |= unpriced
+        return Closed(tuple(done), unpriced, tuple(findings))
+
+    def close_due(self, now: datetime) -> Closed:
+        """Close what is due and remember how far that is."""
+        current = _hour(now)
+        closed = self.close(self.due(now))
+        if self.closed_until is None or self.closed_until < current:
+            self.journal.append(meter.RECORDS.empty_table(), marks={_UNTIL: current.isoformat().encode()})
+        return closed
+
+    def findings(self, hours: Sequence[datetime]) -> list[Finding]:
+        """What attribution has to say of hours, computed anew from the journal."""
+        found: list[Finding] = []
+        for hour in hours:
+            records = self.journal.totals(hour).records
+            found += meter.attribute(records, self.fleet.at(hour), [hour], self._predictor).findings
+        return found
+
+    def shut(self) -> None:
+        """Flush the journal and release both files."""
+        with self._lock:
+            self.journal.shut()
+            self.ledger.shut()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shut()
+
+    def _close_run(self, hours: list[datetime]) -> Closed:
+        """Close consecutive hours."""
+        start, end = hours[0], hours[-1] + HOUR
+        rates = rates_of(self.fleet, start, end)
+        by_hour = {
+            (pool, hour)
+            for pool, hour, name in zip(
+                rates["pool"].to_pylist(), rates["hour"].to_pylist(), rates["meter"].to_pylist(), strict=True
+            )
+            if name == "site_hours"
+        }
+        tables: list[pa.Table] = []
+        findings: list[Finding] = []
+        reached: dict[datetime, int] = {}
+        dirty = set(self.journal.dirty_hours())
+        for hour in hours:
+            read = self.journal.totals(hour)
+            found = meter.attribute(read.records, self.fleet.at(hour), [hour], self._predictor)
+            findings += found.findings
+            tables += [found.usage, *self._paid_by_the_hour(hour, found.usage, by_hour)]
+            if hour in dirty:
+                reached[hour] = read.sequence
+        self.ledger.add_rates(rates)
+        self.ledger.replace_usage(BOOK, hours, concat(tables, USAGE))
+        latest = max(end, self.closed_until or end)
+        changed = restate(self.ledger, self.fleet, BOOK, start, end, latest)
+        self._price_other_months(changed, start, end)
+        unpriced = self._post([(start, end), *changed])
+        done = [h for h in hours if h not in unpriced]
+        for hour in done:
+            if hour in reached:
+                self.journal.clean(hour, reached[hour])
+        return Closed(tuple(done), unpriced, tuple(findings))
+
+    def _price_other_months(self, changed: list[Span], start: datetime, end: datetime) -> None:
+        """Demand rates of months restated beyond the closed hours (a ratchet's later months)."""
+        for first, last in changed:
+            if not start <= first < end and last - first == HOUR:
+                self.ledger.add_rates(_only_peaks(rates_of(self.fleet, first, last)))
+
+    def _post(self, spans: list[Span]) -> dict[datetime, str]:
+        """Close spans of hours; those with unpriced usage one by one, to name them and spare the others."""
+        unpriced: dict[datetime, str] = {}
+        for start, end in spans:
+            try:
+                self.ledger.close(BOOK, start, end)
+            except MissingRateError:
+                at = start
+                while at < end:
+                    try:
+                        self.ledger.close(BOOK, at, at + HOUR)
+                    except MissingRateError as error:
+                        unpriced[at] = str(error)
+                    at += HOUR
+        return unpriced
+
+    def _paid_by_the_hour(
+        self, hour: datetime, usage: pa.Table, priced: set[tuple[Any, Any]]
+    ) -> list[pa.Table]:
+        """One hour of every site and pool whose overheads are paid by the hour.
+
+        A pool's hour goes to whoever held its GPUs (an API's: to whoever used its tokens); a site's is nobody's.
+        """
+        hours = hours_between(hour, hour + HOUR)
+        tables = [
+            site_usage_rows(BOOK, site, hours, basis="measured")
+            for site in self.fleet.sites
+            if (site_pool(site), hour) in priced
+        ]
+        pools = [p for p in self.fleet.pools if (p, hour) in priced]
+        weights: dict[str, dict[tuple[str, str, str], float]] = defaultdict(lambda: defaultdict(float))
+        if pools:
+            for row in usage.select(["pool", "model", "tenant", "phase", "meter", "quantity"]).to_pylist():
+                api = isinstance(self.fleet.pools[row["pool"]].price, Api)
+                if row["meter"].endswith("_tokens") if api else row["meter"] == "gpu_hours":
+                    weights[row["pool"]][row["model"], row["tenant"], row["phase"]] += float(row["quantity"])
+        for pool in pools:
+            parts = split(MICRO, weights.get(pool) or {("", IDLE, "idle"): 1.0})
+            tables += [
+                usage_rows(
+                    hours,
+                    {(phase, "site_hours"): part / MICRO},
+                    book=BOOK,
+                    pool=pool,
+                    model=model,
+                    tenant=tenant,
+                    basis="measured:gpu_hours",
+                )
+                for (model, tenant, phase), part in parts.items()
+            ]
+        return tables
+
+
+def open_books(fleet: RunningFleet, folder: str | Path, predictor: Predictor | None = None) -> Books:
+    """The books in a folder, made where they are missing.
+
+    Raises InputError where another process holds them.
+    """
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with ExitStack() as stack:
+        journal = stack.enter_context(meter.open_journal(place / _JOURNAL))
+        ledger = open_ledger(place / _LEDGER)
+        stack.pop_all()
+    return Books(journal, ledger, fleet, predictor)
+
+
+def hours_in(start: datetime, end: datetime) -> list[datetime]:
+    """The full UTC hours from `start` up to, not with, `end`.
+
+    Raises InputError on a time without a zone, or an end that is not after the start.
+    """
+    if start.tzinfo is None or end.tzinfo is None:
+        raise InputError("a time has no zone: write 2026-11-24T00:00Z or ...-08:00")
+    first, last = _hour(start), end.astimezone(UTC)
+    if last <= first:
+        raise InputError(f"the window ends at {last.isoformat()}, which is not after {first.isoformat()}")
+    found = []
+    while first < last:
+        found.append(first)
+        first += HOUR
+    return found
+
+
+def _hour(moment: datetime) -> datetime:
+    return moment.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+
+
+def _runs(hours: list[datetime]) -> list[list[datetime]]:
+    """Consecutive hours together, at most a week at a time."""
+    runs: list[list[datetime]] = []
+    for hour in hours:
+        if runs and hour - runs[-1][-1] == HOUR and len(runs[-1]) < _CHUNK_HOURS:
+            runs[-1].append(hour)
+        else:
+            runs.append([hour])
+    return runs
+
+
+def _only_peaks(rates: pa.Table) -> pa.Table:
+    keep = [base_meter(str(m)) == "peak_kw" for m in rates["meter"].to_pylist()]
+    return rates.filter(pa.array(keep))
