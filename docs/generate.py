@@ -1,4 +1,4 @@
-"""Write the documents that are generated: docs/reference.md and docs/scenario.schema.json.
+"""Write the documents that are generated: docs/reference.md, docs/scenario.schema.json, the README's table.
 
 `make docs` runs it; a test fails where the files on disk are not what it writes.
 """
@@ -17,9 +17,23 @@ def documents() -> dict[Path, str]:
     from pertoken.scenario import json_schema
 
     return {
+        HERE.parent / "README.md": _readme(),
         HERE / "reference.md": _reference(),
         HERE / "scenario.schema.json": json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n",
     }
+
+
+def _readme() -> str:
+    """The README with the demo's own table in it."""
+    from pertoken.report.compare import compare
+
+    text = (HERE.parent / "README.md").read_text(encoding="utf-8")
+    before, rest = text.split("<!-- demo:", 1)
+    note, rest = rest.split("-->", 1)
+    after = rest.split("<!-- end -->", 1)[1]
+    lines = str(compare(HERE.parent / "examples" / "shop.yaml")).splitlines()
+    table = "\n".join(f"    {line}".rstrip() for line in lines)
+    return f"{before}<!-- demo:{note}-->\n\n{table}\n\n<!-- end -->{after}"
 
 
 def _reference() -> str:

@@ -42,7 +42,7 @@ def test_the_shop_is_read() -> None:
     [
         ("gpu: L40S", "gpu: L41S", "pools.l40s-owned.gpu: unknown GPU 'L41S': did you mean L40S"),
         ("SMUD CI-TOD1 21-299 kW", "SMUD CI-TOD1 21-299 kV", "sites.warehouse.tariff: unknown tariff 'SMUD CI-TOD1 21-299 kV': did you mean SMUD CI-TOD1 21-299 kW"),
-        ("model: Qwen/Qwen3-4B", "model: Qwen3-5B", "workloads.recommender.model: unknown model 'Qwen3-5B': did you mean"),
+        ("model: Qwen/Qwen3-8B", "model: Qwen3-5B", "workloads.recommender.model: unknown model 'Qwen3-5B': did you mean"),
         ("site: colo", "site: kolo", "site 'kolo': did you mean colo?"),
         ("requests_per_day: 150000", "requests_per_day: -5", "requests_per_day: Input should be greater than 0; found -5"),
         ("requests_per_day: 150000", "requests_per_day: .nan", "requests_per_day: Input should be a finite number"),

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from pertoken.units import PHASES
+from pertoken.units import CATEGORIES, PHASES
 
 if TYPE_CHECKING:
     from pertoken.report.compare import Comparison, OptionResult, WorkloadResult
@@ -165,18 +165,18 @@ def _training(options: list[OptionResult]) -> Table:
 
 def _costs(options: list[OptionResult]) -> Table:
     phases = [p for p in PHASES if any(o.usd_per_month_by_phase.get(p, 0.0) > 0 for o in options)]
+    serving = any("joule_per_token_output" in o.metrics for o in options)
     made = table(
         "USD per month: by category, and the same by phase",
-        "option", "compute", "energy", "infra", *phases, "kWh", "J/out", "kgCO2e",
+        "option", "compute", "energy", "infra", *phases, "kWh", *(["J/out"] if serving else []), "kgCO2e",
     )  # fmt: skip
     for o in options:
-        joule = o.metrics.get("joule_per_token_output")
         made.add_row(
             o.facts["pool"],
-            *(usd(o.usd_per_month_by_category.get(c, 0.0)) for c in ("compute", "energy", "infrastructure")),
+            *(usd(o.usd_per_month_by_category.get(c, 0.0)) for c in CATEGORIES),
             *(usd(o.usd_per_month_by_phase.get(p, 0.0)) for p in phases),
             usd(o.kwh_per_month),
-            usd(joule),
+            *([usd(o.metrics["joule_per_token_output"])] if serving else []),
             usd(o.kgco2e_per_month),
         )
     return made
@@ -203,7 +203,9 @@ def _break_even(options: list[OptionResult]) -> list[RenderableType]:
             months = (
                 f"{option.payback_months:,.0f} months" if math.isfinite(option.payback_months) else "never"
             )
-            lines.append(Text(f"  its purchase pays back against {option.payback_against}: {months}"))
+            lines.append(
+                Text(f"buying {option.facts['pool']} pays back against {option.payback_against}: {months}")
+            )
     return lines
 
 
@@ -230,14 +232,19 @@ def _footnotes(options: list[OptionResult], serving: bool) -> list[str]:
     found += [
         f"left out, because nobody wrote it: {lines} ({', '.join(names)})" for lines, names in pools.items()
     ]
-    misfits = dict.fromkeys(str(o.facts["tariff_misfit"]) for o in options if o.facts.get("tariff_misfit"))
-    found += [f"{text}; fine where the site's other load makes up for it" for text in misfits]
+    # One line per site, of the option that draws most there.
+    misfits = {o.facts["site"]: o for o in sorted(options, key=_peak_kw) if o.facts.get("tariff_misfit")}
+    found += [f"{o.facts['tariff_misfit']}, unless other load makes up for it" for o in misfits.values()]
     bases = sorted({str(o.facts["basis"]) for o in options if "basis" in o.facts})
     if bases:
         found.append(
             f"throughput is {' and '.join(bases)}; intervals are 80 %; energy is at the utility meter"
         )
     return found
+
+
+def _peak_kw(option: OptionResult) -> float:
+    return float(option.facts.get("peak_kw", 0.0))
 
 
 def _extra(workload: WorkloadResult) -> Table:
@@ -261,17 +268,18 @@ def _sensitivity(workload: WorkloadResult) -> Table:
 
 def _time_cost(workload: WorkloadResult) -> Table:
     made = table(
-        "time against cost, deadline left aside", "option", "GPUs", "days", "USD", "USD per M trained"
-    )
-    for point in workload.time_cost:
-        if not point.refused:
-            made.add_row(
-                point.pool,
-                str(point.gpus),
-                f"{point.days:.2f}",
-                usd(point.usd),
-                usd(point.usd_per_mtok_trained),
-            )
+        "time against cost: what no other choice beats in both, deadline left aside",
+        "option", "GPUs", "days", "USD over the horizon", "USD per M trained",
+    )  # fmt: skip
+    best_usd = math.inf
+    front = []
+    for point in sorted((p for p in workload.time_cost if not p.refused), key=lambda p: (p.days, p.usd)):
+        if point.usd < best_usd:
+            best_usd = point.usd
+            front.append(point)
+    for point in front:
+        days = f"{point.days:.2f}" if point.days >= 0.1 else f"{point.days:.3f}"
+        made.add_row(point.pool, str(point.gpus), days, usd(point.usd), usd(point.usd_per_mtok_trained))
     return made
 
 
