@@ -20,7 +20,7 @@ from pertoken.tables import Floats
 from pertoken.units import DAYS_PER_WEEK, HOURS_PER_DAY, IDLE, SECONDS_PER_HOUR, WATTS_PER_KILOWATT
 
 HOURS_PER_WEEK = DAYS_PER_WEEK * HOURS_PER_DAY
-MAX_FLEET_GPUS = 1024
+MAX_FLEET_GPUS = 256
 """GPUs a pool without a count is tried with at most."""
 
 
