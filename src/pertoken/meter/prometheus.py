@@ -13,7 +13,7 @@ from pertoken.meter._counters import MAX_GAP_S, Quantity, Reading, State, advanc
 from pertoken.meter._exposition import Series, parse
 from pertoken.meter._names import rules_of
 from pertoken.meter._remote_write import decode
-from pertoken.meter.records import empty, records
+from pertoken.meter.records import concat, empty, records
 from pertoken.units import METERS, MILLISECONDS_PER_SECOND
 
 _AHEAD_S = 3600.0  # a sender's clock may run ahead by this much
@@ -51,17 +51,22 @@ def read(
     Journal both in one append (``marks={target.name: state.to_bytes()}``): then a crash loses nothing and
     counts nothing twice. Raises InputError on text that is no exposition.
     """
-    if now_s <= state.last_s:
-        return empty(), state  # our clock stepped back: the next scrape past the last one counts it all
     samples = parse(text, openmetrics=openmetrics)
+    found = ((s.name, s.labels, v) for s, v in zip(samples.series, samples.values, strict=True))
+    return read_samples(found, target, state, now_s=now_s)
+
+
+def read_samples(
+    samples: Iterable[tuple[str, Mapping[str, str], float]], target: Target, state: State, *, now_s: float
+) -> tuple[pa.Table, State]:
+    """As `read`, from (name, labels, value): all of a target's samples at one time."""
+    if now_s <= state.last_s:
+        return empty(), state  # our clock stepped back: the next reading past the last one counts it all
     readings = [
-        Reading(series, value, now_s)
-        for series, value in zip(samples.series, samples.values, strict=True)
-        if rules_of(series.name)
+        Reading(Series(name, labels), value, now_s) for name, labels, value in samples if rules_of(name)
     ]
     quantities, new = advance(state, readings, now_s=now_s, whole=True)
-    watched = _watched(readings, state, now_s)
-    return _table(quantities + watched, target, now_s), new
+    return _table(quantities + _watched(readings, state, now_s), target, now_s), new
 
 
 def read_remote_write(
@@ -74,11 +79,22 @@ def read_remote_write(
     named). A sender repeats a request until it is acknowledged: samples not newer than the last of their
     series add nothing. Raises InputError on a body that is no write request.
     """
+    return by_instance(decode(body), targets, states, now_s=now_s)
+
+
+def by_instance(
+    written: Iterable[tuple[dict[str, str], list[tuple[int, float]]]],
+    targets: Mapping[str, Target],
+    states: Mapping[str, State],
+    *,
+    now_s: float,
+) -> tuple[pa.Table, dict[str, State], dict[str, int]]:
+    """As `read_remote_write`, from label sets (``__name__`` among them) with their samples [ms, value]."""
     by_target: dict[str, list[Reading]] = defaultdict(list)
     unknown: dict[str, int] = defaultdict(int)
-    for labels, samples in decode(body):
+    for labels, samples in written:
         name = labels.pop("__name__", "")
-        if not rules_of(name) and name != "up":
+        if not rules_of(name):
             continue
         instance = labels.get("instance", UNNAMED)
         key = f"{labels.get('job', '')}/{instance}"
@@ -90,7 +106,7 @@ def read_remote_write(
         by_target[key] += [
             Reading(series, value, ms / MILLISECONDS_PER_SECOND)
             for ms, value in samples
-            if ms / MILLISECONDS_PER_SECOND < now_s + _AHEAD_S
+            if 0 < ms / MILLISECONDS_PER_SECOND < now_s + _AHEAD_S
         ]
     tables, new = [], {}
     for key, readings in by_target.items():
@@ -98,15 +114,15 @@ def read_remote_write(
         state = states.get(key) or State(now_s)
         before = state.last_s
         quantities, new[key] = advance(state, readings, now_s=now_s, whole=False)
-        times = sorted({r.time_s for r in readings if r.time_s > before and r.series.name != "up"})
-        watched: list[Quantity] = []
-        for time_s in times:
-            at = [r for r in readings if r.time_s == time_s]
-            watched += _watched(at, State(0.0, last_s=before), time_s)
+        at_time: dict[float, list[Reading]] = defaultdict(list)
+        for reading in readings:
+            if reading.time_s > before:
+                at_time[reading.time_s].append(reading)
+        for time_s, together in at_time.items():
+            quantities += _watched(together, State(0.0, last_s=before), time_s)
             before = time_s
-        tables.append(_table(quantities + watched, targets[key], now_s))
-    rows = [t for t in tables if t.num_rows]
-    return (pa.concat_tables(rows) if rows else empty()), new, dict(unknown)
+        tables.append(_table(quantities, targets[key], now_s))
+    return concat(tables), new, dict(unknown)
 
 
 def _watched(readings: Iterable[Reading], state: State, now_s: float) -> list[Quantity]:
