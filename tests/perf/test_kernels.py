@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def test_without_the_extra_the_error_is_the_pip_line_and_with_it_a_prediction() 
     assert (np.diff(answer.tpot_s.value) > 0).all()
     assert answer.tokens_per_s.value == pytest.approx(roofline.tokens_per_s.value, rel=0.5)
     assert "aiconfigurator-core" in answer.source
-    for asked in (Point(1000, 1000, 1, engine="atom"), Point(1000, 1000, 1, prefill_gpus=4)):
+    for asked in (replace(POINT, engine="atom"), replace(POINT, prefill_gpus=4)):
         with pytest.raises(NoEvidenceError):
             predict_kernels(found, card, asked)
     with pytest.raises(NoEvidenceError, match="MI300X"):
