@@ -26,6 +26,19 @@ def test_generated_documents_are_current() -> None:
         assert path.read_text(encoding="utf-8") == text, f"{path.name} is old: run `make docs`"
 
 
+def test_every_setting_says_what_it_is() -> None:
+    from pertoken.scenario import json_schema
+
+    schema = json_schema()
+    bare = [
+        f"{name}.{field}"
+        for name, body in [("Scenario", schema), *schema["$defs"].items()]
+        for field, spec in body.get("properties", {}).items()
+        if not spec.get("description")
+    ]
+    assert bare == []
+
+
 MARKDOWN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

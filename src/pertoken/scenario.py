@@ -66,6 +66,7 @@ class ModelFile(_Strict):
     """A model described by a Hugging Face config.json on disk."""
 
     config: Path
+    """Path of the config.json, seen from this file."""
 
     @field_validator("config")
     @classmethod
@@ -77,14 +78,18 @@ class InlineTariff(_Strict):
     """A flat electricity price with an optional demand charge on the month's peak."""
 
     usd_per_kwh: NotNegative
+    """Energy, USD per kWh, all hours alike."""
     demand_usd_per_kw: NotNegative = 0.0
+    """USD per kW of the month's highest demand."""
 
 
 class TariffFile(_Strict):
     """A tariff in a file: URDB v8 JSON as published, or an hourly price series as CSV."""
 
     urdb: Path | None = None
+    """URDB v8 JSON, as OpenEI publishes it."""
     csv: Path | None = None
+    """One price per UTC hour: `hour_utc,usd_per_kwh`, or `Datetime (UTC)` with `Price (USD/MWh)`."""
 
     @field_validator("urdb", "csv")
     @classmethod
@@ -102,22 +107,34 @@ class Overheads(_Strict):
     """What must be there beside GPUs and power. A line left out is reported as left out; write 0 where it is free."""
 
     staff_fte: NotNegative | None = None
+    """Full-time equivalents."""
     usd_per_fte_year: NotNegative = 180_000.0
+    """Loaded cost of one."""
     hosting_usd_per_month: NotNegative | None = None
+    """Rent of the room or building."""
     network_usd_per_month: NotNegative | None = None
+    """Connection, switches, addresses."""
     storage_usd_per_month: NotNegative | None = None
+    """Disks for weights, checkpoints and data."""
     software_usd_per_gpu_year: NotNegative | None = None
+    """Licences."""
     egress_usd_per_gb: NotNegative | None = None
+    """Data sent out."""
 
 
 class Site(_Strict):
     """A place with an electricity meter, or a cloud region."""
 
     timezone: str
+    """IANA name, such as America/Los_Angeles."""
     tariff: str | InlineTariff | TariffFile | None = None
+    """A catalogue name, an inline price or a file."""
     pue: Annotated[float, Field(ge=1, le=4)]
+    """Power of the whole site over that of its servers, at least 1."""
     region: str = ""
+    """For workloads whose data must stay in one."""
     carbon_g_per_kwh: NotNegative | None = None
+    """The grid's intensity, gCO2e per kWh."""
     fixed_charge_fraction: Fraction = 1.0
     """Share of the utility's fixed monthly charge that is the fleet's to pay; 0 where the meter is there anyway."""
     heat_reuse_fraction: Fraction = 0.0
@@ -131,6 +148,7 @@ class Site(_Strict):
     previous_peaks_kw: dict[str, list[NotNegative]] = {}
     """By the tariff's demand charge: monthly peaks before the horizon, oldest first, for a ratchet."""
     overheads: Overheads = Overheads()
+    """Paid once for the site."""
 
     @field_validator("timezone")
     @classmethod
@@ -151,11 +169,17 @@ class Bought(_Strict):
     usd_per_gpu: Positive | None = None
     """Price per GPU with its share of the server; empty: the catalogue's newest purchase price of `provider`."""
     provider: str = ""
+    """Seller whose catalogue price is taken."""
     life_years: Positive = 4.0
+    """Years until it is sold or scrapped."""
     wacc_fraction: Fraction = 0.08
+    """Cost of capital per year; 0.08 is 8 %."""
     residual_fraction: Fraction = 0.1
+    """Share of the price it is then worth."""
     method: Literal["annuity", "straight-line"] = "annuity"
+    """How the price is spread over its life."""
     maintenance_fraction_per_year: Fraction = 0.0
+    """Support contract, as a share of the price."""
     cooling_usd_per_kw: NotNegative = 0.0
     """Capital of cooling and power distribution per kW of IT load, same life."""
 
@@ -164,23 +188,31 @@ class Owned(Bought):
     """Bought hardware at a site whose power and overheads are yours."""
 
     term: Literal["owned"]
+    """The price term."""
 
 
 class Colocated(Bought):
     """Bought hardware in somebody else's building, paid per kW of contracted power."""
 
     term: Literal["colocated"]
+    """The price term."""
     usd_per_kw_month: NotNegative
+    """Per contracted kW: TDP and host at full load."""
     rack_usd_per_month: NotNegative = 0.0
+    """Per machine's share of a rack."""
     energy_included: bool = False
+    """Whether the price per kW holds the energy."""
 
 
 class _Rented(_Strict):
     usd_per_gpu_hour: NotNegative | None = None
     """Empty: the catalogue's newest price of `provider`, of that instance and region where they are given."""
     provider: str = ""
+    """Seller whose catalogue price is taken."""
     instance: str = ""
+    """Its instance, where it has several."""
     region: str = ""
+    """Its region, where prices differ."""
 
     @model_validator(mode="after")
     def _priced(self) -> Self:
@@ -193,22 +225,27 @@ class OnDemand(_Rented):
     """Rented by the hour; energy is in the rent."""
 
     term: Literal["on_demand"]
+    """The price term."""
 
 
 class Reserved(_Rented):
     """Committed for the horizon: paid used or unused; energy is in the price."""
 
     term: Literal["reserved"]
+    """The price term."""
     commitment_years: NotNegative = 1.0
+    """Length of the commitment."""
 
 
 class Spot(_Rented):
     """Rented while nobody pays more; interrupted."""
 
     term: Literal["spot"]
+    """The price term."""
     interruptions_per_hour: NotNegative
     """Per machine."""
     reload_minutes: NotNegative = 5.0
+    """To load weights and warm up again."""
     lost_minutes: NotNegative = 0.0
     """Work lost at an interruption beyond the reload; for training: half the checkpoint interval is added."""
 
@@ -217,11 +254,17 @@ class Api(_Strict):
     """Tokens bought from a provider; prices from genai-prices unless written here."""
 
     term: Literal["api"]
+    """The price term."""
     provider: str = ""
+    """As genai-prices names it."""
     model: str = ""
+    """As the provider names it."""
     input_usd_per_mtok: NotNegative | None = None
+    """USD per M prompt tokens."""
     cached_input_usd_per_mtok: NotNegative | None = None
+    """USD per M prompt tokens that hit its cache; empty: as other prompt tokens."""
     output_usd_per_mtok: NotNegative | None = None
+    """USD per M tokens generated."""
 
     @model_validator(mode="after")
     def _priced(self) -> Self:
@@ -242,18 +285,27 @@ class Pool(_Strict):
     """Identical GPUs at one site under one price term, or an API seen as a pool."""
 
     price: Price
+    """The price term and its numbers."""
     gpu: str = ""
+    """A catalogue name; empty for an API."""
     site: str = ""
+    """Where it stands; empty for an API."""
     count: Annotated[int, Field(gt=0)] | Literal["as needed"] = "as needed"
     """GPUs that are there (owned, colocated, reserved), or that may be rented at most."""
     gpus_per_machine: Annotated[int, Field(gt=0, le=1024)] | None = None
     """GPUs bought or rented at a time; empty: the node of the catalogue."""
     engine: str = "vllm"
+    """vllm, sglang, trtllm, ..."""
     overheads: Overheads = Overheads()
+    """Paid for this pool alone."""
     startup_minutes: NotNegative = 5.0
+    """From asking for a machine to its first token."""
     startup_usd: NotNegative = 0.0
+    """Paid at each start."""
     minimum_run_hours: NotNegative = 1.0
+    """A machine that was started runs at least so long."""
     vendor: str = ""
+    """For workloads that are kept to some."""
     points: Path | None = None
     """CSV of your own measured points: they beat the model near where they were measured."""
 
@@ -300,28 +352,37 @@ class Tokens(_Strict):
     """A token count per request as a distribution: log-normal with this mean and coefficient of variation."""
 
     mean: Positive
+    """Mean tokens per request."""
     cv: NotNegative = 0.0
+    """Standard deviation over mean; 0: all alike."""
 
 
 class Slo(_Strict):
     """What a request may take. `percentile`: the share of requests that must meet it (needs simulation above 50)."""
 
     ttft_s: Positive
+    """Time to the first token, seconds."""
     tpot_s: Positive
+    """Time per output token after it, seconds."""
     percentile: Annotated[float, Field(gt=0, lt=100)] = 50.0
+    """Share of requests, in %, that must meet both; above 50 it is simulated."""
 
 
 class _Workload(_Strict):
     model: str | ModelFile
+    """A catalogue name, or {config: path}."""
     precisions: list[Literal["bf16", "fp8", "fp4", "int8", "int4"]] = []
     """Precisions the owner accepts; empty: the one the checkpoint is published in, and bf16."""
     tenant: Name | None = None
+    """Who it is for; empty: the workload's name."""
     pools: list[str] = []
     """Pools that may run it; empty: all."""
     regions: list[str] = []
     """Site regions its data may be in; empty: all."""
     vendors: list[str] = []
+    """Pool vendors it may use; empty: all."""
     max_spot_fraction: Fraction = 1.0
+    """Share of it that may run on spot pools."""
 
     @field_validator("model")
     @classmethod
@@ -335,10 +396,13 @@ class Serving(_Workload):
     """Requests answered as they come."""
 
     kind: Literal["serving"]
+    """What it is."""
     requests_per_day: Positive
+    """On a weekday."""
     input_tokens: Positive | Tokens
     """Prompt tokens per request, cached ones included."""
     output_tokens: Positive | Tokens
+    """Tokens generated per request."""
     cached_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of prompt tokens that a prefix cache serves."""
     profile: Literal["flat", "office", "evening", "night"] | list[NotNegative] = "flat"
@@ -348,14 +412,17 @@ class Serving(_Workload):
     timezone: str = ""
     """Of the profile; empty: the horizon's."""
     slo: Slo | None = None
+    """What a request may take; empty: anything."""
     headroom_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Share of capacity kept free in the busiest hour, for bursts within the hour."""
     trace: Path | None = None
     """Requests with arrival times; replaces the profile in a simulation."""
     minimum_replicas: Annotated[int, Field(ge=1)] = 1
+    """Kept running whatever the load."""
     accepted_per_step: Annotated[float, Field(ge=1, le=16)] = 1.0
     """Tokens kept per decode step with speculative decoding; 1: none."""
     draft_fraction: Fraction = 0.0
+    """Time to draft one step over that of one decode step."""
     bytes_per_token: Positive = 5.0
     """Text sent out per output token, for egress."""
 
@@ -381,7 +448,9 @@ class Batch(Serving):
     """Requests that may wait: answered within `deadline_hours` of their arrival."""
 
     kind: Literal["batch"]  # type: ignore[assignment]
+    """What it is."""
     deadline_hours: Positive = 24.0
+    """From arrival to answer."""
 
 
 class Restarts(_Strict):
@@ -392,24 +461,32 @@ class Restarts(_Strict):
     checkpoint_minutes: Positive = 30.0
     """Between checkpoints."""
     checkpoint_cost_minutes: NotNegative = 0.5
+    """To write one, the job standing still."""
     restart_minutes: NotNegative = 10.0
+    """From a failure to training again."""
 
 
 class Training(_Workload):
     """Tokens a model is trained on."""
 
     kind: Literal["training"]
+    """What it is."""
     tokens: Positive | None = None
     """All tokens within the horizon; or give tokens_per_week."""
     tokens_per_week: Positive | None = None
+    """Again in each week of the horizon."""
     sequence_tokens: Positive = 4096
+    """Per sample."""
     global_batch: NotNegative = 0.0
     """Samples per optimiser step; 0: chosen."""
     method: Literal["pretrain", "full", "lora"] = "pretrain"
+    """All weights from scratch, all weights of a given model, or adapters on a frozen one."""
     max_gpus: Annotated[int, Field(gt=0)] | None = None
+    """No larger job is tried."""
     deadline_days: Positive | None = None
     """From the start of the horizon (with tokens), or of each week (with tokens_per_week)."""
     restarts: Restarts | None = None
+    """How work is lost; empty: none is."""
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -425,8 +502,11 @@ class Horizon(_Strict):
     """The hours that are priced: whole local days."""
 
     start: date
+    """First local day."""
     days: Annotated[int, Field(gt=0, le=3660)] = 30
+    """Local days."""
     timezone: str
+    """IANA name."""
 
     @field_validator("timezone")
     @classmethod
@@ -438,16 +518,20 @@ class Budget(_Strict):
     """A limit over the horizon, for each option alone in `compare` and for the whole plan in `plan`."""
 
     usd: Positive | None = None
+    """USD."""
     tokens: Positive | None = None
     """Tokens that may be bought or made: served and trained."""
     kgco2e: Positive | None = None
+    """Greenhouse gas of its energy."""
 
 
 class Fleet(_Strict):
     """Sites and pools, with their prices."""
 
     sites: dict[Name, Site] = {}
+    """Places with an electricity meter, and cloud regions, by name."""
     pools: Annotated[dict[Name, Pool], Field(min_length=1)]
+    """What tokens can be made on, by name."""
 
     @model_validator(mode="after")
     def _sites_known(self) -> Self:
@@ -467,10 +551,15 @@ class Scenario(Fleet):
     """A fleet and what is asked of it."""
 
     name: Name
+    """Of its books: `plan:<name>`."""
     currency: Literal["USD"] = "USD"
+    """All money in this file."""
     horizon: Horizon
+    """Which hours are priced."""
     workloads: Annotated[dict[Name, Workload], Field(min_length=1)]
+    """What is asked for, by name."""
     budget: Budget = Budget()
+    """Limits that an option or plan should keep."""
 
     @model_validator(mode="after")
     def _pools_known(self) -> Self:
