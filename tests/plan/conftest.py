@@ -43,6 +43,7 @@ def instance(T: int = 4, **changes: Any) -> Instance:
         "rented_most": np.array([[0.0], [2.0], [0.0]]) * flat,
         "machines_most": np.array([[2.0], [2.0], [0.0]]) * flat,
         "machine_kw": np.array([0.3, 0.3, 0.0]),
+        "machine_gpu_kw": np.array([0.1, 0.1, 0.0]),
         "off_kw": np.array([0.05, 0.0, 0.0]),
         "pue": np.array([[1.4], [1.0], [1.0]]) * flat,
         "start_hours": np.array([0.1, 0.1, 0.0]),
@@ -61,6 +62,8 @@ def instance(T: int = 4, **changes: Any) -> Instance:
         "flow_job": np.array([-1, -1, -1, -1, -1, -1, 0, 0]),
         "flow_per_hour": np.array([1000.0, 800.0, 1200.0, 900.0, 1000.0, 1000.0, 1e6, 1.2e6]),
         "flow_kw": np.array([0.5, 0.5, 0.5, 0.5, 0.0, 0.0, 0.6, 0.6]),
+        "flow_gpu_kw": np.array([0.4, 0.4, 0.4, 0.4, 0.0, 0.0, 0.5, 0.5]),
+        "flow_reserve": np.ones(8),
         "flow_loss": np.zeros(8),
         "flow_prefill": np.array([0.3, 0.3, 0.3, 0.3, 0.0, 0.0, 0.0, 0.0]),
         "class_names": ("chat", "batch"),
@@ -85,7 +88,7 @@ def instance(T: int = 4, **changes: Any) -> Instance:
         "site_cap_kw": np.full((1, T), np.inf),
         "carbon_g_per_kwh": np.array([[300.0], [500.0], [0.0]]) * flat,
         "rates": rates,
-        "peaks": (Peak(0, "peak_kw:day", t >= 0, 0),),
+        "peaks": (Peak(0, ("peak_kw:day",), t >= 0, 0),),
         "name": "tiny",
     }
     return Instance(**(fields | changes))

@@ -15,7 +15,8 @@ Cost coefficients are never held: they are `rates`, the very rows the ledger pri
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -43,12 +44,16 @@ class Rate:
 
 @dataclass(frozen=True)
 class Fixed:
-    """Usage that no decision changes: a site's hours, staff, storage. Quantity [meter's unit], shape (T,)."""
+    """Usage by the hour of what must be there: a site's staff and fixed charge, an API's network.
+
+    quantity [meter's unit, (T,)]; only_with: pools, of which one must be used for this to be paid
+    [(P,)]; None: paid in any case.
+    """
 
     pool: str
     meter: str
     quantity: Floats
-    phase: str = "idle"
+    only_with: Bools | None = None
     basis: str = "assumed"
 
 
@@ -56,17 +61,24 @@ class Fixed:
 class Peak:
     """A demand charge: one band of one site in one billing period.
 
-    hours: where the band applies, shape (T,); at: the hour its usage row is posted; already_kw: the peak this period has
-    already seen, paid whatever the plan does. Its rate is the site pool's rate of `meter` at hour `at`.
+    meters and upper_kw: its tiers, each with the upper end of its kW (inf: none); hours: where the band
+    applies, shape (T,); at: the hour its usage row is posted; already_kw: what is billed whatever the plan
+    does (the peak set so far this period, a minimum, a ratchet). Its rates are the site pool's, at hour `at`.
     """
 
     site: int
-    meter: str
+    meters: tuple[str, ...]
     hours: Bools
     at: int
     already_kw: float = 0.0
-    usd_per_kw: float | None = None
+    upper_kw: tuple[float, ...] = (np.inf,)
+    usd_per_kw: tuple[float, ...] | None = None
     """Set in a window whose hours do not hold `at`; None: looked up in the rates."""
+
+    def tiers(self, kw: float) -> Floats:
+        """kW of each tier; they sum to `kw`."""
+        edges = np.concatenate([[0.0], np.asarray(self.upper_kw)])
+        return np.clip(kw - edges[:-1], 0.0, np.diff(edges))
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,8 @@ class Instance:
     """Machines that may be on, held and rented together, shape (P, T)."""
     machine_kw: Floats
     """Power of one machine that is on and idle, at the plug [kW, (P,)]."""
+    machine_gpu_kw: Floats
+    """Of that, the GPU boards."""
     off_kw: Floats
     """Power of one held machine that is off [kW, (P,)]."""
     pue: Floats
@@ -142,6 +156,10 @@ class Instance:
     """Requests (jobs: tokens) an hour of one fully loaded unit, useful work and loss together [(F,)]."""
     flow_kw: Floats
     """Power of a fully loaded unit beyond idle, at the plug [kW, (F,)]."""
+    flow_gpu_kw: Floats
+    """Of that, the GPU boards."""
+    flow_reserve: Floats
+    """Capacity one unit of load takes: 1 / (1 − headroom) [(F,)]."""
     flow_loss: Floats
     """Fraction of the work that is lost and done again (spot interruptions, restarts) [(F,)]."""
     flow_prefill: Floats
@@ -185,6 +203,8 @@ class Instance:
     fixed: tuple[Fixed, ...] = ()
     peaks: tuple[Peak, ...] = ()
     limits: tuple[Limit, ...] = ()
+    tier_shares: Mapping[int, Floats] = field(default_factory=dict)
+    """By site with energy tiers: share of each hour's energy in each tier, shape (tiers, T)."""
     name: str = "plan"
     basis: str = "roofline"
     initial_on: Floats | None = None
@@ -225,11 +245,22 @@ class Instance:
                     total[index[rate.pool]] += rate.usd_per_unit
         return total
 
-    def peak_price(self, peak: Peak) -> float:
-        """USD per kW of a demand charge over its billing period, all components together."""
+    def peak_prices(self, peak: Peak) -> tuple[float, ...]:
+        """USD per kW of each tier of a demand charge over its billing period, all components together."""
         if peak.usd_per_kw is not None:
             return peak.usd_per_kw
-        return float(self.price(site_pool(self.site_names[peak.site]), peak.meter)[peak.at])
+        pool = site_pool(self.site_names[peak.site])
+        return tuple(float(self.price(pool, meter)[peak.at]) for meter in peak.meters)
+
+    def energy_prices(self, pools: tuple[str, ...]) -> Floats:
+        """USD per kWh at the utility meter of each pool, tiers in their shares, shape (P, T)."""
+        total = self.prices(pools, "energy_kwh")
+        for site, shares in self.tier_shares.items():
+            mine = self.pool_site == site
+            tiers = [self.prices(pools, f"energy_kwh:tier{k + 1}") for k in range(1, len(shares))]
+            mixed = shares[0] * total + sum(share * p for share, p in zip(shares[1:], tiers, strict=True))
+            total = np.where(mine[:, None], mixed, total)
+        return total
 
     def tokens_per_request(self) -> Floats:
         """All tokens of a request of each class, shape (D,)."""
@@ -269,7 +300,7 @@ def _check(instance: Instance) -> None:
         "held_least": "P", "held_most": "P", "rented_most": "PT", "machines_most": "PT", "machine_kw": "P", "off_kw": "P", "pue": "PT",
         "start_hours": "P", "start_kwh": "P", "min_run": "P", "unit_names": "K", "unit_gpus": "K",
         "unit_whole": "K", "unit_most": "K", "unit_start_hours": "K", "unit_min_run": "K", "flow_pool": "F",
-        "flow_class": "F", "flow_job": "F", "flow_per_hour": "F", "flow_kw": "F", "flow_loss": "F",
+        "flow_class": "F", "flow_job": "F", "flow_per_hour": "F", "flow_kw": "F", "flow_gpu_kw": "F", "flow_reserve": "F", "machine_gpu_kw": "P", "flow_loss": "F",
         "flow_prefill": "F", "class_model": "D", "class_tenant": "D", "class_workload": "D", "requests": "DT",
         "input_tokens": "D", "cached_input_tokens": "D", "output_tokens": "D", "egress_gb": "D", "slack_hours": "D",
         "job_model": "J", "job_tenant": "J", "job_tokens": "J", "job_release": "J", "job_deadline": "J",
@@ -328,8 +359,9 @@ def window(instance: Instance, first: int, last: int) -> Instance:
         carbon_g_per_kwh=instance.carbon_g_per_kwh[:, cut],
         rates=tuple(replace(r, usd_per_unit=r.usd_per_unit[cut]) for r in instance.rates),
         fixed=tuple(replace(f, quantity=f.quantity[cut]) for f in instance.fixed),
+        tier_shares={site: shares[:, cut] for site, shares in instance.tier_shares.items()},
         peaks=tuple(
-            replace(k, hours=k.hours[cut], at=0, usd_per_kw=instance.peak_price(k))
+            replace(k, hours=k.hours[cut], at=0, usd_per_kw=instance.peak_prices(k))
             for k in instance.peaks
             if k.hours[cut].any()
         ),

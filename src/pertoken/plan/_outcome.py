@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pertoken.plan._instance import Floats, Instance
+from pertoken.plan._instance import Bools, Floats, Instance
 from pertoken.plan._program import Coefficients, Program, class_meters, coefficients
 from pertoken.units import GRAMS_PER_KILOGRAM, IDLE, METERS, site_pool
 
@@ -106,51 +106,54 @@ def _starts(i: Instance, count: Floats, initial: Floats | None) -> Floats:
 
 
 @dataclass(frozen=True)
-class _Busy:
-    """GPU-hours and energy of one flow by phase, shape (T,)."""
+class _Energy:
+    """Energy by hour at the three boundaries: utility meter, server plug, GPU boards; arrays (T,)."""
 
-    hours: Floats
     kwh: Floats
-    lost_hours: Floats
-    lost_kwh: Floats
+    plug: Floats
+    gpu: Floats
+
+    def share(self, part: float | Floats) -> _Energy:
+        return _Energy(self.kwh * part, self.plug * part, self.gpu * part)
 
 
-def _busy(i: Instance, c: Coefficients, s: Schedule, f: int) -> _Busy:
-    """A flow's GPU-hours, and its energy: its own beyond idle, and the idle power of the machines it fills."""
+def _loaded(i: Instance, s: Schedule, f: int) -> tuple[Floats, _Energy]:
+    """A flow's GPU-hours and energy: its own beyond idle, and the idle power of the GPUs it fills."""
     pool = i.flow_pool[f]
     hours = s.load[f] * i.unit_gpus[i.flow_unit[f]]
-    idle_kwh_per_gpu_hour = i.machine_kw[pool] * i.pue[pool] / max(i.machine_gpus[pool], 1)
-    kwh = c.energy_flows[f] * s.load[f] + idle_kwh_per_gpu_hour * hours
-    loss = i.flow_loss[f]
-    return _Busy(hours * (1 - loss), kwh * (1 - loss), hours * loss, kwh * loss)
+    per_gpu = 1 / max(float(i.machine_gpus[pool]), 1.0)
+    plug = i.flow_kw[f] * s.load[f] + i.machine_kw[pool] * per_gpu * hours
+    gpu = i.flow_gpu_kw[f] * s.load[f] + i.machine_gpu_kw[pool] * per_gpu * hours
+    return hours, _Energy(plug * i.pue[pool], plug, gpu)
 
 
 def entries(instance: Instance, s: Schedule) -> Iterator[Entry]:
     """All usage of a schedule, resources attributed to model, tenant and phase; idle and waste are rows."""
-    i, c = instance, coefficients(instance)
+    resources = list(_pools(instance, s))
+    yield from _tokens(instance, s)
+    yield from resources
+    yield from _peaks(instance, s, resources)
+    yield from _fixed(instance, s, resources)
+
+
+def _pools(i: Instance, s: Schedule) -> Iterator[Entry]:
+    """GPU-hours and energy of every pool, by who used them and for what."""
     P, T = len(i.pool_names), len(i.hours)
-    used_hours, used_kwh = np.zeros((P, T)), np.zeros((P, T))
-    on_held = np.where(
-        s.machines > 0, np.minimum(s.machines, s.held[:, None]) / np.maximum(s.machines, 1.0), 1.0
-    )
-    for f in range(len(i.flow_unit)):
-        if not s.load[f].any():
-            continue
-        yield from _split(i, on_held, i.flow_pool[f], _token_entries(i, s, f))
-        if i.flow_unit[f] < 0:
-            continue
-        busy = _busy(i, c, s, f)
-        used_hours[i.flow_pool[f]] += busy.hours + busy.lost_hours
-        used_kwh[i.flow_pool[f]] += busy.kwh + busy.lost_kwh
-        yield from _split(i, on_held, i.flow_pool[f], _resource_entries(i, f, busy))
+    used, energy = np.zeros((P, T)), np.zeros((P, 3, T))
+    on_held = _on_held(s)
+    for f in np.flatnonzero((i.flow_unit >= 0) & s.load.any(axis=1)):
+        hours, drawn = _loaded(i, s, int(f))
+        pool = i.flow_pool[f]
+        used[pool] += hours
+        energy[pool] += [drawn.kwh, drawn.plug, drawn.gpu]
+        yield from _split(i, on_held, pool, _flow_entries(i, int(f), hours, drawn))
     for p in np.flatnonzero(i.machine_gpus > 0):
-        yield from _pool_entries(i, c, s, int(p), used_hours[p], used_kwh[p], on_held)
-    for number, peak in enumerate(i.peaks):
-        quantity = np.zeros(T)
-        quantity[peak.at] = s.peak_kw[number]
-        yield Entry(site_pool(i.site_names[peak.site]), "", IDLE, "idle", peak.meter, quantity, i.basis)
-    for fixed in i.fixed:
-        yield Entry(fixed.pool, "", IDLE, fixed.phase, fixed.meter, fixed.quantity, fixed.basis)
+        yield from _pool_entries(i, s, int(p), used[p], energy[p], on_held)
+
+
+def _on_held(s: Schedule) -> Floats:
+    """Of the machines on, the share that is held rather than rented, shape (P, T)."""
+    return np.where(s.machines > 0, np.minimum(s.machines, s.held[:, None]) / np.maximum(s.machines, 1.0), 1.0)
 
 
 def _who(i: Instance, f: int) -> tuple[str, str]:
@@ -158,51 +161,64 @@ def _who(i: Instance, f: int) -> tuple[str, str]:
     return (i.class_model[d], i.class_tenant[d]) if d >= 0 else (i.job_model[j], i.job_tenant[j])
 
 
+def _tokens(i: Instance, s: Schedule) -> Iterator[Entry]:
+    """Tokens, requests and egress of every flow."""
+    on_held = _on_held(s)
+    for f in np.flatnonzero(s.load.any(axis=1)):
+        yield from _split(i, on_held, i.flow_pool[f], _token_entries(i, s, int(f)))
+
+
 def _token_entries(i: Instance, s: Schedule, f: int) -> Iterator[Entry]:
     model, tenant = _who(i, f)
     pool, done = i.pool_names[i.flow_pool[f]], s.load[f] * i.flow_per_hour[f]
-    useful = done * (1 - i.flow_loss[f])
+    useful, basis = done * (1 - i.flow_loss[f]), i.basis if i.flow_unit[f] >= 0 else "quoted"
     if i.flow_job[f] >= 0:
-        yield Entry(pool, model, tenant, "training", "training_tokens", useful, i.basis)
+        yield Entry(pool, model, tenant, "training", "training_tokens", useful, basis)
         if i.flow_loss[f] > 0:
-            yield Entry(pool, model, tenant, "waste", "lost_training_tokens", done - useful, i.basis)
+            yield Entry(pool, model, tenant, "waste", "lost_training_tokens", done - useful, basis)
         return
     for meter, per_request in class_meters(i).items():
+        if meter == "egress_gb" and i.flow_unit[f] < 0:
+            continue  # an API's answers leave its own cloud, not ours
         if per_request[i.flow_class[f]] > 0:
             phase = "input" if "input" in meter else "output"
-            yield Entry(pool, model, tenant, phase, meter, useful * per_request[i.flow_class[f]], i.basis)
+            yield Entry(pool, model, tenant, phase, meter, useful * per_request[i.flow_class[f]], basis)
 
 
-def _resource_entries(i: Instance, f: int, busy: _Busy) -> Iterator[Entry]:
+def _flow_entries(i: Instance, f: int, hours: Floats, drawn: _Energy) -> Iterator[Entry]:
     model, tenant = _who(i, f)
-    pool = i.pool_names[i.flow_pool[f]]
-    if i.flow_job[f] >= 0:
-        shares = {"training": 1.0}
-    else:
-        shares = {"input": float(i.flow_prefill[f]), "output": 1 - float(i.flow_prefill[f])}
+    p, kept = i.flow_pool[f], 1 - float(i.flow_loss[f])
+    prefill = float(i.flow_prefill[f])
+    shares = {"training": kept} if i.flow_job[f] >= 0 else {"input": kept * prefill, "output": kept * (1 - prefill)}
+    shares["waste"] = float(i.flow_loss[f])
     for phase, share in shares.items():
-        yield Entry(pool, model, tenant, phase, "gpu_hours", busy.hours * share, i.basis)
-        yield from _energy(
-            i, i.flow_pool[f], Entry(pool, model, tenant, phase, "energy_kwh", busy.kwh * share, i.basis)
-        )
-    if i.flow_loss[f] > 0:
-        yield Entry(pool, model, tenant, "waste", "gpu_hours", busy.lost_hours, i.basis)
-        yield from _energy(
-            i, i.flow_pool[f], Entry(pool, model, tenant, "waste", "energy_kwh", busy.lost_kwh, i.basis)
-        )
+        if share > 0:
+            yield from _resources(i, p, i.pool_names[p], model, tenant, phase, hours * share, drawn.share(share))
 
 
-def _energy(i: Instance, p: int, entry: Entry) -> Iterator[Entry]:
-    """An energy entry, its energy before PUE, and its greenhouse gas where the grid's intensity is known."""
-    yield entry
-    e = entry
-    yield Entry(e.pool, e.model, e.tenant, e.phase, "it_energy_kwh", e.quantity / i.pue[p], e.basis)
+def _resources(
+    i: Instance, p: int, pool: str, model: str, tenant: str, phase: str, hours: Floats, drawn: _Energy
+) -> Iterator[Entry]:
+    """GPU-hours and energy at each boundary of one phase; gas where the grid's intensity is known."""
+
+    def entry(meter: str, quantity: Floats) -> Entry:
+        return Entry(pool, model, tenant, phase, meter, quantity, i.basis)
+
+    yield entry("gpu_hours", hours)
+    yield entry("gpu_energy_kwh", drawn.gpu)
+    yield entry("it_energy_kwh", drawn.plug)
+    shares = i.tier_shares.get(int(i.pool_site[p]))
+    if shares is None:
+        yield entry("energy_kwh", drawn.kwh)
+    else:
+        for k, share in enumerate(shares):
+            yield entry("energy_kwh" if k == 0 else f"energy_kwh:tier{k + 1}", drawn.kwh * share)
     if np.isfinite(i.carbon_g_per_kwh[p]).all():
-        yield Entry(e.pool, e.model, e.tenant, e.phase, "gco2e", e.quantity * i.carbon_g_per_kwh[p], e.basis)
+        yield entry("gco2e", drawn.kwh * i.carbon_g_per_kwh[p])
 
 
 def _pool_entries(
-    i: Instance, c: Coefficients, s: Schedule, p: int, used_hours: Floats, used_kwh: Floats, on_held: Floats
+    i: Instance, s: Schedule, p: int, used: Floats, used_energy: Floats, on_held: Floats
 ) -> Iterator[Entry]:
     """Starts as waste, and what nobody used as idle, of one pool."""
     gpus, name = float(i.machine_gpus[p]), i.pool_names[p]
@@ -210,29 +226,84 @@ def _pool_entries(
     for k in np.flatnonzero(i.unit_whole & (i.unit_pool == p)):
         lost = lost + i.unit_start_hours[k] * s.loads[k] * i.unit_gpus[k]
     # A start's lost hours can only be hours the machines were on.
-    lost = np.minimum(lost, np.maximum(s.machines[p] * gpus - used_hours, 0.0))
-    idle_kwh_per_gpu_hour = i.machine_kw[p] * i.pue[p] / gpus
-    lost_kwh = c.energy_starts[p] * s.starts[p] + idle_kwh_per_gpu_hour * lost
-    parts = [
-        Entry(name, "", IDLE, "waste", "gpu_hours", lost, i.basis),
-        *_energy(i, p, Entry(name, "", IDLE, "waste", "energy_kwh", lost_kwh, i.basis)),
-    ]
+    lost = np.minimum(lost, np.maximum(s.machines[p] * gpus - used, 0.0))
+    plug = i.start_kwh[p] * s.starts[p] + i.machine_kw[p] / gpus * lost
+    started = _Energy(plug * i.pue[p], plug, i.machine_gpu_kw[p] / gpus * lost)
+    parts = list(_resources(i, p, name, "", IDLE, "waste", lost, started))
     if "starts" in METERS:
         parts.append(Entry(name, "", IDLE, "waste", "starts", s.starts[p], i.basis))
     yield from _split(i, on_held, p, iter(parts))
-    busy = used_hours + lost
-    idle_kwh = np.maximum(s.kwh[p] - used_kwh - lost_kwh, 0.0)
-    if i.held_names[p] == name:
-        idle = np.maximum((s.held[p] + s.rented[p]) * gpus - busy, 0.0)
-        yield Entry(name, "", IDLE, "idle", "gpu_hours", idle, i.basis)
-        yield from _energy(i, p, Entry(name, "", IDLE, "idle", "energy_kwh", idle_kwh, i.basis))
-        return
+    busy = used + lost
+    whole_plug = s.kwh[p] / i.pue[p]
+    whole_gpu = np.minimum(i.machine_gpu_kw[p] * s.machines[p] + used_energy[2], whole_plug)
+    idle_gpu = np.maximum(i.machine_gpu_kw[p] * (s.machines[p] - busy / gpus), 0.0)
+    rest = _Energy(
+        np.maximum(s.kwh[p] - used_energy[0] - started.kwh, 0.0),
+        np.maximum(whole_plug - used_energy[1] - started.plug, 0.0),
+        np.minimum(idle_gpu, whole_gpu),
+    )
     held_idle = np.maximum(s.held[p] * gpus - busy * on_held[p], 0.0)
     rented_idle = np.maximum(s.rented[p] * gpus - busy * (1 - on_held[p]), 0.0)
+    if i.held_names[p] == name:
+        yield from _resources(i, p, name, "", IDLE, "idle", held_idle + rented_idle, rest)
+        return
     share = held_idle / np.maximum(held_idle + rented_idle, 1e-12)
     for pool, hours, part in ((i.held_names[p], held_idle, share), (name, rented_idle, 1 - share)):
-        yield Entry(pool, "", IDLE, "idle", "gpu_hours", hours, i.basis)
-        yield from _energy(i, p, Entry(pool, "", IDLE, "idle", "energy_kwh", idle_kwh * part, i.basis))
+        yield from _resources(i, p, pool, "", IDLE, "idle", hours, rest.share(part))
+
+
+def _peaks(i: Instance, s: Schedule, resources: list[Entry]) -> Iterator[Entry]:
+    """Peaks of each billing period, by what each phase drew in the hour of the peak; nobody owns a site's peak."""
+    for number, peak in enumerate(i.peaks):
+        kw, hours = float(s.peak_kw[number]), np.flatnonzero(peak.hours)
+        if kw <= 0 or not len(hours):
+            continue
+        top = int(hours[np.argmax(s.site_kw[peak.site][hours])])
+        mine = {i.pool_names[p] for p in np.flatnonzero(i.pool_site == peak.site)}
+        mine |= {i.held_names[p] for p in np.flatnonzero(i.pool_site == peak.site)}
+        drew: dict[str, float] = {}
+        for e in resources:
+            if e.pool in mine and e.meter.partition(":")[0] == "energy_kwh":
+                drew[e.phase] = drew.get(e.phase, 0.0) + float(e.quantity[top])
+        shares = {phase: kwh / max(kw, sum(drew.values())) for phase, kwh in drew.items()}
+        shares["idle"] = shares.get("idle", 0.0) + max(0.0, 1 - sum(shares.values()))
+        for meter, tier_kw in zip(peak.meters, peak.tiers(kw), strict=True):
+            for phase, share in shares.items():
+                quantity = np.zeros(len(i.hours))
+                quantity[peak.at] = tier_kw * share
+                yield Entry(site_pool(i.site_names[peak.site]), "", IDLE, phase, meter, quantity, i.basis)
+
+
+def _fixed(i: Instance, s: Schedule, resources: list[Entry]) -> Iterator[Entry]:
+    """What must be there, over the phases as the GPU hours beside it are (an API's: as its tokens); else idle."""
+    api = i.machine_gpus <= 0
+    for fixed in i.fixed:
+        if fixed.only_with is not None and not used(i, s)[fixed.only_with].any():
+            continue
+        pools = np.flatnonzero(np.ones(len(api), dtype=np.bool_) if fixed.only_with is None else fixed.only_with)
+        names = {i.pool_names[p] for p in pools} | {i.held_names[p] for p in pools}
+        by_phase: dict[str, Floats] = {}
+        for e in resources:
+            if e.pool in names and e.meter == "gpu_hours":
+                by_phase[e.phase] = by_phase.get(e.phase, np.zeros(len(i.hours))) + e.quantity
+        if not by_phase:
+            for e in _tokens(i, s):
+                if e.pool in names and e.meter.endswith("_tokens"):
+                    by_phase[e.phase] = by_phase.get(e.phase, np.zeros(len(i.hours))) + e.quantity
+        total = np.sum(list(by_phase.values()), axis=0) if by_phase else np.zeros(len(i.hours))
+        some = total > 0
+        rest = np.where(some, 0.0, 1.0)
+        for phase, part in by_phase.items():
+            share = np.divide(part, total, out=np.zeros_like(part), where=some)
+            yield Entry(fixed.pool, "", IDLE, phase, fixed.meter, fixed.quantity * share, fixed.basis)
+        yield Entry(fixed.pool, "", IDLE, "idle", fixed.meter, fixed.quantity * rest, fixed.basis)
+
+
+def used(instance: Instance, s: Schedule) -> Bools:
+    """Pools that are held, rented or serve anything, shape (P,)."""
+    serves = np.zeros(len(instance.pool_names), dtype=np.bool_)
+    np.logical_or.at(serves, instance.flow_pool, (s.load > 1e-9).any(axis=1))
+    return np.asarray((s.held > 0) | (s.machines > 0).any(axis=1) | serves)
 
 
 def _split(i: Instance, on_held: Floats, p: int, rows: Iterator[Entry]) -> Iterator[Entry]:
@@ -264,17 +335,13 @@ def costs(instance: Instance, usage: Iterator[Entry]) -> list[Cost]:
     by_key: dict[tuple[str, str], list[tuple[str, Floats]]] = {}
     for rate in instance.rates:
         by_key.setdefault((rate.pool, rate.meter), []).append((rate.component, rate.usd_per_unit))
-    peak_usd = {
-        (site_pool(instance.site_names[k.site]), k.meter): k.usd_per_kw
-        for k in instance.peaks
-        if k.usd_per_kw is not None
-    }
+    for peak in instance.peaks:
+        if peak.usd_per_kw is not None:  # a window of a longer horizon: the rate's hour lies outside
+            for meter, usd_per_kw in zip(peak.meters, peak.usd_per_kw, strict=True):
+                pool = site_pool(instance.site_names[peak.site])
+                by_key[pool, meter] = [("demand_charge", np.full(len(instance.hours), usd_per_kw))]
     found = []
     for e in usage:
-        if (e.pool, e.meter) in peak_usd:
-            usd = e.quantity * peak_usd[e.pool, e.meter]
-            found.append(Cost(e.pool, e.model, e.tenant, e.phase, e.meter, "demand_charge", usd))
-            continue
         for component, usd_per_unit in by_key.get((e.pool, e.meter), ()):
             usd = e.quantity * usd_per_unit
             if e.meter.partition(":")[0] != "peak_kw":

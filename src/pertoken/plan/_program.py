@@ -9,27 +9,29 @@ Variables
   units[k,t]     whole units that run                     loads[k,t]   units started (loading)
   y[f,t]         load, in fully loaded units              backlog[d,t] work waiting, in mean hours of demand
   kw[s,t]        power at the site's meter                peak[i]      highest kw in the band
-  runs_on[j,p]   1 where job j runs on pool p             scale        multiple of the demand (objective tokens)
+  runs_on[j,p]   1 where job j runs on pool p             open[x]      1 where what x stands for is paid
+  scale          multiple of the demand (objective tokens)
 
 Objective: least  Σ price × quantity, with the very rates of the ledger:
   cost = Σ_t w_t Σ_p [ gpu_hours(p,t)·(held[p] or rented[p,t]) + energy(p,t)·kwh[p,t] ] + Σ token, egress and start meters
-         + Σ_i demand(i)·peak[i] + fixed usage
+         + Σ_i demand(i)·peak[i] + Σ_x fixed(x)·open[x] + fixed usage
   kwh[p,t] = pue·( machine_kw·machines + off_kw·(held + rented − machines) + start_kwh·starts + Σ_f flow_kw·y )
 or least carbon = Σ intensity·kwh, or greatest scale.
 
 s.t.
   serve[d,t]     Σ_f useful_f·y[f,t] + backlog[d,t] − backlog[d,t⁻] = scale·requests[d,t]
   wait[d,t]      backlog[d,t] ≤ what arrived within the slack: older work is served (a bound)
-  replica[k,t]   Σ_{f of k} y[f,t] ≤ units[k,t] − start_hours·loads[k,t]                   (whole units)
+  replica[k,t]   Σ_{f of k} reserve_f·y[f,t] ≤ units[k,t] − start_hours·loads[k,t]                   (whole units)
   capacity[p,t]  Σ_k gpus_k·units[k,t] + Σ_f gpus·y[f,t] ≤ machine_gpus·(machines[p,t] − start_hours·starts[p,t])
   held[p,t]      machines[p,t] ≤ held[p] + rented[p,t]
   start[p,t]     starts[p,t] ≥ machines[p,t] − machines[p,t⁻];  load[k,t] likewise for units
   run[p,t]       Σ_{min run} starts ≤ machines[p,t];  and for units
   deadline[j]    Σ_{release ≤ t < deadline} w_t Σ_f useful_f·y[f,t] ≥ scale·tokens_j
   one_pool[j,p]  tokens of j on p ≤ tokens_j·runs_on[j,p],  Σ_p runs_on[j,p] = 1
+  open[x,p]      machines, held and API load of p ≤ what they may be · open[x]
   spot, vendor   Σ tokens by limited flows ≤ fraction·Σ tokens of that workload, by hour
   power[s,t]     kw[s,t] = base + Σ_p kwh[p,t],  kw ≤ cap (a bound: power_cap)
-  peak[i,t]      kw[s(i),t] ≤ peak[i],  peak[i] ≥ what the period has already seen
+  peak[i,t]      kw[s(i),t] ≤ Σ tiers of peak[i],  peak[i] ≥ what the period has already seen
   budget         cost ≤ USD;  carbon ≤ kgCO2e;  tokens ≤ tokens
 
 Why it solves: replicas are counted, never named, so that no two solutions differ by a swap; waiting work is a state, not
@@ -47,7 +49,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pertoken.errors import InputError
-from pertoken.plan._instance import Floats, Instance, Ints
+from pertoken.plan._instance import Fixed, Floats, Instance, Ints
 from pertoken.units import GRAMS_PER_KILOGRAM, METERS
 
 Ints32 = npt.NDArray[np.int32]
@@ -252,6 +254,7 @@ def build(instance: Instance, goal: Goal | None = None) -> Program:
     _starts(b, instance)
     _jobs(b, instance, goal)
     _limits(b, instance)
+    _open(b, instance, goal)
     _power(b, instance)
     return _finish(b, instance, goal, class_scale)
 
@@ -262,25 +265,32 @@ def _variables(b: _Builder, i: Instance, goal: Goal) -> None:
     every = np.ones((1, T), dtype=np.bool_)
     most = np.minimum(i.held_most[:, None] + i.rented_most, i.machines_most)
     whole = i.unit_whole & np.ones(n["K"], dtype=np.bool_)
-    # Machines need no integrality of their own where whole units of whole machines imply it.
+    matters = (
+        (i.start_hours > 0) | (i.start_kwh > 0) | (i.min_run > 1) | _any_price(i, "starts") | goal.switches
+    )
+    # Machines need no integrality of their own where whole units of whole machines imply it; a start that
+    # costs something would make a part of a machine worth keeping on.
     implied = np.zeros(n["P"], dtype=np.bool_)
     for p in np.flatnonzero(has_machines):
         mine = i.unit_pool == p
         implied[p] = bool(
             whole[mine].all() and (i.unit_gpus[mine] % i.machine_gpus[p] == 0).all() and mine.any()
         )
+    implied &= ~matters
     b.variable("machines", most, exists=has_machines[:, None] & every, integer=~implied[:, None] & every)
     b.variable("rented", i.rented_most, exists=has_machines[:, None] & (i.rented_most > 0))
     b.variable("held", i.held_most.astype(np.float64), exists=has_machines & (i.held_most > 0), lower=i.held_least,
                integer=True)  # fmt: skip
-    matters = (
-        (i.start_hours > 0) | (i.start_kwh > 0) | (i.min_run > 1) | _any_price(i, "starts") | goal.switches
-    )
     b.variable("starts", most, exists=(has_machines & matters)[:, None] & every)
-    unit_most = np.broadcast_to(i.unit_most[:, None], (n["K"], T))
-    b.variable("units", unit_most.astype(np.float64), exists=whole[:, None] & every, integer=True)
+    b.variable("units", np.where(_needed(i), i.unit_most[:, None], 0.0), exists=whole[:, None] & every, integer=True)
     loads = whole & ((i.unit_start_hours > 0) | (i.unit_min_run > 1) | goal.switches)
     b.variable("loads", np.full((n["K"], T), INF), exists=loads[:, None] & every)
+    _work_variables(b, i, goal)
+    _money_variables(b, i, goal)
+
+
+def _work_variables(b: _Builder, i: Instance, goal: Goal) -> None:
+    n = i.sizes
     b.variable("y", _load_most(i))
     waits = i.waiting_most()
     scale = _class_scale(i)
@@ -290,12 +300,31 @@ def _variables(b: _Builder, i: Instance, goal: Goal) -> None:
     mine = i.flow_job >= 0
     on[i.flow_job[mine], i.flow_pool[mine]] = True
     b.variable("runs_on", np.ones(on.shape), exists=on & i.job_one_pool[:, None], integer=True)
+
+def _money_variables(b: _Builder, i: Instance, goal: Goal) -> None:
+    every = np.ones((1, len(i.hours)), dtype=np.bool_)
     metered = np.isfinite(i.site_cap_kw).any(axis=1)
     metered[[peak.site for peak in i.peaks]] = True
     b.variable("kw", i.site_cap_kw, exists=metered[:, None] & every)
-    already = np.array([peak.already_kw for peak in i.peaks])
-    b.variable("peak", np.full(len(i.peaks), INF), lower=already)
+    tiers = max((len(peak.meters) for peak in i.peaks), default=1)
+    width, already = np.zeros((len(i.peaks), tiers)), np.zeros((len(i.peaks), tiers))
+    for number, peak in enumerate(i.peaks):
+        mine = slice(0, len(peak.meters))
+        width[number, mine], already[number, mine] = peak.tiers(INF), peak.tiers(peak.already_kw)
+    b.variable("peak", width, exists=width > 0, lower=already)
+    b.variable("open", np.ones(len(_places(i))), integer=True)
     b.variable("scale", np.full(1, INF), exists=np.array([goal.objective == "tokens"]))
+
+
+def _needed(i: Instance) -> npt.NDArray[np.bool_]:
+    """Hours in which a unit has work it may do, shape (K, T): a job's unit only within the job's window."""
+    needed = np.ones((len(i.unit_pool), len(i.hours)), dtype=np.bool_)
+    t = np.arange(len(i.hours))
+    for k in range(len(i.unit_pool)):
+        jobs = i.flow_job[i.flow_unit == k]
+        if len(jobs) and (jobs >= 0).all():
+            needed[k] = np.any([(t >= i.job_release[j]) & (t < i.job_deadline[j]) for j in jobs], axis=0)
+    return needed
 
 
 def _class_scale(i: Instance) -> Floats:
@@ -362,7 +391,7 @@ def _machines(b: _Builder, i: Instance) -> None:
         position[whole] = np.arange(len(whole))
         names = [i.unit_names[k] for k in whole]
         rows = b.constraint("replica", names, -INF, np.zeros((len(whole), T)), "units")
-        b.add(rows[position[i.flow_unit[of_whole]]], y[of_whole], 1.0)
+        b.add(rows[position[i.flow_unit[of_whole]]], y[of_whole], i.flow_reserve[of_whole][:, None])
         b.add(rows, units[whole], -1.0)
         b.add(rows, loads[whole], i.unit_start_hours[whole][:, None])
     pools = np.flatnonzero(i.machine_gpus > 0)
@@ -374,7 +403,7 @@ def _machines(b: _Builder, i: Instance) -> None:
     if len(whole):
         b.add(rows[position[i.unit_pool[whole]]], units[whole], _per_machine(i, whole)[:, None])
     part = on_unit & ~of_whole
-    b.add(rows[position[i.flow_pool[part]]], y[part], _per_machine(i, i.flow_unit[part])[:, None])
+    b.add(rows[position[i.flow_pool[part]]], y[part], (_per_machine(i, i.flow_unit[part]) * i.flow_reserve[part])[:, None])
     b.add(rows, machines[pools], -1.0)
     b.add(rows, starts[pools], i.start_hours[pools][:, None])
     rows = b.constraint("held", names, -INF, np.zeros((len(pools), T)), "machines")
@@ -543,10 +572,10 @@ def _power(b: _Builder, i: Instance) -> None:
     b.add(rows[position[i.pool_site[i.flow_pool[flows]]]], b.columns["y"][flows], c.energy_flows[flows])
     for number, band in enumerate(i.peaks):
         hours = np.flatnonzero(band.hours)
-        name = f"{i.site_names[band.site]} {band.meter}"
+        name = f"{i.site_names[band.site]} {band.meters[0]}"
         rows = b.constraint("peak", [name], -INF, np.zeros((1, len(hours))), "kW")
         b.add(rows, kw[band.site, hours], 1.0)
-        b.add(rows, peak[number], -1.0)
+        b.add(rows, peak[number][peak[number] >= 0][:, None, None], -1.0)
 
 
 def _spread(b: _Builder, parts: Sequence[tuple[str, Floats | float]]) -> Floats:
@@ -575,19 +604,20 @@ def _energy_parts(c: Coefficients, per_kwh: Floats, pool_of_flow: Ints) -> list[
 def _finish(b: _Builder, i: Instance, goal: Goal, class_scale: Floats) -> Program:
     c, w = coefficients(i), i.weight
     gpus = i.machine_gpus[:, None].astype(np.float64)
-    parts = _energy_parts(c, i.prices(i.pool_names, "energy_kwh") * w, i.flow_pool)
+    parts = _energy_parts(c, i.energy_prices(i.pool_names) * w, i.flow_pool)
     parts += [
         ("held", (gpus * i.prices(i.held_names, "gpu_hours") * w).sum(axis=1)),
         ("rented", gpus * i.prices(i.pool_names, "gpu_hours") * w),
         ("y", flow_price(i) * w),
-        ("peak", np.array([i.peak_price(peak) for peak in i.peaks])),
+        ("peak", _peak_prices(i, b.columns["peak"].shape)),
+        ("open", np.array([_fixed_usd(i, f) for f in _places(i)])),
     ]
     if "starts" in METERS:
         parts.append(("starts", i.prices(i.pool_names, "starts") * w))
     cost = _spread(b, parts)
     carbon = _spread(b, _energy_parts(c, i.carbon_g_per_kwh / GRAMS_PER_KILOGRAM * w, i.flow_pool))
     tokens = _spread(b, [("y", c.tokens_flows[:, None] * w)])
-    offset = sum(float((f.quantity * i.price(f.pool, f.meter) * w).sum()) for f in i.fixed)
+    offset = sum(_fixed_usd(i, f) for f in i.fixed if f.only_with is None)
     _budgets(b, goal, cost - 0.0, offset, carbon, tokens)
     objective = {"cost": cost, "carbon": carbon, "tokens": _spread(b, [("scale", 1.0)])}[goal.objective]
     if not np.isfinite(objective).all():
@@ -609,6 +639,53 @@ def _finish(b: _Builder, i: Instance, goal: Goal, class_scale: Floats) -> Progra
         index=cols[order].astype(np.int32), value=np.concatenate(b.values)[order], columns=b.columns,
         blocks=tuple(b.blocks), class_scale=class_scale,
     )  # fmt: skip
+
+
+def _places(i: Instance) -> list[Fixed]:
+    """What is paid only where one of its pools is used."""
+    return [f for f in i.fixed if f.only_with is not None]
+
+
+def _fixed_usd(i: Instance, f: Fixed) -> float:
+    return float((f.quantity * i.price(f.pool, f.meter) * i.weight).sum())
+
+
+def _peak_prices(i: Instance, shape: tuple[int, ...]) -> Floats:
+    prices = np.zeros(shape)
+    for number, peak in enumerate(i.peaks):
+        found = i.peak_prices(peak)
+        prices[number, : len(found)] = found
+    return prices
+
+
+def _open(b: _Builder, i: Instance, goal: Goal) -> None:
+    """A pool that is used opens what is paid with it."""
+    held, machines, y = b.columns["held"], b.columns["machines"], b.columns["y"]
+    most = np.minimum(i.held_most[:, None] + i.rented_most, i.machines_most)
+    for place, column in zip(_places(i), b.columns["open"], strict=True):
+        assert place.only_with is not None
+        for p in np.flatnonzero(place.only_with):
+            name = [i.pool_names[p]]
+            if held[p] >= 0:
+                rows = b.constraint("open", name, -INF, np.zeros(1), "machines")
+                b.add(rows, held[p : p + 1], 1.0 / i.held_most[p])
+                b.add(rows, column[None], -1.0)
+            rented = np.flatnonzero((i.rented_most[p] > 0) & (machines[p] >= 0))
+            if len(rented):
+                rows = b.constraint("open", name, -INF, np.zeros((1, len(rented))), "machines")
+                b.add(rows, machines[p, rented], 1.0 / most[p, rented])
+                b.add(rows, column[None], -1.0)
+            for f in np.flatnonzero((i.flow_pool == p) & (i.flow_unit < 0)):
+                served = i.requests[i.flow_class[f]].sum() * max(goal.scale, 1.0)
+                if goal.objective == "tokens" or served <= 0:
+                    served = _AMPLE * max(served, 1.0)
+                rows = b.constraint("open", name, -INF, np.zeros(1), "requests")
+                b.add(rows[:, None], y[f][None], i.useful()[f] / served)
+                b.add(rows, column[None], -1.0)
+
+
+_AMPLE = 1000.0
+"""Multiple of the demand an API is taken to serve at most where the plan may scale the demand."""
 
 
 def _budgets(b: _Builder, goal: Goal, cost: Floats, offset: float, carbon: Floats, tokens: Floats) -> None:
