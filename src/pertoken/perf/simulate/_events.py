@@ -7,9 +7,10 @@ from typing import Any
 
 from pertoken.perf.simulate._cache import match
 from pertoken.perf.simulate._handoffs import pop
-from pertoken.perf.simulate._kernel import commit, decode_s, flush, plan, rest_until
+from pertoken.perf.simulate._kernel import commit, decode_s, evict_by, flush, plan, rest_until
 from pertoken.perf.simulate._memory import (
     add,
+    entry,
     f64,
     i32,
     i64,
@@ -29,6 +30,7 @@ from pertoken.perf.simulate._state import (
     ON,
     ONLY_DECODE,
     ONLY_PREFILL,
+    PREFILL,
     PREFIX_AFFINE,
     REJECTED,
     ROUND_ROBIN,
@@ -61,6 +63,8 @@ def _choose(w: Any, i: int, t: float, role: int) -> int:
         if load < least:
             best, least = r, load
         if w.router == PREFIX_AFFINE and n.blocks > 0 and role != ONLY_DECODE:
+            if rep.k > 1 and rep.unreferenced > 0 and (rep.kind == DECODE or rep.kind == PREFILL):
+                evict_by(w, rep, t)
             found = match(w, rep, n.hashes, n.blocks)
             if found > hits or (found == hits and found > 0 and load < favourite_load):
                 favourite, favourite_load, favourite_weight, hits = r, load, weight, found
@@ -181,7 +185,7 @@ def _take(w: Any, position: int, t: float) -> int:
     return i
 
 
-@jit_call
+@entry
 def run(world: Any, position: int, until: float) -> int:
     """Advance to `until` [s], taking in requests of the chunk from `position` on; returns the first not taken in.
 
@@ -231,7 +235,7 @@ def run(world: Any, position: int, until: float) -> int:
         _enqueue(w, rep, i, t)
 
 
-@jit_call
+@entry
 def rest_all(world: Any, t: float) -> None:
     """Book idle time of all replicas that are held up to t, and hand over their sums."""
     w = world[0]
@@ -242,7 +246,7 @@ def rest_all(world: Any, t: float) -> None:
         flush(w, rep)
 
 
-@jit_call
+@entry
 def switch_on(world: Any, r: int, t: float, ready: float) -> None:
     """Hold replica r from t on; it takes requests from `ready` on."""
     w = world[0]
@@ -255,7 +259,7 @@ def switch_on(world: Any, r: int, t: float, ready: float) -> None:
     rep.status = ON
 
 
-@jit_call
+@entry
 def switch_off(world: Any, r: int, t: float) -> None:
     """Give replica r no more requests; it is let go at t, or once it has finished what it has."""
     w = world[0]

@@ -327,12 +327,35 @@ def decode_s(w: Any, rep: Any, k: int) -> float:
     return k * f64(group_at(rep.group_p, 0).decode_p, b) + group_at(rep.group_p, 0).context_s * grown
 
 
+@jit_call
+def evict_by(w: Any, rep: Any, t: float) -> None:
+    """Let go of cached blocks for the whole steps of the segment that have ended by t, as each step would have.
+
+    j of its steps take j × (step_s if nothing decodes) + prefill of j × chunk tokens + decode_s(j).
+    """
+    group = group_at(rep.group_p, 0)
+    if rep.kv + rep.k * rep.batch + rep.unreferenced * w.block <= group.capacity:
+        return
+    low, high = 0, rep.k - 1
+    while low < high:
+        j = (low + high + 1) // 2
+        tokens = j * rep.chunk_tokens
+        seconds = tokens * (group.prefill_s + group.prefill_context_s * (rep.chunk_done + 0.5 * tokens))
+        seconds += decode_s(w, rep, j) if rep.batch > 0 else j * group.step_s
+        if rep.t + seconds <= t:
+            low = j
+        else:
+            high = j - 1
+    evict(w, rep, low * rep.batch)
+
+
 @jit
 def plan(w: Any, rep: Any) -> None:
     """Decide the segment that begins at the replica's boundary."""
     group = group_at(rep.group_p, 0)
     rep.in_s = 0.0
     rep.waste_s = 0.0
+    rep.chunk_tokens = 0
     preempted = False
     if rep.kv + rep.batch > group.capacity:
         _preempt(w, rep)
@@ -348,6 +371,8 @@ def plan(w: Any, rep: Any) -> None:
             k = (rest - 1) // budget
             if rep.batch > 0:
                 k = min(k, rep.next_finish - rep.step, (group.capacity - rep.kv) // rep.batch)
+            rep.chunk_tokens = budget
+            rep.chunk_done = rep.partial_done
             _prompt_tokens(w, rep, budget, k)
             budget = 0
         else:

@@ -6,7 +6,10 @@ times what a request's arithmetic does. Addresses are not counted. Whoever alloc
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
+from types import CellType, FunctionType
 from typing import Any, TypeVar, cast
 
 import numba
@@ -16,6 +19,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 F = TypeVar("F", bound=Callable[..., Any])
+_FILES = ("_memory", "_state", "_cache", "_handoffs", "_kernel", "_events")
 
 
 def jit(function: F) -> F:
@@ -26,6 +30,20 @@ def jit(function: F) -> F:
 def jit_call(function: F) -> F:
     """Compiled like `jit`, but kept a function of its own: for what runs seldom or is called from many places."""
     return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
+
+
+def entry(function: F) -> F:
+    """Compiled like `jit_call`, for what Python calls; its place in the cache depends on every file of the kernel.
+
+    The cache on disk looks at the file of the function alone and would keep on serving what it had inlined from
+    others. It does look at what a function closes over, so the digest of all files is put there.
+    """
+    here = Path(__file__).parent
+    digest = hashlib.sha256(b"".join((here / f"{name}.py").read_bytes() for name in _FILES)).hexdigest()
+    code = function.__code__.replace(co_freevars=("digest",))
+    closed = FunctionType(code, function.__globals__, function.__name__, None, (CellType(digest),))
+    closed.__doc__ = function.__doc__
+    return cast(F, jit_call(closed))
 
 
 def record_at(dtype: np.dtype[np.void]) -> Any:

@@ -53,12 +53,12 @@ REPLICA = np.dtype(
         ("key_p", "i8"), ("group_p", "i8"), ("sums_p", "i8"), ("wheel_p", "i8"), ("bits_p", "i8"),
         ("fresh_p", "i8"), ("queue_p", "i8"), ("status", "i8"), ("role", "i8"), ("group", "i8"), ("bin", "i8"),
         ("ready_s", "f8"), ("unreferenced", "i8"), ("lru_first", "i8"), ("lru_last", "i8"), ("free_block", "i8"),
-        ("block_key_p", "i8"), ("block_uses_p", "i8"), ("block_links_p", "i8"), ("bucket_p", "i8"),
+        ("chunk_tokens", "i8"), ("chunk_done", "i8"), ("block_key_p", "i8"), ("block_uses_p", "i8"), ("block_links_p", "i8"), ("bucket_p", "i8"),
     ],
     align=True,
 )  # fmt: skip
 """t: the last step boundary; t_end: end of the planned segment of k steps, in_s of it prefill (waste_s of that
-recomputed), out_s decode; late, late_s: arrivals within it and the sum of their times from t; step: decode steps
+recomputed), out_s decode; chunk_tokens of the partial prompt in each of several steps, from chunk_done on; late, late_s: arrivals within it and the sum of their times from t; step: decode steps
 taken so far; context, kv: tokens attended to, tokens in memory; queue_p: first and last waiting node of each
 class; key_p: the time of its next event, in an array of all."""
 
