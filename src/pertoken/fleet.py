@@ -78,11 +78,10 @@ class Sources(_Written):
     scrape: list[ScrapeTarget] = []
     files: list[FileTargets] = []
     written: list[WrittenInstance] = []
-    nvml: bool = False
-    """Read this machine's GPUs through NVML."""
     nvml_pool: str = ""
-    otlp_pools: dict[str, str] = {}
-    """Pool by ``service.name`` or ``host.name`` of OTLP resources."""
+    """Pool of this machine's GPUs, read through NVML; empty: they are not read."""
+    nvml_pools: dict[str, str] = {}
+    """Pool by GPU UUID, where this machine's GPUs are of several."""
 
 
 class Change(_Written):
@@ -150,7 +149,7 @@ class RunningFleet(Fleet):
         sources = self.sources
         metered: list[_Metered] = [*sources.scrape, *sources.files, *sources.written]
         named = [n for m in metered for n in (m.pool, *m.pools.values()) if n]
-        named += [*sources.otlp_pools.values(), *([sources.nvml_pool] if sources.nvml_pool else [])]
+        named += [*sources.nvml_pools.values(), *([sources.nvml_pool] if sources.nvml_pool else [])]
         named += [c.pool for c in self.changes if c.pool]
         found = [("pool", name, pools) for name in named]
         return found + [("site", c.site, sites) for c in self.changes if c.site]

@@ -61,6 +61,7 @@ class Books:
         self.unpriced: dict[datetime, str] = {}
         self._predictor = predictor
         self._lock = threading.Lock()
+        self._shut = False
 
     def due(self, now: datetime) -> list[datetime]:
         """Hours that a close is owed: complete ones never closed, and any before now that got late records."""
@@ -116,10 +117,12 @@ class Books:
         return found
 
     def shut(self) -> None:
-        """Flush the journal and release both files."""
+        """Flush the journal and release both files; a second time it does nothing."""
         with self._lock:
-            self.journal.shut()
-            self.ledger.shut()
+            if not self._shut:
+                self._shut = True
+                self.journal.shut()
+                self.ledger.shut()
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,164 @@
+"""What may be asked of the service, and told: figures, its health, and to close hours."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from decimal import Decimal
+from typing import Annotated, Any
+
+import pyarrow as pa
+from fastapi import APIRouter, HTTPException, Query, Response
+from pydantic import AwareDatetime, BaseModel
+
+from pertoken.errors import InputError
+from pertoken.meter.attribute import BOOK
+from pertoken.report.books import hours_in
+from pertoken.units import METRICS
+from pertoken.web._doors import Admin, Reader, ServiceHere, answers
+
+router = APIRouter()
+_ASKING = answers(400, 401, 403, 429)
+_MOST_HOURS = 24 * 366 * 3
+_MOST_ROWS = 100_000
+Names = Annotated[list[str], Query(max_length=16)]
+
+
+class Figures(BaseModel):
+    """Rows of a question: by dimensions, the figures asked for, with the unit of each."""
+
+    units: dict[str, str]
+    rows: list[dict[str, str | float | int | None]]
+
+
+class Window(BaseModel):
+    """Full UTC hours from `start` up to, not with, `end`."""
+
+    start: AwareDatetime
+    end: AwareDatetime
+
+
+class CloseAnswer(BaseModel):
+    """What a close did: hours priced, and those left open with the reason."""
+
+    hours: int
+    unpriced: dict[str, str]
+
+
+@router.get("/healthz")
+async def healthz() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz", responses=answers(503))
+async def readyz(service: ServiceHere, response: Response) -> dict[str, str]:
+    """The service takes what is sent: its journal can be written."""
+    if service.health.journal:
+        raise HTTPException(503, "the journal takes nothing: see /v1/doctor")
+    return {"status": "ready"}
+
+
+@router.get("/v1/metric", responses=_ASKING)
+async def metric(
+    service: ServiceHere,
+    caller: Reader,
+    name: Names,
+    by: Names = [],  # noqa: B006 (FastAPI copies it)
+    book: Names = [BOOK],  # noqa: B006
+    start: AwareDatetime | None = None,
+    end: AwareDatetime | None = None,
+    pool: Names = [],  # noqa: B006
+    model: Names = [],  # noqa: B006
+    tenant: Names = [],  # noqa: B006
+) -> Figures:
+    """Metrics by dimensions, read from the ledger: `?name=usd_per_mtok_output&by=model&book=actual`."""
+    where = _where(caller.tenant, {"book": book, "pool": pool, "model": model, "tenant": tenant})
+    names, keys = _split(name), _split(by)
+    table = await asyncio.to_thread(
+        lambda: service.books.ledger.metric(*names, by=keys, where=where, start=start, end=end)
+    )
+    return Figures(units={n: METRICS[n].unit for n in names}, rows=_rows(table))
+
+
+@router.get("/v1/cost", responses=_ASKING)
+async def cost(
+    service: ServiceHere,
+    caller: Reader,
+    by: Names = [],  # noqa: B006
+    book: Names = [BOOK],  # noqa: B006
+    start: AwareDatetime | None = None,
+    end: AwareDatetime | None = None,
+    pool: Names = [],  # noqa: B006
+    model: Names = [],  # noqa: B006
+    tenant: Names = [],  # noqa: B006
+) -> Figures:
+    """Cost [USD] by dimensions, phase, category and component; decimals as text, exact."""
+    where = _where(caller.tenant, {"book": book, "pool": pool, "model": model, "tenant": tenant})
+    keys = _split(by)
+    table = await asyncio.to_thread(
+        lambda: service.books.ledger.cost(*keys, where=where, start=start, end=end)
+    )
+    return Figures(units={"cost_usd": "USD"}, rows=_rows(table))
+
+
+@router.get("/v1/usage", responses=_ASKING)
+async def usage(
+    service: ServiceHere,
+    caller: Reader,
+    by: Names = [],  # noqa: B006
+    book: Names = [BOOK],  # noqa: B006
+    start: AwareDatetime | None = None,
+    end: AwareDatetime | None = None,
+    pool: Names = [],  # noqa: B006
+    model: Names = [],  # noqa: B006
+    tenant: Names = [],  # noqa: B006
+) -> Figures:
+    """Quantities by dimensions and phase, always by meter; decimals as text, exact."""
+    where = _where(caller.tenant, {"book": book, "pool": pool, "model": model, "tenant": tenant})
+    keys = [*(k for k in _split(by) if k != "meter"), "meter"]
+    table = await asyncio.to_thread(
+        lambda: service.books.ledger.usage(*keys, where=where, start=start, end=end)
+    )
+    return Figures(units={"quantity": "the meter's unit"}, rows=_rows(table))
+
+
+@router.post("/v1/close", responses=answers(400, 401, 403, 409, 422, 429))
+async def close(service: ServiceHere, caller: Admin, window: Window) -> CloseAnswer:
+    """Close hours again from the journal, at the rates in force at each."""
+    hours = hours_in(window.start, window.end)
+    if len(hours) > _MOST_HOURS:
+        raise InputError(f"{len(hours)} hours at once: close at most {_MOST_HOURS}")
+    if hours[-1] > service.now():
+        raise InputError(f"the window ends in the future: it is {service.now().isoformat()} here")
+    done = await asyncio.to_thread(service.close, hours)
+    return CloseAnswer(
+        hours=len(done.hours), unpriced={hour.isoformat(): why for hour, why in done.unpriced.items()}
+    )
+
+
+def _where(own: str, filters: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The filter; a tenant's token sees that tenant's rows alone, whatever it asks for."""
+    where = {key: _split(values) for key, values in filters.items() if values}
+    if own:
+        where["tenant"] = [own]
+    return where
+
+
+def _split(values: list[str]) -> list[str]:
+    """``?by=pool,model`` and ``?by=pool&by=model`` are the same."""
+    return [part for value in values for part in value.split(",") if part]
+
+
+def _rows(table: pa.Table) -> list[dict[str, Any]]:
+    if table.num_rows > _MOST_ROWS:
+        raise InputError(f"{table.num_rows} rows: ask for at most {_MOST_ROWS}, by fewer dimensions or hours")
+    return [{key: _plain(value) for key, value in row.items()} for row in table.to_pylist()]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    if isinstance(value, datetime):
+        return value.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return value

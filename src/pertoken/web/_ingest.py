@@ -1,0 +1,113 @@
+"""What may be sent to the service. An answer of 200 means: it is on the disk."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import APIRouter, HTTPException, Request
+from pydantic import BaseModel
+
+from pertoken.meter import events
+from pertoken.meter.journal import Appended
+from pertoken.web._doors import ServiceHere, WholeWriter, Writer, answers
+from pertoken.web._limits import body_of
+
+router = APIRouter()
+_REFUSALS = answers(400, 401, 403, 408, 413, 415, 429, 503)
+_REMOTE_WRITE_BYTES = 16 * 1024 * 1024
+_OTLP_BYTES = 32 * 1024 * 1024
+_PROTOBUF, _JSON = "application/x-protobuf", "application/json"
+
+_EVENT = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["key"],
+    "properties": {
+        "key": {"type": "string", "minLength": 1, "maxLength": 512},
+        "ts": {"type": "number", "description": "POSIX seconds; without it, the time of receipt"},
+        "pool": {"type": "string"},
+        "model": {"type": "string"},
+        "tenant": {"type": "string"},
+        "meter": {"type": "string", "examples": ["output_tokens"]},
+        "quantity": {"type": "number", "minimum": 0},
+        "phase": {"type": "string"},
+        "usage": {"type": "object", "description": "the usage block of an API's answer"},
+    },
+}
+
+
+def _body(*kinds: str, schema: Any = None) -> dict[str, Any]:
+    binary = {"type": "string", "format": "binary"}
+    content = {kind: {"schema": schema if kind == _JSON and schema else binary} for kind in kinds}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+class Taken(BaseModel):
+    """What became of a batch: records that are durable now, and those that already were."""
+
+    records: int
+    duplicates: int
+
+
+@router.post(
+    "/v1/events",
+    responses=_REFUSALS,
+    openapi_extra=_body(
+        *events.CONTENT_TYPES, schema={"anyOf": [{"type": "array", "items": _EVENT}, _EVENT]}
+    ),
+)
+async def take_events(request: Request, service: ServiceHere, caller: Writer) -> Taken:
+    """Usage events as JSON, NDJSON or an Arrow stream, plain or gzip. A key sent twice counts once."""
+    kind = _kind(request, *events.CONTENT_TYPES)
+    most = min(events.MAX_BODY_BYTES, request.app.state.limits.body_bytes)
+    return await _take(
+        request, most, lambda body: service.take_events(body, kind, caller.name, caller.tenant)
+    )
+
+
+@router.post("/v1/traces", responses=_REFUSALS, openapi_extra=_body(_PROTOBUF, _JSON))
+async def take_traces(request: Request, service: ServiceHere, caller: Writer) -> Taken:
+    """OTLP/HTTP spans under the GenAI conventions: each call to a model is a request with its tokens."""
+    kind = _kind(request, _PROTOBUF, _JSON)
+    return await _take(
+        request, _OTLP_BYTES, lambda body: service.take_spans(body, kind, caller.name, caller.tenant)
+    )
+
+
+@router.post("/v1/metrics", responses=_REFUSALS, openapi_extra=_body(_PROTOBUF, _JSON))
+async def take_metrics(request: Request, service: ServiceHere, caller: WholeWriter) -> Taken:
+    """OTLP/HTTP metrics: engine and exporter counters that a collector passes on."""
+    kind = _kind(request, _PROTOBUF, _JSON)
+    return await _take(request, _OTLP_BYTES, lambda body: service.take_metrics(body, kind, caller.name))
+
+
+@router.post("/api/v1/write", responses=_REFUSALS, openapi_extra=_body(_PROTOBUF))
+async def take_samples(request: Request, service: ServiceHere, caller: WholeWriter) -> Taken:
+    """Prometheus remote write, version 1: a snappy block of samples."""
+    _kind(request, _PROTOBUF)
+    if request.headers.get("content-encoding", "snappy").strip().lower() != "snappy":
+        raise HTTPException(415, "remote write is snappy-compressed")
+    return await _take(request, _REMOTE_WRITE_BYTES, service.take_samples, coded=True)
+
+
+async def _take(
+    request: Request, most_bytes: int, take: Callable[[bytes], Appended], coded: bool = False
+) -> Taken:
+    """Read a body, hand it on in a thread, and answer once it is durable."""
+    length = request.headers.get("content-length", "")
+    size = int(length) if length.isascii() and length.isdigit() else most_bytes
+    if length and size > most_bytes:
+        raise HTTPException(413, f"a body holds at most {most_bytes} bytes")
+    async with request.app.state.room.hold(size):
+        body = await body_of(request, most_bytes, coded=coded)
+        done = await asyncio.to_thread(take, body)
+    return Taken(records=done.rows, duplicates=done.duplicates)
+
+
+def _kind(request: Request, *allowed: str) -> str:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in allowed:
+        raise HTTPException(415, f"send it as {', '.join(allowed)}")
+    return kind

@@ -1,0 +1,180 @@
+"""The HTTP face of the service: what may be sent and asked, by whom, and how much at once."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+
+from pertoken import __version__
+from pertoken.errors import InputError, PerTokenError
+from pertoken.meter.journal import JournalBrokenError, JournalFullError
+from pertoken.web import _ask, _ingest
+from pertoken.web._limits import Pace, Room
+from pertoken.web.service import Service
+from pertoken.web.tokens import LOCAL, Caller, Tokens
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the service takes at most."""
+
+    body_bytes: int = 64 * 1024 * 1024
+    in_flight_bytes: int = 512 * 1024 * 1024
+    requests_per_s: float = 500.0
+    burst: float = 1000.0
+
+
+def create_app(
+    service: Service,
+    tokens: Tokens,
+    *,
+    require_tokens: bool,
+    limits: Limits | None = None,
+    hosts: frozenset[str] | None = None,
+    admin: Callable[[str], bool] = lambda text: False,
+) -> FastAPI:
+    """The application; the service starts and stops with it.
+
+    Parameters: require_tokens, whether each request needs one; hosts: names it may be called by where tokens are not
+    required (None: those of loopback), so that a web page cannot reach it under a name of its own; admin: whether a
+    token is the process's own, for `pertoken close` on this machine.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        import asyncio
+
+        await asyncio.to_thread(service.start)
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(service.stop)
+
+    bounds = limits or Limits()
+    app = FastAPI(
+        title="PerToken",
+        version=__version__,
+        summary="The meter and the ledger of real tokens, real watts, real money.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.service, app.state.limits = service, bounds
+    app.state.room = Room(bounds.in_flight_bytes)
+    app.state.gate = _Gate(
+        tokens, require_tokens, hosts, admin, Pace(bounds.requests_per_s, bounds.burst), Pace(1.0, 20.0)
+    )
+    app.middleware("http")(_guarded)
+    app.include_router(_ingest.router)
+    app.include_router(_ask.router)
+    _errors(app)
+    return app
+
+
+@dataclass
+class _Gate:
+    """Who is let in."""
+
+    tokens: Tokens
+    required: bool
+    hosts: frozenset[str] | None
+    admin: Callable[[str], bool]
+    pace: Pace
+    failures: Pace
+    """Wrong tokens by address: guessing is slowed down long before it could succeed."""
+
+    def caller(self, request: Request) -> Caller:
+        """Who asks. 401 without a good token where one is needed, 403 from a foreign page, 429 above the pace."""
+        address = request.client.host if request.client else "local"
+        kind, _, text = request.headers.get("authorization", "").partition(" ")
+        found: Caller | None = None
+        if kind.lower() == "bearer" and text:
+            found = LOCAL if self.admin(text.strip()) else self.tokens.caller(text.strip())
+            if found is None:
+                if wait := self.failures.wait_s(address):
+                    raise _too_fast(wait)
+                raise HTTPException(401, "this token is not known", {"WWW-Authenticate": "Bearer"})
+        elif self.required:
+            raise HTTPException(
+                401, "send a token: Authorization: Bearer pt_…", {"WWW-Authenticate": "Bearer"}
+            )
+        else:
+            self._same_site(request)
+            found = LOCAL
+        if wait := self.pace.wait_s(f"{address} {found.name}"):
+            raise _too_fast(wait)
+        return found
+
+    def _same_site(self, request: Request) -> None:
+        """Without tokens, the browser of whoever sits at this machine must not be lent to a foreign page."""
+        host = _hostname(request.headers.get("host", ""))
+        known = host in self.hosts if self.hosts is not None else _is_loopback(host)
+        if not known:
+            raise HTTPException(403, "without tokens this service answers to its loopback name alone")
+        origin = request.headers.get("origin")
+        foreign = request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+        if foreign or (origin is not None and _hostname(urlsplit(origin).netloc) != host):
+            raise HTTPException(403, "a page of another site may not call this service")
+
+
+def _too_fast(wait_s: float) -> HTTPException:
+    return HTTPException(429, "too many requests: slow down", {"Retry-After": str(int(wait_s) + 1)})
+
+
+def _hostname(host: str) -> str:
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+async def _guarded(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
+    answer = await go_on(request)
+    answer.headers["X-Content-Type-Options"] = "nosniff"
+    answer.headers["Cache-Control"] = "no-store"
+    return answer
+
+
+def _errors(app: FastAPI) -> None:
+    """Every error is JSON with one line, `detail`, that repeats nothing unescaped."""
+
+    def plain(status: int, text: str, headers: dict[str, str] | None = None) -> JSONResponse:
+        return JSONResponse({"detail": text[:1000]}, status, headers)
+
+    @app.exception_handler(JournalFullError)
+    async def _full(_: Request, error: JournalFullError) -> JSONResponse:
+        return plain(503, str(error), {"Retry-After": "30"})
+
+    @app.exception_handler(JournalBrokenError)
+    async def _broken(_: Request, error: JournalBrokenError) -> JSONResponse:
+        return plain(503, str(error), {"Retry-After": "60"})
+
+    @app.exception_handler(InputError)
+    async def _input(_: Request, error: InputError) -> JSONResponse:
+        return plain(400, str(error))
+
+    @app.exception_handler(PerTokenError)
+    async def _other(_: Request, error: PerTokenError) -> JSONResponse:
+        return plain(409, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        return plain(422, f"{place}: {first['msg']}")

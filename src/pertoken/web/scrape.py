@@ -1,0 +1,190 @@
+"""The scrape loop: every target fetched at its interval, read, and journalled with its counters' state."""
+
+from __future__ import annotations
+
+import glob
+import json
+import threading
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pertoken import meter
+from pertoken.errors import InputError, PerTokenError
+from pertoken.fleet import FileTargets, ScrapeTarget, Sources
+from pertoken.meter import prometheus
+from pertoken.meter._counters import State
+from pertoken.meter.prometheus import Target
+from pertoken.web._fetch import fetch
+
+MARK = "scrape/"
+"""Prefix of a scraped target's state among the journal's marks."""
+_WORKERS = 8
+_LOOK_S = 5.0
+"""How often file_sd files are looked at."""
+_TIMEOUT_S = 10.0
+
+
+@dataclass
+class Watched:
+    """A target with what became of its last scrape. Times are POSIX seconds; 0: never."""
+
+    target: Target
+    interval_s: float
+    authorization_file: Path | None = None
+    state: State = field(default_factory=lambda: State(0.0))
+    good_s: float = 0.0
+    tried_s: float = 0.0
+    error: str = ""
+    busy: bool = False
+    due_s: float = 0.0
+    """By the monotonic clock."""
+
+
+class Scraper:
+    """Fetches the targets of a fleet file into a journal until it is stopped."""
+
+    def __init__(
+        self, sources: Sources, folder: Path, journal: meter.Journal, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._sources, self._folder, self._journal, self._clock = sources, folder, journal, clock
+        self._lock = threading.Lock()
+        self._watched: dict[str, Watched] = {}
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._pool = ThreadPoolExecutor(_WORKERS, "scrape")
+        self.problem = ""
+        """Why the newest look at file_sd files failed."""
+
+    def start(self) -> None:
+        """Begin to scrape in threads of its own."""
+        self.look()
+        self._thread = threading.Thread(target=self._run, name="scrape", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop, once the scrapes under way are journalled."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def watched(self) -> list[Watched]:
+        """All targets, by name."""
+        with self._lock:
+            return [self._watched[name] for name in sorted(self._watched)]
+
+    def look(self) -> None:
+        """Take up targets that are new in the file_sd files, let go of those that are gone."""
+        found = {w.target.name: w for w in self._listed()}
+        marks = self._journal.marks
+        with self._lock:
+            for name, new in found.items():
+                old = self._watched.get(name)
+                if old is not None and (old.target, old.interval_s) == (new.target, new.interval_s):
+                    continue
+                if old is not None:
+                    old.target, old.interval_s = new.target, new.interval_s
+                    continue
+                mark = marks.get(MARK + name)
+                new.state = State.from_bytes(mark) if mark else State(self._clock())
+                new.good_s = new.state.last_s
+                # Spread over the interval by name, so that a hundred targets are not fetched at once.
+                spread = zlib.crc32(name.encode()) % 1000 / 1000 if len(found) > _WORKERS else 0.0
+                new.due_s = time.monotonic() + spread * new.interval_s
+                self._watched[name] = new
+            for name in set(self._watched) - set(found):
+                del self._watched[name]
+
+    def scrape(self, watched: Watched) -> None:
+        """Fetch one target once; what went wrong stands in its `error`."""
+        try:
+            text, openmetrics = fetch(
+                watched.target.url,
+                timeout_s=min(_TIMEOUT_S, watched.interval_s),
+                authorization_file=watched.authorization_file,
+            )
+            now_s = self._clock()
+            rows, state = prometheus.read(
+                text, watched.target, watched.state, now_s=now_s, openmetrics=openmetrics
+            )
+            self._journal.append(rows, marks={MARK + watched.target.name: state.to_bytes()})
+            watched.state, watched.good_s, watched.error = state, now_s, ""
+        except PerTokenError as error:
+            watched.error = str(error)[:500]
+        finally:
+            watched.tried_s, watched.busy = self._clock(), False
+
+    def _run(self) -> None:
+        looked_s = time.monotonic()
+        while not self._stop.is_set():
+            now_s = time.monotonic()
+            if self._sources.files and now_s - looked_s >= _LOOK_S:
+                looked_s = now_s
+                self.look()
+            wait = 1.0
+            for watched in self.watched():
+                if watched.due_s <= now_s and not watched.busy:
+                    watched.busy = True
+                    # A slot that passed while the target was slow is left out, not caught up on.
+                    missed = max(0.0, now_s - watched.due_s) // watched.interval_s
+                    watched.due_s += (missed + 1) * watched.interval_s
+                    self._pool.submit(self.scrape, watched)
+                wait = min(wait, max(0.0, watched.due_s - now_s))
+            self._stop.wait(max(wait, 0.01))
+
+    def _listed(self) -> list[Watched]:
+        found = [_watched(target) for target in self._sources.scrape]
+        self.problem = ""
+        for group in self._sources.files:
+            for path in sorted(glob.glob(str(self._folder / group.files))):
+                try:
+                    found += _from_file(Path(path), group)
+                except (OSError, ValueError, InputError) as error:
+                    self.problem = f"{path}: {error}"[:500]
+        return found
+
+
+def _watched(written: ScrapeTarget) -> Watched:
+    target = Target(
+        name=written.name or urlsplit(written.url).netloc,
+        pool=written.pool,
+        url=written.url,
+        model=written.model,
+        tenant=written.tenant,
+        gpus=written.gpus,
+        names=written.names,
+        pools=written.pools,
+    )
+    return Watched(target, written.interval_s, written.authorization_file)
+
+
+def _from_file(path: Path, group: FileTargets) -> list[Watched]:
+    """Targets of a file_sd file: ``[{"targets": ["host:port"], "labels": {…}}]``."""
+    entries = json.loads(path.read_bytes())
+    if not isinstance(entries, list):
+        raise InputError("a file_sd file is a list of groups")
+    found = []
+    for entry in entries:
+        if not isinstance(entry, dict) or not isinstance(entry.get("targets"), list):
+            raise InputError("a file_sd group has targets and labels")
+        labels: Mapping[str, Any] = entry.get("labels") or {}
+        for address in entry["targets"]:
+            written = ScrapeTarget(
+                url=f"{labels.get('__scheme__', 'http')}://{address}{labels.get('__metrics_path__', '/metrics')}",
+                name=str(address),
+                pool=str(labels.get("pool", group.pool)),
+                model=str(labels.get("model", group.model)),
+                tenant=str(labels.get("tenant", group.tenant)),
+                gpus=float(labels.get("gpus", group.gpus)),
+                names=group.names,
+                pools=group.pools,
+                interval_s=group.interval_s,
+            )
+            found.append(_watched(written))
+    return found

@@ -1,0 +1,162 @@
+"""Start the service, and find one that runs."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import json
+import logging
+import os
+import secrets
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pertoken.errors import InputError
+from pertoken.fleet import load_fleet
+from pertoken.report.books import open_books
+
+PORT = 8700
+_HERE = "service.json"
+log = logging.getLogger("pertoken.serve")
+
+
+@dataclass(frozen=True)
+class Bind:
+    """Where the service listens, and how."""
+
+    host: str = "127.0.0.1"
+    port: int = PORT
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    require_tokens: bool = False
+    hosts: tuple[str, ...] = ()
+    """Further names it may be called by where no tokens are required."""
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def serve(fleet_file: Path, folder: Path, bind: Bind | None = None) -> None:
+    """Run the service until SIGTERM or SIGINT; what was acknowledged is on the disk.
+
+    Raises InputError where the fleet cannot be read, another process holds the folder, tokens are required and there
+    are none, or the address is taken.
+    """
+    from pertoken.meter._work import predicted_work
+    from pertoken.web.app import create_app
+    from pertoken.web.service import Service
+    from pertoken.web.tokens import Tokens
+
+    where = bind or Bind()
+    fleet = load_fleet(fleet_file)
+    required = where.require_tokens or not where.loopback
+    tokens = Tokens(folder)
+    if required and not tokens.all():
+        raise InputError(
+            f"{where.host} is not loopback, so each request needs a token, and {folder} has none: "
+            f"pertoken token add NAME --scope admin --data {folder}"
+        )
+    if (where.tls_cert is None) != (where.tls_key is None):
+        raise InputError("give both --tls-cert and --tls-key, or neither")
+    books = open_books(fleet, folder, predicted_work)
+    own = secrets.token_urlsafe(32)
+    app = create_app(
+        Service(books, fleet_file.resolve().parent),
+        tokens,
+        require_tokens=required,
+        hosts=frozenset({"localhost", "127.0.0.1", "::1", where.host, *where.hosts}),
+        admin=lambda text: hmac.compare_digest(text.encode(), own.encode()),
+    )
+    try:
+        _run(app, where, folder, own)
+    finally:
+        (folder / _HERE).unlink(missing_ok=True)
+        books.shut()  # a second time where the service has stopped, which is no harm
+
+
+def _run(app: Any, where: Bind, folder: Path, own: str) -> None:
+    import uvicorn
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    config = uvicorn.Config(
+        app,
+        host=where.host,
+        port=where.port,
+        ssl_certfile=where.tls_cert,
+        ssl_keyfile=where.tls_key,
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=20,
+        timeout_keep_alive=75,
+        limit_concurrency=1000,
+        h11_max_incomplete_event_size=64 * 1024,
+        server_header=False,
+        lifespan="on",
+    )
+    listening = config.bind_socket()
+    port = listening.getsockname()[1]
+    scheme = "https" if where.tls_cert else "http"
+    host = "127.0.0.1" if where.host in ("0.0.0.0", "::", "") else where.host
+    shown = f"[{host}]" if ":" in host else host
+    here = {"url": f"{scheme}://{shown}:{port}", "token": own, "cert": str(where.tls_cert or "")}
+    _write_private(folder / _HERE, json.dumps(here).encode())
+    log.info("PerToken listens on %s://%s:%d", scheme, where.host, port)
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def ask(folder: Path, method: str, path: str, body: Any = None, timeout_s: float = 600.0) -> Any | None:
+    """The answer (JSON) of the service that holds a data folder; None where none runs there.
+
+    Raises InputError with the service's own words where it refuses.
+    """
+    import http.client
+    from urllib.parse import urlsplit
+
+    try:
+        here = json.loads((folder / _HERE).read_bytes())
+        url = urlsplit(str(here["url"]))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    if url.scheme == "https":
+        # The certificate need not name loopback: it must be the very one the service was started with.
+        context = ssl.create_default_context(cafile=here["cert"])
+        context.check_hostname = False
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+            url.hostname or "", url.port, timeout=timeout_s, context=context
+        )
+    else:
+        connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=timeout_s)
+    headers = {"Authorization": f"Bearer {here['token']}", "Content-Type": "application/json"}
+    try:
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        answer = connection.getresponse()
+        status, text = answer.status, answer.read()
+    except (ConnectionRefusedError, ConnectionResetError):
+        return None  # it was killed and left its note behind
+    except (OSError, http.client.HTTPException) as error:
+        raise InputError(f"the service at {here['url']} does not answer: {error}") from error
+    finally:
+        connection.close()
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"what answers at {here['url']} is no PerToken service") from error
+    if status >= 400:
+        raise InputError(str(found.get("detail", status)) if isinstance(found, dict) else str(status))
+    return found
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    temporary = path.with_suffix(".part")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(content)
+    temporary.replace(path)

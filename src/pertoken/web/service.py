@@ -1,0 +1,246 @@
+"""One process that owns the books: scrapes, takes what is sent, closes the hours, and knows how it fares."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+
+from pertoken.errors import InputError, PerTokenError
+from pertoken.fleet import RunningFleet, WrittenInstance
+from pertoken.meter import events, nvml, otlp, prometheus
+from pertoken.meter._counters import State
+from pertoken.meter.journal import Appended, JournalBrokenError, JournalFullError
+from pertoken.meter.prometheus import Target
+from pertoken.meter.records import refuse_times
+from pertoken.report.books import Books, Closed
+from pertoken.web.scrape import MARK as SCRAPED
+from pertoken.web.scrape import Scraper
+
+WRITTEN, NVML = "written/", "nvml/"
+"""Prefixes of states among the journal's marks."""
+_JUMP_S = 5.0
+"""Wall clock and monotonic clock may drift apart by this much between two looks."""
+_LOOK_S = 5.0
+_AHEAD = timedelta(hours=1)
+_KEEP_UNKNOWN = 100
+
+log = logging.getLogger("pertoken.serve")
+
+
+@dataclass
+class Health:
+    """What went wrong since the service started, for `doctor` and readiness."""
+
+    started_s: float
+    clock_jumps: list[tuple[float, float]] = field(default_factory=list)
+    """When (POSIX s) and by how many seconds the wall clock jumped."""
+    unknown_instances: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
+    """Batches refused, by reason: a full disk, times out of range."""
+    closing: str = ""
+    """Why the newest close failed; empty: it did not."""
+    journal: str = ""
+    """Why the journal takes nothing; empty: it does."""
+    nvml: str = ""
+
+
+class Service:
+    """The running parts around `Books`. Start it once, stop it once."""
+
+    def __init__(
+        self,
+        books: Books,
+        folder: Path,
+        *,
+        grace_s: float = 60.0,
+        accept_days: float = 400.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.books = books
+        self.health = Health(clock())
+        self._clock = clock
+        self._grace_s, self._accept = grace_s, timedelta(days=accept_days)
+        self.scraper = Scraper(books.fleet.sources, folder, books.journal, clock)
+        self._written = {w.instance: _target(w) for w in books.fleet.sources.written}
+        marks = books.journal.marks
+        self._states = {
+            name.removeprefix(WRITTEN): State.from_bytes(mark)
+            for name, mark in marks.items()
+            if name.startswith(WRITTEN)
+        }
+        self._writing = threading.Lock()
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def fleet(self) -> RunningFleet:
+        """The fleet the books are of."""
+        return self.books.fleet
+
+    def start(self) -> None:
+        """Begin scraping and closing."""
+        self.scraper.start()
+        loops = [("close", self._closing)]
+        if self.fleet.sources.nvml_pool or self.fleet.sources.nvml_pools:
+            loops.append(("nvml", self._reading_nvml))
+        for name, loop in loops:
+            thread = threading.Thread(target=loop, name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def stop(self) -> None:
+        """Stop, once what is under way is durable, and release the files."""
+        self._stop.set()
+        self.scraper.stop()
+        for thread in self._threads:
+            thread.join()
+        with self._writing:
+            self.books.shut()
+
+    # -- what is sent to us; all raise InputError, JournalFullError, JournalBrokenError
+
+    def take_events(self, body: bytes, content_type: str, sender: str, tenant: str) -> Appended:
+        """Journal usage events; returns once they are durable."""
+        rows = events.read(body, content_type, source=f"usage/{sender}", now_s=self._clock(), tenant=tenant)
+        return self._append(rows)
+
+    def take_spans(self, body: bytes, content_type: str, sender: str, tenant: str) -> Appended:
+        """Journal OTLP spans as usage events."""
+        rows = otlp.read_spans(
+            body, content_type, source=f"usage/{sender}", now_s=self._clock(), tenant=tenant
+        )
+        return self._append(rows)
+
+    def take_samples(self, body: bytes) -> Appended:
+        """Journal a remote-write request."""
+        with self._writing:
+            rows, new, unknown = prometheus.read_remote_write(
+                body, self._targets(), self._states, now_s=self._clock()
+            )
+            return self._append_states(rows, new, unknown)
+
+    def take_metrics(self, body: bytes, content_type: str, sender: str) -> Appended:
+        """Journal OTLP metrics."""
+        with self._writing:
+            rows, new, unknown = otlp.read_metrics(
+                body,
+                content_type,
+                self._targets(),
+                self._states,
+                source=f"gateway/{sender}",
+                now_s=self._clock(),
+            )
+            return self._append_states(rows, new, unknown)
+
+    def _targets(self) -> dict[str, Target]:
+        return self._written
+
+    def _append_states(self, rows: pa.Table, new: dict[str, State], unknown: dict[str, int]) -> Appended:
+        # The states move on only once the journal has them: what it refused is counted by the next delivery.
+        done = self._append(rows, {WRITTEN + name: state.to_bytes() for name, state in new.items()})
+        self._states |= new
+        for instance, count in unknown.items():
+            known = self.health.unknown_instances
+            if instance in known or len(known) < _KEEP_UNKNOWN:
+                known[instance] = known.get(instance, 0) + count
+        return done
+
+    def _append(self, rows: pa.Table, marks: dict[str, bytes] | None = None) -> Appended:
+        now = self.now()
+        try:
+            checked = refuse_times(rows, now - self._accept, now + _AHEAD)
+        except InputError:
+            self._refused("a time out of range")
+            raise
+        try:
+            done = self.books.journal.append(checked, marks=marks)
+        except (JournalFullError, JournalBrokenError) as error:
+            self.health.journal = str(error)
+            self._refused("the journal takes nothing")
+            raise
+        self.health.journal = ""
+        return done
+
+    def _refused(self, why: str) -> None:
+        self.health.refused[why] = self.health.refused.get(why, 0) + 1
+
+    # -- closing
+
+    def now(self) -> datetime:
+        """The time by the service's clock."""
+        return datetime.fromtimestamp(self._clock(), UTC)
+
+    def close(self, hours: list[datetime]) -> Closed:
+        """Close hours now."""
+        return self.books.close(hours)
+
+    def close_due(self) -> Closed:
+        """Close what is due; what fails stands in `health`."""
+        try:
+            closed = self.books.close_due(self.now() - timedelta(seconds=self._grace_s))
+        except PerTokenError as error:
+            self.health.closing = str(error)
+            log.warning("close failed: %r", str(error))
+            return Closed()
+        self.health.closing = ""
+        return closed
+
+    def _closing(self) -> None:
+        last_wall_s, last_s = self._clock(), time.monotonic()
+        next_s = 0.0
+        while not self._stop.is_set():
+            wall_s, now_s = self._clock(), time.monotonic()
+            jump = (wall_s - last_wall_s) - (now_s - last_s)
+            if abs(jump) > _JUMP_S:
+                self.health.clock_jumps = [*self.health.clock_jumps[-19:], (wall_s, jump)]
+                log.warning("the clock jumped by %.0f s", jump)
+            last_wall_s, last_s = wall_s, now_s
+            if now_s >= next_s:
+                next_s = now_s + self._grace_s
+                if self.books.due(self.now() - timedelta(seconds=self._grace_s)):
+                    self.close_due()
+            self._stop.wait(_LOOK_S)
+
+    # -- this machine's GPUs
+
+    def _reading_nvml(self) -> None:
+        sources = self.fleet.sources
+        target = Target("nvml", sources.nvml_pool, pools=sources.nvml_pools)
+        mark = self.books.journal.marks.get(NVML)
+        state = State.from_bytes(mark) if mark else State(self._clock())
+        while not self._stop.is_set():
+            try:
+                rows, new = nvml.read(target, state, now_s=self._clock())
+                self._append(rows, {NVML: new.to_bytes()})
+                state, self.health.nvml = new, ""
+            except PerTokenError as error:
+                self.health.nvml = str(error)
+            self._stop.wait(10.0)
+
+    def silences(self) -> dict[str, float]:
+        """Seconds since each source with counters was last read, by its mark's name."""
+        now_s = self._clock()
+        found = {}
+        for name, mark in self.books.journal.marks.items():
+            if name.startswith((SCRAPED, WRITTEN, NVML)):
+                found[name] = now_s - State.from_bytes(mark).last_s
+        return found
+
+
+def _target(written: WrittenInstance) -> Target:
+    return Target(
+        name=written.instance,
+        pool=written.pool,
+        model=written.model,
+        tenant=written.tenant,
+        gpus=written.gpus,
+        names=written.names,
+        pools=written.pools,
+    )
