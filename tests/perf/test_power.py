@@ -65,7 +65,7 @@ def test_preprocessing_media_keeps_the_gpu_waiting() -> None:
 
 def test_interval_is_wider_where_less_was_measured() -> None:
     measured = power_log_spread(gpu("H100"), "bf16", model("Llama-3.1-8B"), 1)
-    assert measured < power_log_spread(gpu("H100")) < power_log_spread(gpu("MI300X"))
+    assert 0 < measured <= power_log_spread(gpu("H100")) <= power_log_spread(gpu("MI300X"))
 
 
 def test_server_adds_its_host_at_rest_and_at_load() -> None:

@@ -56,7 +56,7 @@ def gpu_power_w(
 
     Parameters: gpu; compute_fraction, memory_fraction, link_fraction [0 to 1] of dense peak at `precision`,
     of memory bandwidth and of link rate in use on average; precision of the weights; model and gpus of its
-    replica where they are known (experts, linear attention and measured configurations draw differently);
+    replica where they are known (experts and measured configurations draw differently);
     media: ``image``, ``video`` or ``audio`` where prompts carry such (their preprocessing keeps the GPU
     waiting). Formula: see the module; the links' share is not a feature, it added nothing to the fit.
     Raises InputError where a share is not between 0 and 1 or media is unknown.
@@ -101,12 +101,13 @@ def features(
         "experts": float(experts),
         "experts compute": experts * c,
         "four-bit": float(precision in ("fp4", "int4")),
-        "several GPUs": float(gpus > 1),
+        "blackwell, several GPUs": blackwell * (gpus > 1),
         "media": float(bool(media)),
         "media compute": bool(media) * c,
+        "media memory": bool(media) * m,
         "video": float(media == "video"),
+        "video compute": (media == "video") * c,
         "eight-bit experts": float(np.log(visits / VISITS_UNIT)) if eight_bit else 0.0,
-        "linear attention": float(bool(model and any(a.kind == "linear" for a in model.attention))),
     }
 
 
