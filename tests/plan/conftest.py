@@ -56,6 +56,7 @@ def instance(T: int = 4, **changes: Any) -> Instance:
         "unit_most": np.full(2, np.inf),
         "unit_start_hours": np.zeros(2),
         "unit_min_run": np.ones(2, dtype=np.int64),
+        "unit_single": np.full(2, -1),
         "flow_unit": np.array([0, 0, 1, 1, -1, -1, 0, 1]),
         "flow_pool": np.array([0, 0, 1, 1, 2, 2, 0, 1]),
         "flow_class": np.array([0, 1, 0, 1, 0, 1, -1, -1]),

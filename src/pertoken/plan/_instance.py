@@ -144,6 +144,8 @@ class Instance:
     unit_start_hours: Floats
     """Hours a whole unit needs to load before it serves, 0 to 1 [(K,)]."""
     unit_min_run: Ints
+    unit_single: Ints
+    """Units of one number run one at a time: sizes of one job on one pool; −1: no such rule [(K,)]."""
 
     flow_unit: Ints
     """Unit of each flow, −1 for an API's."""
@@ -299,7 +301,7 @@ def _check(instance: Instance) -> None:
         "previous": "T", "weight": "T", "held_names": "P", "pool_site": "P", "machine_gpus": "P",
         "held_least": "P", "held_most": "P", "rented_most": "PT", "machines_most": "PT", "machine_kw": "P", "off_kw": "P", "pue": "PT",
         "start_hours": "P", "start_kwh": "P", "min_run": "P", "unit_names": "K", "unit_gpus": "K",
-        "unit_whole": "K", "unit_most": "K", "unit_start_hours": "K", "unit_min_run": "K", "flow_pool": "F",
+        "unit_whole": "K", "unit_most": "K", "unit_start_hours": "K", "unit_min_run": "K", "unit_single": "K", "flow_pool": "F",
         "flow_class": "F", "flow_job": "F", "flow_per_hour": "F", "flow_kw": "F", "flow_gpu_kw": "F", "flow_reserve": "F", "machine_gpu_kw": "P", "flow_loss": "F",
         "flow_prefill": "F", "class_model": "D", "class_tenant": "D", "class_workload": "D", "requests": "DT",
         "input_tokens": "D", "cached_input_tokens": "D", "output_tokens": "D", "egress_gb": "D", "slack_hours": "D",

@@ -23,12 +23,14 @@ s.t.
   wait[d,t]      backlog[d,t] ≤ what arrived within the slack: older work is served (a bound)
   replica[k,t]   Σ_{f of k} reserve_f·y[f,t] ≤ units[k,t] − start_hours·loads[k,t]                   (whole units)
   capacity[p,t]  Σ_k gpus_k·units[k,t] + Σ_f gpus·y[f,t] ≤ machine_gpus·(machines[p,t] − start_hours·starts[p,t])
+  one_size[t]    Σ units of one job on one pool ≤ 1
   held[p,t]      machines[p,t] ≤ held[p] + rented[p,t]
   start[p,t]     starts[p,t] ≥ machines[p,t] − machines[p,t⁻];  load[k,t] likewise for units
   run[p,t]       Σ_{min run} starts ≤ machines[p,t];  and for units
   deadline[j]    Σ_{release ≤ t < deadline} w_t Σ_f useful_f·y[f,t] ≥ scale·tokens_j
   one_pool[j,p]  tokens of j on p ≤ tokens_j·runs_on[j,p],  Σ_p runs_on[j,p] = 1
-  open[x,p]      machines, held and API load of p ≤ what they may be · open[x]
+  open[x,d]      share of d (or of a job) served by pools of x ≤ open[x];  held[p] ≤ most·open[x]
+  share[f,t]     useful_f·y[f,t] ≤ requests[d,t]·units[k,t]     (implied; tightens the relaxation)
   spot, vendor   Σ tokens by limited flows ≤ fraction·Σ tokens of that workload, by hour
   power[s,t]     kw[s,t] = base + Σ_p kwh[p,t],  kw ≤ cap (a bound: power_cap)
   peak[i,t]      kw[s(i),t] ≤ Σ tiers of peak[i],  peak[i] ≥ what the period has already seen
@@ -255,6 +257,7 @@ def build(instance: Instance, goal: Goal | None = None) -> Program:
     _jobs(b, instance, goal)
     _limits(b, instance)
     _open(b, instance, goal)
+    _shares(b, instance, goal)
     _power(b, instance)
     return _finish(b, instance, goal, class_scale)
 
@@ -412,6 +415,11 @@ def _machines(b: _Builder, i: Instance) -> None:
     b.add(rows, held[pools][:, None], -1.0)
     assert len(size) == len(pools)
     _unit_limits(b, i, part)
+    for group in np.unique(i.unit_single[i.unit_single >= 0]):
+        mine = np.flatnonzero(i.unit_single == group)
+        if len(mine) > 1:
+            rows = b.constraint("one_size", [i.unit_names[mine[0]]], -INF, np.ones((1, T)), "units")
+            b.add(rows, units[mine], 1.0)
 
 
 def _per_machine(i: Instance, units: Ints) -> Floats:
@@ -659,33 +667,53 @@ def _peak_prices(i: Instance, shape: tuple[int, ...]) -> Floats:
 
 
 def _open(b: _Builder, i: Instance, goal: Goal) -> None:
-    """A pool that is used opens what is paid with it."""
-    held, machines, y = b.columns["held"], b.columns["machines"], b.columns["y"]
-    most = np.minimum(i.held_most[:, None] + i.rented_most, i.machines_most)
-    for place, column in zip(_places(i), b.columns["open"], strict=True):
+    """What serves a share of a class or job must be open by at least that share; what is held, wholly."""
+    places, held, y = _places(i), b.columns["held"], b.columns["y"]
+    ample = _AMPLE if goal.objective == "tokens" else goal.scale
+    demand = np.maximum((i.requests * i.weight).sum(axis=1) * ample, 1e-9)
+    target = np.maximum(i.job_tokens * ample, 1e-9)
+    for place, column in zip(places, b.columns["open"], strict=True):
         assert place.only_with is not None
-        for p in np.flatnonzero(place.only_with):
-            name = [i.pool_names[p]]
-            if held[p] >= 0:
-                rows = b.constraint("open", name, -INF, np.zeros(1), "machines")
-                b.add(rows, held[p : p + 1], 1.0 / i.held_most[p])
-                b.add(rows, column[None], -1.0)
-            rented = np.flatnonzero((i.rented_most[p] > 0) & (machines[p] >= 0))
-            if len(rented):
-                rows = b.constraint("open", name, -INF, np.zeros((1, len(rented))), "machines")
-                b.add(rows, machines[p, rented], 1.0 / most[p, rented])
-                b.add(rows, column[None], -1.0)
-            for f in np.flatnonzero((i.flow_pool == p) & (i.flow_unit < 0)):
-                served = i.requests[i.flow_class[f]].sum() * max(goal.scale, 1.0)
-                if goal.objective == "tokens" or served <= 0:
-                    served = _AMPLE * max(served, 1.0)
-                rows = b.constraint("open", name, -INF, np.zeros(1), "requests")
-                b.add(rows[:, None], y[f][None], i.useful()[f] / served)
-                b.add(rows, column[None], -1.0)
+        flows = place.only_with[i.flow_pool]
+        for kind, count, amount in ((i.flow_class, len(demand), demand), (i.flow_job, len(target), target)):
+            mine = np.flatnonzero(flows & (kind >= 0))
+            if not len(mine):
+                continue
+            rows = b.constraint("open", [f"{place.pool} {n}" for n in range(count)], -INF, np.zeros(count), "share")
+            share = (i.useful()[mine] / amount[kind[mine]])[:, None] * i.weight
+            b.add(rows[kind[mine]][:, None], y[mine], share)
+            b.add(rows, column[None], -1.0)
+        for p in np.flatnonzero(place.only_with & (held >= 0)):
+            rows = b.constraint("open", [i.pool_names[p]], -INF, np.zeros(1), "machines")
+            b.add(rows, held[p : p + 1], 1.0 / i.held_most[p])
+            b.add(rows, column[None], -1.0)
 
 
 _AMPLE = 1000.0
-"""Multiple of the demand an API is taken to serve at most where the plan may scale the demand."""
+"""Multiple of the demand a plan is taken to serve at most where it may scale the demand."""
+
+
+def _shares(b: _Builder, i: Instance, goal: Goal) -> None:
+    """A whole unit that serves part of an hour's requests exists by at least that part.
+
+    Implied for whole numbers, and what keeps the relaxation from running a tenth of a replica at night.
+    """
+    if goal.objective == "tokens":
+        return
+    y, units = b.columns["y"], b.columns["units"]
+    on_unit = (i.flow_unit >= 0) & (i.flow_class >= 0)
+    whole = np.zeros(len(i.flow_unit), dtype=np.bool_)
+    whole[on_unit] = i.unit_whole[i.flow_unit[on_unit]]
+    for f in np.flatnonzero(whole):
+        d = i.flow_class[f]
+        if i.slack_hours[d] > 0:
+            continue
+        needed = i.requests[d] * goal.scale / i.useful()[f]
+        hours = np.flatnonzero(needed * i.flow_reserve[f] < 1)
+        if len(hours):
+            rows = b.constraint("share", [i.unit_names[i.flow_unit[f]]], -INF, np.zeros((1, len(hours))), "units")
+            b.add(rows, y[f, hours], 1.0)
+            b.add(rows, units[i.flow_unit[f], hours], -needed[hours])
 
 
 def _budgets(b: _Builder, goal: Goal, cost: Floats, offset: float, carbon: Floats, tokens: Floats) -> None:

@@ -44,7 +44,8 @@ def search(program: Program, gap_fraction: float, watch: Watch) -> Found:
     relaxed, duals, reduced, bound = session.x, session.row_dual, session.reduced_cost, session.objective
     watch.tell("linear relaxation", bound=bound)
     watch.drain()
-    best = dive(session, program, watch)
+    best = dive(session, program, watch, gap_fraction)
+    bound = watch.bound if watch.bound is not None else bound
     reached = gap(best[1], bound) if best else None
     status = "optimal" if reached is not None and reached <= gap_fraction else session.status
     if not watch.over and (reached is None or reached > gap_fraction):
@@ -53,8 +54,9 @@ def search(program: Program, gap_fraction: float, watch: Watch) -> Found:
         limit = watch.left_s()
         if session.integer(gap_fraction, start, limit):
             bound = _tighter(bound, session.mip_bound, program.maximise)
-            polished = polish(session, session.x)
-            if polished and (best is None or _better(polished[1], best[1], program.maximise)):
+            raw = session.x.copy(), session.objective
+            polished = polish(session, raw[0]) or raw
+            if (best is None or _better(polished[1], best[1], program.maximise)):
                 best = polished
         status = session.status if best is None else "optimal"
         if session.status == "infeasible":
@@ -87,13 +89,13 @@ def polish(session: Session, x: Floats) -> tuple[Floats, float] | None:
     return session.x.copy(), session.objective
 
 
-def dive(session: Session, program: Program, watch: Watch) -> tuple[Floats, float] | None:
+def dive(session: Session, program: Program, watch: Watch, gap_fraction: float) -> tuple[Floats, float] | None:
     """A whole solution by rounding and solving again; None where rounding ran into a wall."""
     whole = np.flatnonzero(program.integer)
     if not is_fraction(session.x[whole]).any():
         watch.tell("relaxation is whole", best=session.objective)
         return session.x.copy(), session.objective
-    if not _settle_once(session, program):
+    if not _settle_once(session, program, gap_fraction):
         return None
     best: tuple[Floats, float] | None = None
     hourly = [n for n in (program.columns["units"], program.columns["machines"]) if (n >= 0).any()]
@@ -117,25 +119,48 @@ def dive(session: Session, program: Program, watch: Watch) -> tuple[Floats, floa
     return best
 
 
-def _settle_once(session: Session, program: Program) -> bool:
-    """Fix what is decided once for the horizon; False where no rounding of it is feasible."""
-    held, runs_on = program.columns["held"], program.columns["runs_on"]
-    x = session.x
-    for job in range(runs_on.shape[0]):
-        mine = runs_on[job][runs_on[job] >= 0]
-        if len(mine):
-            fix(session, mine, (np.arange(len(mine)) == int(np.argmax(x[mine]))).astype(np.float64))
-    mine = held[held >= 0]
-    wanted = x[mine].copy()
-    for rounding in (np.round, np.ceil):
-        fix(session, mine, np.clip(rounding(near(wanted)), program.lower[mine], program.upper[mine]))
-        if session.relax():
-            return True
-    session.bounds(mine, program.lower[mine], program.upper[mine])
-    if not session.relax():
-        return False
-    fix(session, mine, np.clip(np.ceil(near(session.x[mine])), program.lower[mine], program.upper[mine]))
+def _settle_once(session: Session, program: Program, gap_fraction: float) -> bool:
+    """Fix what is decided once for the horizon; False where no rounding of it is feasible.
+
+    First by rounding. Where that costs more than half the gap, or fails, by an integer program in which only these
+    few are whole.
+    """
+    once = np.concatenate([program.columns[n][program.columns[n] >= 0] for n in ("held", "runs_on", "open")])
+    if not len(once):
+        return True
+    bound, before = session.objective, session.x.copy()
+    lower, upper = program.lower[once], program.upper[once]
+    fix(session, once, _rounded(program, before))
+    if session.relax() and (gap(session.objective, bound) or 0.0) <= gap_fraction / 2:
+        return True
+    rounded = (session.objective, session.x[once].copy()) if session.status == "optimal" else None
+    session.bounds(once, lower, upper)
+    limit = max(_ONCE_SHARE * session.watch.left_s(), 1.0)
+    if session.integer(gap_fraction / 2, None, limit, only=once):
+        fix(session, once, np.round(session.x[once]))
+    elif rounded is not None:
+        fix(session, once, rounded[1])
     return session.relax()
+
+
+_ONCE_SHARE = 0.5
+"""Share of the time left that the choice of what is decided once may take."""
+
+
+def _rounded(program: Program, x: Floats) -> Floats:
+    """Machines held to the nearest, each job on the pool that did most of it, open what is used at all."""
+    held, runs_on, opened = (program.columns[n] for n in ("held", "runs_on", "open"))
+    values = [np.round(x[held[held >= 0]])]
+    on = np.zeros(runs_on.shape)
+    for job in range(runs_on.shape[0]):
+        here = runs_on[job] >= 0
+        if here.any():
+            done = np.where(here, x[np.maximum(runs_on[job], 0)], -1.0)
+            on[job, int(np.argmax(done))] = 1.0
+    values += [on[runs_on >= 0], np.ceil(near(x[opened[opened >= 0]]))]
+    flat = np.concatenate(values)
+    once = np.concatenate([n[n >= 0] for n in (held, runs_on, opened)])
+    return np.clip(flat, program.lower[once], program.upper[once])
 
 
 def _round_some(session: Session, columns: Ints, values: Floats, open_: Bools) -> bool:

@@ -145,11 +145,19 @@ class Session:
         self._run()
         return self.status == "optimal"
 
-    def integer(self, gap_fraction: float, start: Floats | None, limit_s: float) -> bool:
-        """Solve as an integer program, from a solution if given; True where a solution is known at the end."""
-        highs, p = self.highs, self.program
+    def integer(
+        self, gap_fraction: float, start: Floats | None, limit_s: float, *, only: Ints | None = None
+    ) -> bool:
+        """Solve as an integer program, from a solution if given; True where a solution is known at the end.
+
+        only: the columns that are to be whole; None: all the program says.
+        """
+        highs, whole = self.highs, self.program.integer
+        if only is not None:
+            whole = np.zeros(len(whole), dtype=np.bool_)
+            whole[only] = True
         kind = np.where(
-            p.integer, highspy.HighsVarType.kInteger.value, highspy.HighsVarType.kContinuous.value
+            whole, highspy.HighsVarType.kInteger.value, highspy.HighsVarType.kContinuous.value
         )
         every = np.arange(len(kind), dtype=np.int32)
         highs.changeColsIntegrality(len(kind), every, kind.astype(np.uint8))
@@ -157,13 +165,22 @@ class Session:
         highs.setOptionValue("mip_rel_gap", float(gap_fraction))
         if start is not None:
             highs.setSolution(len(kind), every, start)
-        for item in (highs.cbMipImprovingSolution, highs.cbMipLogging):
-            item.subscribe(self._improved)
+        watched = (highs.cbMipImprovingSolution, highs.cbMipLogging) if only is None else (highs.cbMipLogging,)
+        listener = self._improved if only is None else self._bound_only
+        for item in watched:
+            item.subscribe(listener)
         self._run(limit_s)
-        for item in (highs.cbMipImprovingSolution, highs.cbMipLogging):
-            item.unsubscribe(self._improved)
+        for item in watched:
+            item.unsubscribe(listener)
         highs.changeColsIntegrality(len(kind), every, np.zeros(len(kind), dtype=np.uint8))
         return bool(np.isfinite(self.objective))
+
+    def _bound_only(self, event: Any) -> None:
+        """Pass on a better bound: that of a program with fewer whole columns bounds the whole one too."""
+        watch, bound = self.watch, event.data_out.mip_dual_bound
+        sign = -1 if self.program.maximise else 1
+        if np.isfinite(bound) and (watch.bound is None or sign * bound > sign * watch.bound * (1 + 1e-9)):
+            watch.tell("choosing what is held", None, bound)
 
     def _improved(self, event: Any) -> None:
         """Pass on what the integer program has found, where it is better than what is known."""
