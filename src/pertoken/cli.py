@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,7 +87,9 @@ def predict(
     input_tokens: Annotated[float, typer.Option(help="Prompt tokens per request.")],
     output_tokens: Annotated[float, typer.Option(help="Tokens generated per request.")],
     concurrency: Annotated[float, typer.Option(help="Requests in flight.")] = 1.0,
-    cached_input_tokens: Annotated[float, typer.Option(help="Prompt tokens that hit the prefix cache.")] = 0.0,
+    cached_input_tokens: Annotated[
+        float, typer.Option(help="Prompt tokens that hit the prefix cache.")
+    ] = 0.0,
     gpus: Annotated[int, typer.Option(help="GPUs of one replica; 0: the fewest that fit.")] = 0,
     precision: Annotated[str, typer.Option(help="bf16, fp8, fp4, int8, int4; empty: the checkpoint's.")] = "",
     engine: Annotated[str, typer.Option(help="vllm, sglang, trtllm, ...")] = "vllm",
@@ -96,7 +99,9 @@ def predict(
     dp: Annotated[int, typer.Option(help="Attention data parallel; 0: chosen.")] = 0,
     points: Annotated[Path | None, typer.Option(help="CSV of your own measured points.")] = None,
     curve: Annotated[bool, typer.Option("--curve", help="The throughput-interactivity front.")] = False,
-    usd_per_gpu_hour: Annotated[float | None, typer.Option(help="Price for --curve; empty: catalogue.")] = None,
+    usd_per_gpu_hour: Annotated[
+        float | None, typer.Option(help="Price for --curve; empty: catalogue.")
+    ] = None,
     as_json: Json = False,
     html: HtmlFile = None,
     png: PngFile = None,
@@ -127,7 +132,9 @@ def predict(
 @app.command()
 def validate(
     points: Annotated[Path, typer.Argument(help="CSV of measured points.", show_default=False)],
-    models: Annotated[Path | None, typer.Option(help="Folder of config.json files for models not known.")] = None,
+    models: Annotated[
+        Path | None, typer.Option(help="Folder of config.json files for models not known.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """How far predictions are from measured points: errors, bias, coverage, the worst rows."""
@@ -143,6 +150,101 @@ def schema() -> None:
     from pertoken.scenario import json_schema
 
     _print(json_schema(), True)
+
+
+DataFolder = Annotated[Path, typer.Option("--data", help="Folder of journal and ledger.", show_default=False)]
+FleetFile = Annotated[Path | None, typer.Option("--fleet", help="Fleet file, where no service runs.")]
+token = typer.Typer(help="Tokens that may send to and ask of a service.", no_args_is_help=True)
+app.add_typer(token, name="token")
+
+
+@app.command()
+def serve(
+    fleet: Annotated[Path, typer.Option(help="Fleet file (YAML).", show_default=False)],
+    data: DataFolder,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; beyond loopback tokens are asked for.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8700,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain (PEM).")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
+    require_tokens: Annotated[
+        bool, typer.Option("--require-tokens", help="Ask for tokens on loopback too.")
+    ] = False,
+    allow_host: Annotated[list[str], typer.Option(help="Further name it is called by without tokens.")] = [],  # noqa: B006
+) -> None:
+    """Meter and ledger of what happens: scrape, take what is sent, close every hour, answer."""
+    from pertoken.web.serve import Bind
+    from pertoken.web.serve import serve as run
+
+    run(fleet, data, Bind(host, port, tls_cert, tls_key, require_tokens, tuple(allow_host)))
+
+
+@app.command()
+def close(
+    data: DataFolder,
+    start: Annotated[
+        str, typer.Option("--from", help="First hour, such as 2026-11-24T00:00Z.", show_default=False)
+    ],
+    end: Annotated[str, typer.Option("--to", help="Hour after the last.", show_default=False)],
+    fleet: FleetFile = None,
+    as_json: Json = False,
+) -> None:
+    """Turn hours into costs again, at the rates in force at each."""
+    from pertoken.web.serve import close as run
+
+    found = run(data, fleet, _moment(start, "--from"), _moment(end, "--to"))
+    lines = [f"{found['hours']} hours closed", *(f"open: {h}: {why}" for h, why in found["unpriced"].items())]
+    _print(found if as_json else "\n".join(lines), as_json)
+    if found["unpriced"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    data: DataFolder,
+    fleet: FleetFile = None,
+    hours: Annotated[int, typer.Option(min=1, max=8784, help="Hours to look at.")] = 24,
+    as_json: Json = False,
+) -> None:
+    """What is wrong with the books: silent sources, unpriced usage, sums that disagree, the journal's state."""
+    from pertoken.report.doctor import told
+    from pertoken.web.serve import diagnose
+
+    found = diagnose(data, fleet, hours)
+    _print(found if as_json else told(found), as_json)
+    if any(one["severity"] == "wrong" for one in found["complaints"]):
+        raise typer.Exit(1)
+
+
+@token.command("add")
+def token_add(
+    name: Annotated[str, typer.Argument(help="Whose it is.")],
+    data: DataFolder,
+    scope: Annotated[list[str], typer.Option(help="read, write or admin; may be given again.")],
+    tenant: Annotated[str, typer.Option(help="See and write this tenant's rows alone.")] = "",
+) -> None:
+    """Make a token; it is printed this once."""
+    from pertoken.web.tokens import Tokens
+
+    _print(Tokens(data).add(name, tuple(scope), tenant), False)
+
+
+@token.command("list")
+def token_list(data: DataFolder) -> None:
+    """Names, scopes and tenants."""
+    from pertoken.web.tokens import Tokens
+
+    rows = [f"{t.name}\t{','.join(t.scopes)}\t{t.tenant or '(all)'}\t{t.created}" for t in Tokens(data).all()]
+    _print("\n".join(rows), False)
+
+
+@token.command("remove")
+def token_remove(name: Annotated[str, typer.Argument(help="Its name.")], data: DataFolder) -> None:
+    """Forget a token: it opens nothing from now on."""
+    from pertoken.web.tokens import Tokens
+
+    Tokens(data).remove(name)
 
 
 @app.callback(invoke_without_command=True)
@@ -167,6 +269,16 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("pertoken: interrupted\n")
         raise SystemExit(130) from None
+
+
+def _moment(text: str, option: str) -> datetime:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise InputError(f"{option} {text!r} is no time: write 2026-11-24T00:00Z") from error
+    if found.tzinfo is None:
+        raise InputError(f"{option} {text!r} has no time zone: write {text}Z for UTC")
+    return found
 
 
 def _fraction(text: str, option: str) -> float:

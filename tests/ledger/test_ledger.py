@@ -269,3 +269,15 @@ def test_figures_of_a_window_of_hours(ledger: Ledger) -> None:
     rows = ledger.metric("usd_per_mtok_total", by=["hour"], start=start, end=end).to_pylist()
     assert [r["hour"] for r in rows] == [start, start.replace(hour=4)]
     assert rows[0]["usd_per_mtok_total"] == pytest.approx(2000.0)
+
+
+def test_what_close_refuses_can_be_listed(ledger: Ledger) -> None:
+    used(ledger, {("output", "gpu_hours"): 1.0, ("output", "egress_gb"): 0.5})
+    priced(ledger, "gpu_hours", 2.0)
+    first = datetime(2026, 6, 1, tzinfo=UTC)
+    assert ledger.unpriced("plan:x") == [
+        {"pool": "h100", "meter": "egress_gb", "first_hour": first, "hours": 24}
+    ]
+    assert ledger.unpriced("actual") == []
+    priced(ledger, "egress_gb", 0.0)
+    assert ledger.unpriced() == []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pertoken.errors import InputError
-from pertoken.ledger._close import TABLES, close
+from pertoken.ledger._close import TABLES, close, unpriced
 from pertoken.ledger._engine import Engine, connect
 from pertoken.ledger._metric import (
     COST_DIMENSIONS,
@@ -109,6 +109,13 @@ class Ledger:
         """
         where, parameters = where_clause({"book": book} if book else {}, ("book",), (_utc(start), _utc(end)))
         close(self._engine, where, parameters)
+
+    def unpriced(
+        self, book: str | None = None, start: datetime | None = None, end: datetime | None = None
+    ) -> list[dict[str, object]]:
+        """Usage that no rate prices and `close` refuses: pool, meter, first_hour and hours of each."""
+        where, parameters = where_clause({"book": book} if book else {}, ("book",), (_utc(start), _utc(end)))
+        return unpriced(self._engine, where, parameters)
 
     def metric(
         self,

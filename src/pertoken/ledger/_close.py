@@ -62,10 +62,10 @@ def close(engine: Engine, window: str, parameters: list[object]) -> None:
     Idempotent: the window's old rows go and the new ones come in one transaction. Raises MissingRateError,
     changing nothing, on usage that no rate prices.
     """
-    unpriced = _unpriced(engine, window, parameters)
-    if unpriced:
-        first = unpriced[0]
-        more = f" (and {len(unpriced) - 1} more pool and meter pairs)" if len(unpriced) > 1 else ""
+    found = unpriced(engine, window, parameters)
+    if found:
+        first = found[0]
+        more = f" (and {len(found) - 1} more pool and meter pairs)" if len(found) > 1 else ""
         raise MissingRateError(
             f"no rate for {first['meter']} in pool {first['pool']!r} in {first['hours']} hours "
             f"from {first['first_hour']:%Y-%m-%d %H:%M} UTC{more}; add a rate, zero if it is free"
@@ -75,7 +75,8 @@ def close(engine: Engine, window: str, parameters: list[object]) -> None:
         engine.execute(_CLOSE.format(window=window), parameters)
 
 
-def _unpriced(engine: Engine, window: str, parameters: list[object]) -> list[dict[str, object]]:
+def unpriced(engine: Engine, window: str, parameters: list[object]) -> list[dict[str, object]]:
+    """Pools and meters of a window whose usage no rate prices, with their first hour and number of hours."""
     resources = ", ".join(f"'{m.name}'" for m in METERS.values() if m.priced)
     tokens = ", ".join(f"'{m.name}'" for m in METERS.values() if m.name.endswith("_tokens"))
     sql = _UNPRICED.format(window=window, resources=resources, tokens=tokens)

@@ -32,6 +32,8 @@ from pertoken.tables import USAGE, concat, usage_rows
 from pertoken.units import IDLE, base_meter, site_pool
 
 HOUR = timedelta(hours=1)
+SCRAPED, WRITTEN, NVML = "scrape/", "written/", "nvml/"
+"""Prefixes of the counter states that the journal's marks hold, by how the counters reach us."""
 _UNTIL = "close/until"
 """Mark of the journal: the first hour that was never closed."""
 _CHUNK_HOURS = 24 * 7
@@ -55,9 +57,10 @@ class Books:
         journal: meter.Journal,
         ledger: Ledger,
         fleet: RunningFleet,
+        folder: Path,
         predictor: Predictor | None = None,
     ) -> None:
-        self.journal, self.ledger, self.fleet = journal, ledger, fleet
+        self.journal, self.ledger, self.fleet, self.folder = journal, ledger, fleet, folder
         self.unpriced: dict[datetime, str] = {}
         self._predictor = predictor
         self._lock = threading.Lock()
@@ -236,7 +239,7 @@ def open_books(fleet: RunningFleet, folder: str | Path, predictor: Predictor | N
         journal = stack.enter_context(meter.open_journal(place / _JOURNAL))
         ledger = open_ledger(place / _LEDGER)
         stack.pop_all()
-    return Books(journal, ledger, fleet, predictor)
+    return Books(journal, ledger, fleet, place, predictor)
 
 
 def hours_in(start: datetime, end: datetime) -> list[datetime]:

@@ -14,8 +14,9 @@ from pydantic import AwareDatetime, BaseModel
 from pertoken.errors import InputError
 from pertoken.meter.attribute import BOOK
 from pertoken.report.books import hours_in
+from pertoken.report.doctor import examine
 from pertoken.units import METRICS
-from pertoken.web._doors import Admin, Reader, ServiceHere, answers
+from pertoken.web._doors import Admin, Reader, ServiceHere, WholeReader, answers
 
 router = APIRouter()
 _ASKING = answers(400, 401, 403, 429)
@@ -121,6 +122,17 @@ async def usage(
         lambda: service.books.ledger.usage(*keys, where=where, start=start, end=end)
     )
     return Figures(units={"quantity": "the meter's unit"}, rows=_rows(table))
+
+
+@router.get("/v1/doctor", responses=answers(400, 401, 403, 422, 429))
+async def doctor(
+    service: ServiceHere, caller: WholeReader, hours: Annotated[int, Query(ge=1, le=24 * 366)] = 24
+) -> dict[str, Any]:
+    """What is wrong with the books: silent sources, unpriced usage, sums that disagree, the journal's state."""
+    found = await asyncio.to_thread(
+        lambda: examine(service.books, service.now(), hours=hours, process=service.process())
+    )
+    return found.to_dict()
 
 
 @router.post("/v1/close", responses=answers(400, 401, 403, 409, 422, 429))

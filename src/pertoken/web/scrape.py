@@ -20,10 +20,9 @@ from pertoken.fleet import FileTargets, ScrapeTarget, Sources
 from pertoken.meter import prometheus
 from pertoken.meter._counters import State
 from pertoken.meter.prometheus import Target
+from pertoken.report.books import SCRAPED
 from pertoken.web._fetch import fetch
 
-MARK = "scrape/"
-"""Prefix of a scraped target's state among the journal's marks."""
 _WORKERS = 8
 _LOOK_S = 5.0
 """How often file_sd files are looked at."""
@@ -91,7 +90,7 @@ class Scraper:
                 if old is not None:
                     old.target, old.interval_s = new.target, new.interval_s
                     continue
-                mark = marks.get(MARK + name)
+                mark = marks.get(SCRAPED + name)
                 new.state = State.from_bytes(mark) if mark else State(self._clock())
                 new.good_s = new.state.last_s
                 # Spread over the interval by name, so that a hundred targets are not fetched at once.
@@ -113,7 +112,7 @@ class Scraper:
             rows, state = prometheus.read(
                 text, watched.target, watched.state, now_s=now_s, openmetrics=openmetrics
             )
-            self._journal.append(rows, marks={MARK + watched.target.name: state.to_bytes()})
+            self._journal.append(rows, marks={SCRAPED + watched.target.name: state.to_bytes()})
             watched.state, watched.good_s, watched.error = state, now_s, ""
         except PerTokenError as error:
             watched.error = str(error)[:500]

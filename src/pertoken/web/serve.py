@@ -8,14 +8,17 @@ import json
 import logging
 import os
 import secrets
+import signal
 import ssl
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pertoken.errors import InputError
 from pertoken.fleet import load_fleet
-from pertoken.report.books import open_books
+from pertoken.report.books import Books, hours_in, open_books
+from pertoken.report.doctor import examine
 
 PORT = 8700
 _HERE = "service.json"
@@ -110,7 +113,50 @@ def _run(app: Any, where: Bind, folder: Path, own: str) -> None:
     here = {"url": f"{scheme}://{shown}:{port}", "token": own, "cert": str(where.tls_cert or "")}
     _write_private(folder / _HERE, json.dumps(here).encode())
     log.info("PerToken listens on %s://%s:%d", scheme, where.host, port)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn shuts down gently, then raises the signal again for whoever was there before it: us.
+        signal.signal(number, lambda *_: None)
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def close(folder: Path, fleet_file: Path | None, start: datetime, end: datetime) -> dict[str, Any]:
+    """Close hours through the service that holds the folder, else directly: hours closed, hours left open and why.
+
+    Raises InputError where no service runs and no fleet file is given.
+    """
+    window = {"start": start.isoformat(), "end": end.isoformat()}
+    found = ask(folder, "POST", "/v1/close", window)
+    if found is not None:
+        answer: dict[str, Any] = found
+        return answer
+    with _books(folder, fleet_file) as books:
+        hours = [h for h in hours_in(start, end) if h <= datetime.now(UTC)]
+        done = books.close(hours)
+    return {"hours": len(done.hours), "unpriced": {h.isoformat(): why for h, why in done.unpriced.items()}}
+
+
+def diagnose(folder: Path, fleet_file: Path | None, hours: int = 24) -> dict[str, Any]:
+    """What `doctor` finds, through the service that holds the folder, else directly."""
+    found = ask(folder, "GET", f"/v1/doctor?hours={hours}")
+    if found is not None:
+        answer: dict[str, Any] = found
+        return answer
+    with _books(folder, fleet_file) as books:
+        diagnosis = examine(books, datetime.now(UTC), hours=hours).to_dict()
+    diagnosis["facts"] = {"service": "not running", **diagnosis["facts"]}
+    return diagnosis
+
+
+def _books(folder: Path, fleet_file: Path | None) -> Books:
+    from pertoken.meter._work import predicted_work
+
+    if fleet_file is None:
+        raise InputError(
+            f"no service runs on {folder}: give its fleet file with --fleet, or start `pertoken serve`"
+        )
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}: give --data as it was given to `pertoken serve`")
+    return open_books(load_fleet(fleet_file), folder, predicted_work)
 
 
 def ask(folder: Path, method: str, path: str, body: Any = None, timeout_s: float = 600.0) -> Any | None:

@@ -19,12 +19,10 @@ from pertoken.meter._counters import State
 from pertoken.meter.journal import Appended, JournalBrokenError, JournalFullError
 from pertoken.meter.prometheus import Target
 from pertoken.meter.records import refuse_times
-from pertoken.report.books import Books, Closed
-from pertoken.web.scrape import MARK as SCRAPED
+from pertoken.report.books import NVML, WRITTEN, Books, Closed
+from pertoken.report.doctor import Process
 from pertoken.web.scrape import Scraper
 
-WRITTEN, NVML = "written/", "nvml/"
-"""Prefixes of states among the journal's marks."""
 _JUMP_S = 5.0
 """Wall clock and monotonic clock may drift apart by this much between two looks."""
 _LOOK_S = 5.0
@@ -122,7 +120,7 @@ class Service:
         """Journal a remote-write request."""
         with self._writing:
             rows, new, unknown = prometheus.read_remote_write(
-                body, self._targets(), self._states, now_s=self._clock()
+                body, self._written, self._states, now_s=self._clock()
             )
             return self._append_states(rows, new, unknown)
 
@@ -132,15 +130,12 @@ class Service:
             rows, new, unknown = otlp.read_metrics(
                 body,
                 content_type,
-                self._targets(),
+                self._written,
                 self._states,
                 source=f"gateway/{sender}",
                 now_s=self._clock(),
             )
             return self._append_states(rows, new, unknown)
-
-    def _targets(self) -> dict[str, Target]:
-        return self._written
 
     def _append_states(self, rows: pa.Table, new: dict[str, State], unknown: dict[str, int]) -> Appended:
         # The states move on only once the journal has them: what it refused is counted by the next delivery.
@@ -208,6 +203,20 @@ class Service:
                     self.close_due()
             self._stop.wait(_LOOK_S)
 
+    def process(self) -> Process:
+        """How the running service fares, for `doctor`."""
+        health = self.health
+        return Process(
+            clock_jumps=tuple(health.clock_jumps),
+            unknown_instances=dict(health.unknown_instances),
+            refused=dict(health.refused),
+            closing=health.closing,
+            journal=health.journal,
+            nvml=health.nvml,
+            errors={w.target.name: w.error for w in self.scraper.watched() if w.error}
+            | ({"file_sd": self.scraper.problem} if self.scraper.problem else {}),
+        )
+
     # -- this machine's GPUs
 
     def _reading_nvml(self) -> None:
@@ -223,15 +232,6 @@ class Service:
             except PerTokenError as error:
                 self.health.nvml = str(error)
             self._stop.wait(10.0)
-
-    def silences(self) -> dict[str, float]:
-        """Seconds since each source with counters was last read, by its mark's name."""
-        now_s = self._clock()
-        found = {}
-        for name, mark in self.books.journal.marks.items():
-            if name.startswith((SCRAPED, WRITTEN, NVML)):
-                found[name] = now_s - State.from_bytes(mark).last_s
-        return found
 
 
 def _target(written: WrittenInstance) -> Target:
