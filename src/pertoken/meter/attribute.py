@@ -31,7 +31,12 @@ BOOK = "actual"
 _HELD_BY_COUNT = ("owned", "colocated", "reserved")
 _WHOLE_HOUR = 0.99
 """Share of an hour an instance must have been seen for what it did not claim to be known as idle."""
-_TOKENS = ("input_tokens", "cached_input_tokens", "output_tokens")
+_COMPARED = {
+    "prompt tokens": ("input_tokens", "cached_input_tokens"),
+    "output tokens": ("output_tokens",),
+}
+_AGREE = 0.01
+"""Share by which two counters may differ: they are not read at the same instant."""
 
 
 @dataclass(frozen=True)
@@ -213,11 +218,14 @@ class _Pool:
     def _check_gateway(self, record: str, counts: Mapping[tuple[str, str], Mapping[str, int]]) -> None:
         if record != "engine":
             return
-        for meter in _TOKENS:
-            second = sum(sum(v.values()) for (_, m), v in self.tally.tokens("gateway").items() if m == meter)
-            first = sum(sum(v.values()) for (_, m), v in counts.items() if m == meter)
-            if second and abs(first - second) > 0.01 * first:
-                text = f"the gateway counts {second / MICRO:.0f} {meter}, the engines {first / MICRO:.0f}"
+        gateway = self.tally.tokens("gateway")
+        for name, meters in _COMPARED.items():
+            first, second = (
+                sum(sum(v.values()) for (_, m), v in told.items() if m in meters)
+                for told in (counts, gateway)
+            )
+            if second and abs(first - second) > _AGREE * first:
+                text = f"the gateway counts {second / MICRO:.0f} {name}, the engines {first / MICRO:.0f}"
                 self._found("disagree", text, (second - first) / MICRO)
 
     # -- GPU-hours
