@@ -1,7 +1,9 @@
-"""Fitted slowdowns over the ideal roofline: effects by architecture, engine, precision, model, summed in log space.
+"""Fitted slowdowns over the ideal roofline: effects by architecture, engine, precision, model, summed in log
+space.
 
-A configuration's coefficient is base × exp(Σ effects of the levels it belongs to). A level never measured has no
-effect: an unseen GPU keeps its architecture's or vendor's, an unseen model what its GPU, engine and precision share.
+A configuration's coefficient is base × exp(Σ effects of the levels it belongs to). A level never measured
+has no effect: an unseen GPU keeps its architecture's or vendor's, an unseen model what its GPU, engine and
+precision share.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ from pertoken.perf.point import FloatLike
 class Coefficients:
     """How much longer than ideal each part of a step takes; floats, or arrays of one entry per row.
 
-    The first group are ratios (1: datasheet peak), the second group times in their own unit. The values here are
-    what the fit starts from and is drawn to where rows say little.
+    The first group are ratios (1: datasheet peak), the second group times in their own unit. The values here
+    are what the fit starts from and is drawn to where rows say little.
     """
 
     always: FloatLike = 1.2
@@ -83,9 +85,10 @@ HARDWARE: Mapping[str, Mapping[str, float]] = {
     "gaudi3": {"reading": 0.15, "computing": 0.35, "latency": 0.60},
     "apple-m3": {"reading": 0.05, "computing": 0.10},
 }
-"""Log offsets an architecture starts from, before any row of ours: share of datasheet peak that matrix and copy
-benchmarks reach against Hopper's, and the maturity of its kernels. MI300X: 620 of 1307 TFLOP/s bf16 and 4.0 to 4.3
-of 5.3 TB/s against H100's 720 of 989 and 3.0 of 3.35 (SemiAnalysis, 2024-12-22; Chips and Cheese, 2024-06-25)."""
+"""Log offsets an architecture starts from, before any row of ours: share of datasheet peak that matrix and
+copy benchmarks reach against Hopper's, and the maturity of its kernels. MI300X: 620 of 1307 TFLOP/s bf16 and
+4.0 to 4.3 of 5.3 TB/s against H100's 720 of 989 and 3.0 of 3.35 (SemiAnalysis, 2024-12-22; Chips and Cheese,
+2024-06-25)."""
 
 
 class Spread(NamedTuple):
@@ -149,12 +152,14 @@ def level_keys(model: Model, gpu: Gpu, engine: str, precision: str) -> dict[str,
         "model": signature(model),
         "engine|model": f"{family}|{signature(model)}",
         "configuration": f"{gpu.name}|{family}|{kind}|{signature(model)}",
+        "release": f"{gpu.name}|{engine.lower()}|{kind}|{signature(model)}",
     }
 
 
 def coefficients_of(file: Mapping[str, Any], keys: Mapping[str, str]) -> Coefficients:
     """base × exp(hardware prior + Σ effects) for a configuration's keys."""
-    logs = {name: math.log(getattr(Coefficients(), name)) for name in NAMES}
+    base = file["base"] if file else {name: getattr(Coefficients(), name) for name in NAMES}
+    logs = {name: math.log(base[name]) for name in NAMES}
     moves = [HARDWARE.get(keys["architecture"], {})]
     moves += [file["effects"].get(level, {}).get(key, {}) for level, key in keys.items()] if file else []
     for move in moves:
@@ -164,6 +169,38 @@ def coefficients_of(file: Mapping[str, Any], keys: Mapping[str, str]) -> Coeffic
     return Coefficients(**{name: math.exp(value) for name, value in logs.items()})
 
 
+NOVELTY: Mapping[str, str] = {
+    "none": "measured on this GPU with this engine and precision",
+    "engine": "this architecture was measured, not with this engine and precision",
+    "gpu": "this GPU was not measured, its architecture was",
+    "architecture": "this architecture was not measured: its prior applies",
+}
+"""What a configuration's hardware and engine have in common with the rows of the fit, nearest first."""
+
+
+def novelty_of(seen: Mapping[str, Any], keys: Mapping[str, str]) -> str:
+    """Which entry of NOVELTY a configuration falls under."""
+    for level, name in (
+        ("architecture", "architecture"),
+        ("gpu", "gpu"),
+        ("architecture|engine|precision", "engine"),
+    ):
+        if keys[level] not in seen[level]:
+            return name
+    return "none"
+
+
+def _spread(file: Mapping[str, Any], novelty: str, new_model: bool) -> Spread:
+    """The interval of a configuration: that of its hardware, and in quadrature what a model not measured
+    there adds."""
+    widths = []
+    for quantity in Spread._fields:
+        own, known, model = (float(file["spread"][name][quantity]) for name in (novelty, "none", "model"))
+        extra = max(model**2 - known**2, 0.0) if new_model else 0.0
+        widths.append(math.sqrt(own**2 + extra))
+    return Spread(*widths)
+
+
 @lru_cache(maxsize=512)
 def _lookup(keys: tuple[tuple[str, str], ...]) -> Lookup:
     file, named = fitted(), dict(keys)
@@ -171,34 +208,13 @@ def _lookup(keys: tuple[tuple[str, str], ...]) -> Lookup:
     label = f"{named['architecture']}, {named['engine']}, {named['precision']}"
     if not file:
         return Lookup(found, UNFITTED, "roofline", f"roofline with assumed efficiencies ({label})")
-    known = file["effects"]
-    seen = {level: key in known.get(level, {}) for level, key in named.items()}
-    novelty = novelty_of(seen)
-    spread = Spread(*(file["spread"][novelty][quantity] for quantity in Spread._fields))
+    novelty = novelty_of(file["seen"], named)
+    where = file["effects"]["configuration"] if novelty in ("none", "engine") else file["seen"]["model"]
+    new_model = named["configuration" if novelty in ("none", "engine") else "model"] not in where
     basis = "roofline" if novelty == "architecture" else "fitted"
-    text = f"roofline fitted {file['date']} to {file['rows']} measured points ({label}; {NOVELTY[novelty]})"
-    return Lookup(found, spread, basis, text)
-
-
-NOVELTY: Mapping[str, str] = {
-    "none": "this GPU, engine, precision and model were measured",
-    "model": "this GPU, engine and precision were measured, not this model",
-    "engine": "this architecture was measured, not with this engine and precision",
-    "gpu": "this GPU was not measured, its architecture was",
-    "architecture": "this architecture was not measured: its prior applies",
-}
-"""What a configuration has in common with the rows of the fit, nearest first."""
-
-
-def novelty_of(seen: Mapping[str, bool]) -> str:
-    """Which entry of NOVELTY a configuration falls under, from whether each level was in the fit."""
-    if not seen["architecture"]:
-        return "architecture"
-    if not seen["gpu"]:
-        return "gpu"
-    if not seen["architecture|engine|precision"]:
-        return "engine"
-    return "none" if seen["configuration"] else "model"
+    text = f"roofline fitted {file['date']} to {file['rows']} measured points ({label}): {NOVELTY[novelty]}"
+    text += "; not this model there" if new_model else ""
+    return Lookup(found, _spread(file, novelty, new_model), basis, text)
 
 
 def lookup(model: Model, gpu: Gpu, engine: str, precision: str) -> Lookup:

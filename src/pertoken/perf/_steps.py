@@ -112,9 +112,10 @@ def decode_step_s(
     rank = np.maximum(micro / work.dp, np.minimum(micro, 1.0))
     gemm = c.gemm * tokens * (work.dense_gemm_s + c.grouped * work.routed_gemm_s)
     read = weights_s(work, c, tokens)
-    attend = rank * np.sqrt(np.square(c.cache * cache_s) + np.square(c.attention * verified * attention_s))
+    attend = rank * (c.cache * cache_s + c.attention * verified * attention_s)
     seconds: Floats = (
-        np.sqrt(read * read + gemm * gemm)
+        read
+        + gemm
         + attend
         + c.links * work.message_s * tokens
         + latency_s(work, c)
@@ -138,7 +139,9 @@ def prompt_s(work: Work, c: Coefficients, requests: Requests) -> tuple[FloatLike
     request = c.request_ms * MILLI / work.dp
     shared = n * per_token / work.pp + request
     alone = n * per_token + request * work.dp
-    return shared, np.maximum(alone, weights_s(work, c, n)) + c.eager * latency_s(work, c) + c.first_ms * MILLI
+    return shared, np.maximum(alone, weights_s(work, c, n)) + c.eager * latency_s(
+        work, c
+    ) + c.first_ms * MILLI
 
 
 def max_sequences(work: Work, requests: Requests) -> Floats:

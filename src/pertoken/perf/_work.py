@@ -97,8 +97,8 @@ def formats(gpu: Gpu, precision: str, kv_precision: str = "") -> Formats:
 
 
 def _kv_bytes(gpu: Gpu, precision: str, kv_precision: str) -> float:
-    """Bytes per cached value. Default: fp8 where fp8 or fp4 weights run on hardware with fp8, as the published
-    recipes of such checkpoints have it, else bf16."""
+    """Bytes per cached value. Default: fp8 where fp8 or fp4 weights run on hardware with fp8, as the
+    published recipes of such checkpoints have it, else bf16."""
     if kv_precision:
         return 1.0 if precision_name(kv_precision) in ("fp8", "int8") else 2.0
     return 1.0 if precision in ("fp8", "fp4") and "fp8" in gpu.flops else 2.0
@@ -234,7 +234,8 @@ def _messages(model: Model, gpu: Gpu, layout: Layout) -> tuple[float, float]:
 
 
 KERNELS = {"full": 7, "sliding": 7, "mla": 14, "sparse": 18, "linear": 10}
-"""Dependent kernels of one attention or mixer block: norm, projections, rotary, cache write, attention, output."""
+"""Dependent kernels of one attention or mixer block: norm, projections, rotary, cache write, attention,
+output."""
 FFN_KERNELS = 4
 SHARED_LAYER = 1.6
 
@@ -250,7 +251,8 @@ def _moe_blocks(model: Model) -> float:
 
 
 def _attention_format(model: Model, fmt: Formats) -> str:
-    """The precision attention keeps where it is not the other weights': in four-bit checkpoints of MoE models."""
+    """The precision attention keeps where it is not the other weights': in four-bit checkpoints of MoE
+    models."""
     if not model.moe_layers or fmt.weight_bytes >= WEIGHT_BYTES["fp8"]:
         return ""
     return model.attention_precision if model.attention_precision in WEIGHT_BYTES else "bf16"

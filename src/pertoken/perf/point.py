@@ -62,8 +62,9 @@ class Point:
     layout: Layout = field(default_factory=Layout)
     accepted_per_step: float = 1.0
     draft_fraction: float = 0.0
-    prefill_gpus: int = 0
-    """Disaggregated serving: GPUs of this replica that only prefill (0: prefill and decode share)."""
+    prefill_gpus: float = 0
+    """Disaggregated serving: GPUs of this replica that only prefill (0: prefill and decode share); the layout is
+    the decoding GPUs'. A fraction where several replicas share a prefill GPU."""
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,12 @@ from pertoken.errors import CannotServeError, InputError
 from pertoken.perf import _steps
 from pertoken.perf._coefficients import Lookup, lookup
 from pertoken.perf._steps import Loop, Requests
-from pertoken.perf._work import Formats, Work, formats, work
+from pertoken.perf._work import Formats, Work, formats, precision_name, work
 from pertoken.perf.point import FloatLike, Floats, Interval, Layout, Point, Prediction, StepTimes
+from pertoken.perf.power import gpu_power_w, power_log_spread
 
 BLOCK = 16_384
 """Points computed at once: small enough for the processor's cache."""
-POWER_LOG_SPREAD = 0.15
-"""Half-width of the power interval in log space where no fit supports the number."""
 
 
 def predict(model: Model, gpu: Gpu, point: Point) -> Prediction:
@@ -45,17 +44,12 @@ def predict(model: Model, gpu: Gpu, point: Point) -> Prediction:
     Source: the coefficient file names rows and date; the method is in docs/perf.md.
     """
     loop, found, fmt = _answer(model, gpu, point)
-    power = _gpu_power_w(gpu, loop)
-    spread = found.spread
+    power, spread = _gpu_power(model, gpu, point, loop), found.spread
     return Prediction(
         tokens_per_s=_interval(loop.tokens_per_s, spread.tokens_per_s),
         ttft_s=_interval(loop.ttft_s, spread.ttft_s),
         tpot_s=_interval(loop.tpot_s, spread.tpot_s),
-        gpu_power_w=Interval(
-            power,
-            np.maximum(power * np.exp(-POWER_LOG_SPREAD), min(gpu.idle_w, float(power.min()))),
-            np.minimum(power * np.exp(POWER_LOG_SPREAD), gpu.tdp_w),
-        ),
+        gpu_power_w=power,
         prefill_fraction=loop.prefill_fraction,
         max_concurrency=loop.max_concurrency,
         basis=found.basis,
@@ -178,10 +172,21 @@ def _interval(value: Floats, half_width: float) -> Interval:
     return Interval(value, value * np.exp(-half_width), value * np.exp(half_width))
 
 
-def _gpu_power_w(gpu: Gpu, loop: Loop) -> Floats:
-    """Board power between idle and TDP by the busier of compute and memory."""
-    load = np.clip(loop.compute_utilisation + 0.6 * loop.memory_utilisation + 0.1, 0.0, 1.0)
-    return np.asarray(gpu.idle_w + (gpu.tdp_w - gpu.idle_w) * load)
+def _gpu_power(model: Model, gpu: Gpu, point: Point, loop: Loop) -> Interval:
+    """Board power of one GPU from what is in use of it; the interval stays between idle and the power limit."""
+    precision, gpus = precision_name(point.precision), point.layout.gpus
+    power = gpu_power_w(
+        gpu,
+        loop.compute_utilisation,
+        loop.memory_utilisation,
+        loop.link_utilisation,
+        precision,
+        model=model,
+        gpus=gpus,
+    )
+    half = power_log_spread(gpu, precision, model, gpus)
+    low, high = np.maximum(power * np.exp(-half), gpu.idle_w), np.minimum(power * np.exp(half), gpu.tdp_w)
+    return Interval(power, np.minimum(low, power), np.maximum(high, power))
 
 
 def step_times(
@@ -204,41 +209,36 @@ def step_times(
     prompt_tokens: mean prompt the power of prefill is taken at. Errors as `predict`.
     """
     layout = checked_layout(layout or Layout())
-    fmt = formats(gpu, precision, kv_precision)
-    w = work(model, gpu, layout, fmt)
+    w = work(model, gpu, layout, formats(gpu, precision, kv_precision))
     found = lookup(model, gpu, engine, precision)
     c = found.coefficients
     point = Point(prompt_tokens, 1.0, 1.0, accepted_per_step=accepted_per_step)
+    verified = requests_of(point, 1.0, 0.0, 1.0).verified
     batch = np.arange(1, max_batch + 1, dtype=np.float64)
-    low, high = 0.9 * context_tokens, 1.1 * context_tokens
 
     def step(tokens: float) -> Floats:
         context = _steps.Context(tokens, np.minimum(tokens, w.window), np.minimum(tokens, w.top))
         cache, attention = _steps.cache_per_sequence_s(w, context), _steps.attention_per_token_s(w, context)
-        verified = requests_of(point, 1.0, 0.0, 1.0).verified
-        return np.asarray(_steps.decode_step_s(w, c, batch, verified, cache, attention))
+        return _steps.decode_step_s(w, c, batch, verified, cache, attention)
 
+    low, high = 0.9 * context_tokens, 1.1 * context_tokens
     context_s = float((step(high)[-1] - step(low)[-1]) / (high - low) / batch[-1])
-    decode = np.maximum(step(context_tokens) - context_s * batch * context_tokens, 0.0)
-    per_token = c.prefill * (w.dense_gemm_s + c.grouped_prefill * w.routed_gemm_s) + c.links * w.message_s
-    request_s = c.request_ms * _steps.MILLI / w.dp / max(prompt_tokens, 1.0)
-    memory = float(np.asarray(w.kv_memory_bytes)) - max_batch / layout.dp * float(
-        np.asarray(w.kv_state_bytes)
-    )
-    per_context = w.kv_full_bytes + w.kv_window_bytes * min(1.0, float(np.asarray(w.window)) / context_tokens)
-    capacity = memory / float(np.asarray(per_context)) * layout.dp if per_context else np.inf
-    if capacity < 1:
-        raise CannotServeError(f"{model.name} on {layout.gpus} × {gpu.name} leaves no memory for the cache")
-    decode_w, prefill_w = _phase_power_w(
-        gpu, w, float(decode[-1] + context_s * max_batch * context_tokens), max_batch
+    at_context = step(context_tokens)
+    shared, _ = _steps.prompt_s(w, c, requests_of(point, prompt_tokens, 0.0, 1.0))
+    prefill_context_s = _scalar(c.attention * w.prompt_full_s / w.dp / w.pp)
+    flops_s = _scalar(w.dense_gemm_s + w.routed_gemm_s)
+    decode_w, prefill_w = _step_power_w(
+        (model, gpu, precision_name(precision), layout),
+        compute=(max_batch * flops_s / at_context[-1], prompt_tokens * flops_s / _scalar(w.pp * shared)),
+        memory=(_scalar(w.always_s + w.routed_s) / at_context[-1] + PREFILL_READING, PREFILL_READING),
     )
     return StepTimes(
-        decode_s=np.concatenate([[0.0], decode]),
+        decode_s=np.concatenate([[0.0], np.maximum(at_context - context_s * batch * context_tokens, 0.0)]),
         context_s=context_s,
-        prefill_s=float(np.asarray(per_token / w.pp + request_s)),
-        prefill_context_s=float(np.asarray(c.attention * w.prompt_full_s / w.dp / w.pp)),
-        step_s=float(np.asarray(_steps.latency_s(w, c))),
-        kv_capacity_tokens=int(min(capacity, 2.0**62)),
+        prefill_s=max(_scalar(shared) / prompt_tokens - prefill_context_s * prompt_tokens / 2, 0.0),
+        prefill_context_s=prefill_context_s,
+        step_s=_scalar(_steps.latency_s(w, c)),
+        kv_capacity_tokens=_kv_capacity(model, gpu, layout, w, max_batch, context_tokens),
         idle_power_w=gpu.idle_w,
         decode_power_w=decode_w,
         prefill_power_w=prefill_w,
@@ -247,15 +247,38 @@ def step_times(
     )
 
 
-def _phase_power_w(gpu: Gpu, w: Work, step_s: float, batch: int) -> tuple[float, float]:
-    """Power of a GPU that only decodes, and of one that only prefills."""
-    flops = float(np.asarray(w.dense_gemm_s + w.routed_gemm_s))
-    compute = min(batch * flops / step_s, 1.0)
-    memory = min(float(np.asarray(w.always_s + w.routed_s)) / step_s, 1.0)
-    one, zero = np.ones(1), np.zeros(1)
+PREFILL_READING = 0.2
+"""Share of memory bandwidth that activations and caches take while a GPU prefills, or decodes beside its weights."""
 
-    def power(compute_utilisation: float, memory_utilisation: float) -> float:
-        loop = Loop(*(one,) * 7, one * compute_utilisation, one * memory_utilisation, zero)
-        return float(_gpu_power_w(gpu, loop)[0])
 
-    return power(compute, memory), power(0.6, 0.3)
+def _scalar(value: FloatLike) -> float:
+    return float(np.asarray(value))
+
+
+def _kv_capacity(
+    model: Model, gpu: Gpu, layout: Layout, w: Work, max_batch: int, context_tokens: float
+) -> int:
+    """Tokens of context the replica's caches hold, fixed-size state of max_batch sequences set aside."""
+    memory = _scalar(w.kv_memory_bytes) - max_batch / layout.dp * _scalar(w.kv_state_bytes)
+    windowed = _scalar(w.kv_window_bytes) * min(1.0, _scalar(w.window) / context_tokens)
+    per_token = _scalar(w.kv_full_bytes) + windowed
+    capacity = memory / per_token * layout.dp if per_token else UNLIMITED
+    if capacity < 1:
+        raise CannotServeError(
+            f"{model.name} on {layout.gpus} × {gpu.name} leaves no memory for the cache of {max_batch} sequences"
+        )
+    return int(min(capacity, UNLIMITED))
+
+
+UNLIMITED = 2.0**62
+"""Cache tokens of a model whose state does not grow with context."""
+
+
+def _step_power_w(
+    key: tuple[Model, Gpu, str, Layout], compute: tuple[float, float], memory: tuple[float, float]
+) -> tuple[float, float]:
+    """Board power of one GPU while it decodes at the largest batch, and while it prefills."""
+    model, gpu, precision, layout = key
+    c, m = np.clip(compute, 0.0, 1.0), np.clip(memory, 0.0, 1.0)
+    decode, prefill = gpu_power_w(gpu, c, m, 0.0, precision, model=model, gpus=layout.gpus)
+    return float(decode), float(prefill)
