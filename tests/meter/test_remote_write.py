@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality
 
 from pertoken.errors import InputError
 from pertoken.meter import otlp
@@ -227,18 +228,18 @@ def test_metrics_of_a_collector_count_as_a_scrape_and_token_usage_as_a_gateway()
         group.resource.attributes.add(key="service.instance.id").value.string_value = "a:8000"
         scope = group.scope_metrics.add()
         total = scope.metrics.add(name="vllm:generation_tokens")
-        total.sum.aggregation_temporality = 2
+        total.sum.aggregation_temporality = AggregationTemporality.AGGREGATION_TEMPORALITY_CUMULATIVE
         total.sum.data_points.add(time_unix_nano=int(at_s * 1e9), as_double=value)
         prefill = scope.metrics.add(name="vllm:request_prefill_time_seconds")
-        prefill.histogram.aggregation_temporality = 2
+        prefill.histogram.aggregation_temporality = AggregationTemporality.AGGREGATION_TEMPORALITY_CUMULATIVE
         prefill.histogram.data_points.add(time_unix_nano=int(at_s * 1e9), sum=value / 10, count=1)
         usage = scope.metrics.add(name="gen_ai.client.token.usage")
-        usage.histogram.aggregation_temporality = 1
+        usage.histogram.aggregation_temporality = AggregationTemporality.AGGREGATION_TEMPORALITY_DELTA
         point = usage.histogram.data_points.add(
             start_time_unix_nano=int((at_s - 15) * 1e9), time_unix_nano=int(at_s * 1e9), sum=7, count=1
         )
         point.attributes.add(key="gen_ai.token.type").value.string_value = "output"
-        return message.SerializeToString()
+        return bytes(message.SerializeToString())
 
     targets = {"a:8000": Target("a", pool="h100", model="m")}
     states: dict[str, State] = {}

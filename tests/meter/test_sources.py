@@ -1,0 +1,528 @@
+"""Files, NVML, training logs and scraped targets become records."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pertoken.errors import InputError, MissingExtraError, UnknownNameError
+from pertoken.meter import concat, files, nvml, open_journal, training
+from pertoken.meter._counters import State
+from pertoken.meter.prometheus import Target
+from pertoken.meter.targets import Fetched, fetched, load_sources, sweep, targets
+
+NOW = 1_795_503_600.0
+HERE = Path(__file__).parent
+
+
+def rows(path: Path, kind: str, **where: Any) -> tuple[list[dict[str, Any]], list[str]]:
+    place = files.Where(**{"source": "usage/file", **where})
+    found = list(files.read(path, kind, place, now_s=NOW))
+    return concat(b.records for b in found).to_pylist(), [r for b in found for r in b.refused]
+
+
+def counts(found: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
+    return {(r["key"], r["meter"]): r["quantity"] for r in found}
+
+
+# -- files
+
+LITELLM = [
+    {
+        "request_id": "r1",
+        "call_type": "acompletion",
+        "spend": 0.01,
+        "total_tokens": 140,
+        "prompt_tokens": 100,
+        "completion_tokens": 40,
+        "startTime": "2026-11-24 06:59:58.5",
+        "endTime": "2026-11-24T07:00:01Z",
+        "model": "openai/gpt-x",
+        "custom_llm_provider": "openai",
+        "team_id": "",
+        "user": "blue",
+        "cache_hit": "False",
+        "metadata": {
+            "usage_object": {
+                "prompt_tokens": 100,
+                "completion_tokens": 40,
+                "prompt_tokens_details": {"cached_tokens": 64},
+            }
+        },
+    },
+    {
+        "request_id": "r2",
+        "prompt_tokens": 9,
+        "completion_tokens": 9,
+        "endTime": "2026-11-24T07:00:02Z",
+        "model": "m",
+        "cache_hit": "True",
+    },
+    {
+        "request_id": "r3",
+        "prompt_tokens": "5",
+        "completion_tokens": 1,
+        "endTime": "2026-11-24T07:00:03Z",
+        "model": "m",
+        "team_id": "red",
+        "metadata": '{"additional_usage_values": {"cache_read_input_tokens": 2}}',
+    },
+    {"prompt_tokens": 1},
+    {"request_id": "r4", "prompt_tokens": -4, "completion_tokens": 1},
+]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_litellm_spend_logs(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"spend{suffix}"
+    path.write_text(json.dumps(LITELLM) if suffix == ".json" else "\n".join(map(json.dumps, LITELLM)))
+    found, refused = rows(path, "litellm", pools={("openai", "gpt-x"): "gpt"}, pool="h100")
+    assert counts(found) == {
+        ("r1", "input_tokens"): 36,
+        ("r1", "cached_input_tokens"): 64,
+        ("r1", "output_tokens"): 40,
+        ("r1", "requests"): 1,
+        ("r3", "input_tokens"): 3,
+        ("r3", "cached_input_tokens"): 2,
+        ("r3", "output_tokens"): 1,
+        ("r3", "requests"): 1,
+    }
+    assert {(r["key"], r["pool"], r["tenant"]) for r in found} == {
+        ("r1", "gpt", "blue"),
+        ("r3", "h100", "red"),
+    }
+    assert found[0]["ts"].isoformat() == "2026-11-24T07:00:01+00:00"
+    assert [r.partition(":")[0] for r in refused] == ["row 4", "row 5"]
+
+
+def test_api_answers_alone_and_from_a_batch(tmp_path: Path) -> None:
+    usage = {"prompt_tokens": 10, "completion_tokens": 5}
+    lines = [
+        {"id": "c1", "created": 1_795_503_000, "model": "gpt-x", "usage": usage},
+        {"custom_id": "b1", "response": {"status_code": 200, "body": {"model": "gpt-x", "usage": usage}}},
+        {"id": "c2", "object": "list"},
+    ]
+    path = tmp_path / "answers.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)) + "\nnot json\n")
+    found, refused = rows(path, "openai")
+    assert counts(found)["c1", "input_tokens"] == 10
+    assert counts(found)["b1", "output_tokens"] == 5
+    assert len(found) == 6
+    assert refused[0].startswith("row 4")
+
+
+def test_langfuse_details_add_up_or_stand_inside(tmp_path: Path) -> None:
+    observations = [
+        {
+            "id": "o1",
+            "type": "GENERATION",
+            "endTime": "2026-11-24T07:00:00Z",
+            "model": "m",
+            "usageDetails": {
+                "input": 36,
+                "input_cached_tokens": 64,
+                "output": 10,
+                "output_reasoning_tokens": 30,
+                "total": 140,
+            },
+        },
+        {
+            "id": "o2",
+            "type": "GENERATION",
+            "model": "m",
+            "usageDetails": {
+                "input": 100,
+                "input_cached_tokens": 64,
+                "output": 40,
+                "output_reasoning_tokens": 30,
+                "total": 140,
+            },
+        },
+        {
+            "id": "o3",
+            "type": "GENERATION",
+            "model": "m",
+            "usage": {"input": 7, "output": 2, "total": 9, "unit": "TOKENS"},
+        },
+        {"id": "o4", "type": "SPAN"},
+    ]
+    path = tmp_path / "export.json"
+    path.write_text(json.dumps({"data": observations}))
+    found, refused = rows(path, "langfuse")
+    assert not refused
+    for key in ("o1", "o2"):
+        assert counts(found)[key, "input_tokens"] == 36
+        assert counts(found)[key, "cached_input_tokens"] == 64
+        assert counts(found)[key, "output_tokens"] == 40
+    assert counts(found)["o3", "input_tokens"] == 7
+
+
+def test_opencost_gpu_hours_are_spread_over_their_window(tmp_path: Path) -> None:
+    path = tmp_path / "allocation.json"
+    allocation = {
+        "properties": {"cluster": "c", "namespace": "blue"},
+        "start": "2026-11-24T06:30:00Z",
+        "end": "2026-11-24T08:30:00Z",
+        "gpuHours": 8.0,
+        "gpuCost": 99.0,
+    }
+    path.write_text(
+        json.dumps(
+            {
+                "code": 200,
+                "data": [{"blue": allocation, "bad": {"start": "x"}, "cpu": {**allocation, "gpuHours": 0}}],
+            }
+        )
+    )
+    found, refused = rows(path, "opencost", pool="h100")
+    assert {r["ts"].hour: r["quantity"] for r in found} == {6: 2.0, 7: 4.0, 8: 2.0}
+    assert {(r["source"], r["tenant"], r["meter"]) for r in found} == {("bill/file", "blue", "gpu_hours")}
+    assert len(refused) == 1
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_our_own_columns(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"usage{suffix}"
+    columns = {
+        "key": ["a", "b"],
+        "ts": ["2026-11-24T07:00:00Z", "1795503000"],
+        "model": ["m", "x"],
+        "tenant": ["blue", "red"],
+        "input_tokens": [10, 20],
+        "cached_input_tokens": [3, 0],
+        "output_tokens": [5, 6],
+    }
+    if suffix == ".csv":
+        lines = [",".join(columns), *(",".join(map(str, row)) for row in zip(*columns.values(), strict=True))]
+        path.write_text("\n".join(lines))
+    else:
+        pq.write_table(pa.table(columns), path)
+    found, refused = rows(path, "pertoken", pool="h100", names={"x": "ours"})
+    assert not refused
+    assert counts(found) == {
+        ("a", "input_tokens"): 10,
+        ("a", "cached_input_tokens"): 3,
+        ("a", "output_tokens"): 5,
+        ("a", "requests"): 1,
+        ("b", "input_tokens"): 20,
+        ("b", "output_tokens"): 6,
+        ("b", "requests"): 1,
+    }
+    assert {r["model"] for r in found} == {"m", "ours"}
+
+
+def test_one_bad_row_spoils_itself_alone(tmp_path: Path) -> None:
+    path = tmp_path / "usage.csv"
+    path.write_text("key,meter,quantity\na,requests,1\nb,request,1\nc,requests,2\nd,requests,-1\n")
+    found, refused = rows(path, "pertoken", pool="h100")
+    assert counts(found) == {("a", "requests"): 1, ("c", "requests"): 2}
+    assert len(refused) == 2
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="litellm"):
+        rows(tmp_path / "a.json", "litelm")
+    with pytest.raises(InputError, match=r"nothing\.json"):
+        rows(tmp_path / "nothing.json", "openai")
+    (tmp_path / "a.xls").write_text("")
+    with pytest.raises(InputError, match=r"none of \.json"):
+        rows(tmp_path / "a.xls", "openai")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(InputError, match="cannot be read"):
+        rows(tmp_path / "a.parquet", "openai")
+
+
+_NAMES = st.sampled_from(
+    [
+        "request_id",
+        "id",
+        "key",
+        "usage",
+        "usageDetails",
+        "metadata",
+        "model",
+        "endTime",
+        "ts",
+        "input",
+        "total",
+        "data",
+        "prompt_tokens",
+        "completion_tokens",
+        "response",
+        "body",
+        "custom_id",
+        "start",
+        "end",
+        "gpuHours",
+        "properties",
+    ]
+)
+_ANY = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers(-(2**70), 2**70) | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_NAMES, inner, max_size=6),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150)
+@given(_ANY, st.sampled_from(files.FORMATS), st.sampled_from([".json", ".jsonl", ".csv"]))
+def test_any_file_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, value: Any, kind: str, suffix: str
+) -> None:
+    path = tmp_path_factory.mktemp("any") / f"file{suffix}"
+    path.write_text(json.dumps(value))
+    try:
+        rows(path, kind)
+    except InputError:
+        return
+
+
+# -- NVML
+
+
+@pytest.fixture(scope="module")
+def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    assert compiler, "the stub NVML needs a C compiler: sudo apt-get install gcc"
+    folder = tmp_path_factory.mktemp("nvml")
+    library = folder / "libnvidia-ml.so.1"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(HERE / "nvmlstub.c")], check=True)
+    return folder
+
+
+_READ = """
+import json, os
+from pertoken.meter import nvml
+from pertoken.meter._counters import State
+from pertoken.meter.prometheus import Target
+state, target, rows = State(0.0), Target("here", pool="h100", pools={"GPU-stub-1": "other"}), []
+for seconds in (0, 15, 30):
+    os.environ["PT_STUB_SECONDS"] = str(seconds)
+    table, state = nvml.read(target, state, now_s=1_795_503_700.0 + seconds)
+    rows += [(r["pool"], r["meter"], r["quantity"], r["basis"]) for r in table.to_pylist()]
+print(json.dumps(rows))
+"""
+
+
+@pytest.mark.parametrize("energy", [True, False])
+def test_nvml_through_the_real_library_on_a_stub(stub: Path, energy: bool) -> None:
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(stub), "PT_STUB_WATTS": "360"}
+    if not energy:
+        environment["PT_STUB_NO_ENERGY"] = "1"
+    done = subprocess.run(
+        [sys.executable, "-c", _READ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    sums: dict[tuple[str, str], float] = {}
+    for pool, meter, quantity, basis in json.loads(done.stdout):
+        sums[pool, meter] = sums.get((pool, meter), 0.0) + quantity
+        if meter == "gpu_energy_kwh":
+            assert basis == ("measured" if energy else "measured:power")
+    # 360 W for 30 s are 3 Wh; the second GPU draws 720 W
+    assert sums["h100", "gpu_energy_kwh"] == pytest.approx(0.003)
+    assert sums["other", "gpu_energy_kwh"] == pytest.approx(0.006)
+    assert sums["h100", "active_seconds"] == pytest.approx(15)
+    assert sums["other", "gpu_seen_seconds"] == 30
+
+
+def test_without_a_driver_or_the_extra_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, state = Target("here", pool="h100"), State(NOW)
+
+    def missing(name: str) -> Any:
+        raise ImportError(name)
+
+    monkeypatch.setattr(nvml, "import_module", missing)
+    with pytest.raises(MissingExtraError, match=r"pertoken\[gpu\]"):
+        nvml.read(target, state, now_s=NOW)
+    monkeypatch.undo()
+    real = import_module("pynvml")
+
+    def no_driver() -> None:
+        raise real.NVMLError(real.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(real, "nvmlInit", no_driver)
+    with pytest.raises(InputError, match="NVML cannot be used"):
+        nvml.read(target, state, now_s=NOW)
+
+
+# -- training
+
+RUN = training.Run("r", pool="h100", model="m", tenant="blue", gpus=64, sequence_tokens=4096)
+
+
+def trained(*lines: str) -> tuple[dict[tuple[str, str], float], list[str]]:
+    table, refused = training.read(lines, RUN, now_s=NOW)
+    sums: dict[tuple[str, str], float] = {}
+    for row in table.to_pylist():
+        key = (row["meter"], row["phase"])
+        sums[key] = sums.get(key, 0.0) + row["quantity"]
+    return sums, refused
+
+
+def step(number: int, **more: Any) -> str:
+    return json.dumps({"ts": NOW + number, "step": number, "tokens": 1000, "seconds": 36.0, **more})
+
+
+def test_steps_lost_to_a_restart_are_waste() -> None:
+    sums, refused = trained(
+        *(step(i) for i in range(5)), json.dumps({"resumed_at_step": 3}), *(step(i) for i in range(3, 6))
+    )
+    assert sums["training_tokens", "training"] == 6000
+    assert sums["lost_training_tokens", "waste"] == 2000
+    assert sums["gpu_hours", "training"] == pytest.approx(6 * 0.64)
+    assert sums["gpu_hours", "waste"] == pytest.approx(2 * 0.64)
+    assert not refused
+    implicit, _ = trained(*(step(i) for i in range(5)), *(step(i) for i in range(3, 6)))
+    assert implicit == sums
+
+
+def test_trainer_and_megatron_logs() -> None:
+    sums, refused = trained(
+        "{'loss': 2.1, 'num_input_tokens_seen': 81920, 'step': 10}",
+        '{"loss": 2.0, "num_input_tokens_seen": 163840, "step": 20}',
+        "{'train_runtime': 12.0}",
+        "some other line",
+        "{'broken': ",
+    )
+    assert sums["training_tokens", "training"] == 163840
+    assert refused == [refused[0]]
+    assert refused[0].startswith("line 5")
+    sums, _ = trained(
+        " [2026-11-24 07:00:01] iteration       12/     500 | consumed samples: 12288 | "
+        "elapsed time per iteration (ms): 3600.0 | learning rate: 3E-4 | global batch size:  1024 | lm loss: 2.1 |"
+    )
+    assert sums["training_tokens", "training"] == 1024 * 4096
+    assert sums["gpu_hours", "training"] == pytest.approx(3.6 * 64 / 3600)
+
+
+def test_a_log_read_again_counts_once(tmp_path: Path) -> None:
+    lines = [step(i) for i in range(4)]
+    with open_journal(tmp_path) as journal:
+        assert journal.append(training.read(lines[:2], RUN, now_s=NOW)[0]).rows == 4
+        assert journal.append(training.read(lines, RUN, now_s=NOW)[0])[:2] == (4, 4)
+
+
+@settings(max_examples=200)
+@given(st.lists(st.one_of(st.text(max_size=60), _ANY.map(json.dumps), _ANY.map(repr)), max_size=4))
+def test_any_log_is_read_or_refused(lines: list[str]) -> None:
+    _, refused = training.read(lines, RUN, now_s=NOW)
+    assert all(r.startswith("line ") for r in refused)
+
+
+# -- targets
+
+
+class _Handler(BaseHTTPRequestHandler):
+    text = ""
+
+    def do_GET(self) -> None:
+        if self.path == "/metrics":
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain; version=0.0.4")
+            self.end_headers()
+            self.wfile.write(type(self).text.encode())
+        else:
+            self.send_error(503)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def server() -> Any:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as http:
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{http.server_port}"
+        http.shutdown()
+        thread.join()
+
+
+def test_a_sweep_scrapes_real_servers_and_names_the_silent(server: str, tmp_path: Path) -> None:
+    (tmp_path / "sd.json").write_text(
+        json.dumps([{"targets": [server], "labels": {"pertoken_model": "m", "pertoken_gpus": "2"}}])
+    )
+    (tmp_path / "broken.json").write_text("{}")
+    file = tmp_path / "sources.yaml"
+    file.write_text(
+        "targets:\n"
+        f"  - {{name: down, url: 'http://{server}/no', pool: h100}}\n"
+        "  - {name: gone, url: 'http://127.0.0.1:1/metrics', pool: h100}\n"
+        "  - {name: written, pool: h100}\n"
+        "file_sd:\n  - {files: ['*.json'], pool: h100}\n"
+    )
+    wanted, problems = targets(load_sources(file, ["h100"]), tmp_path)
+    assert sorted(wanted) == sorted([server, "down", "gone", "written"])
+    assert "broken.json" in problems[0]
+    states: dict[str, State] = {}
+    with open_journal(tmp_path / "journal") as journal:
+        for number, value in enumerate((100, 130, 170)):
+            _Handler.text = f"llamacpp:tokens_predicted_total {value}\n"
+            done = sweep(wanted, states, now_s=NOW + 15 * number, watching_s=NOW)
+            journal.append(done.records, done.marks)
+            states = {name: State.from_bytes(mark) for name, mark in journal.marks.items()}
+            assert set(done.silent) == {"down", "gone"}
+            assert "503" in done.silent["down"]
+        (hour,) = journal.dirty_hours()
+        sums = {(r["meter"], r["model"]): r["quantity"] for r in journal.totals(hour).records.to_pylist()}
+    assert sums["output_tokens", "m"] == 70
+    assert sums["held_gpus", "m"] == 60
+
+
+def test_a_sweep_that_was_not_journaled_is_counted_by_the_next() -> None:
+    target = {"a": Target("a", pool="p", url="http://a/")}
+    states: dict[str, State] = {}
+    total = 0.0
+    for number, (value, kept) in enumerate(((0, True), (10, False), (25, True))):
+        text = f"llamacpp:tokens_predicted_total {value}\n".encode()
+        answer = Fetched(text, False)
+        done = sweep(
+            target, states, now_s=NOW + 15 * number, watching_s=NOW, fetch={"http://a/": answer}.__getitem__
+        )
+        if kept:
+            states = dict(done.states)
+            total += sum(r["quantity"] for r in done.records.to_pylist() if r["meter"] == "output_tokens")
+    assert total == 25
+    broken = sweep(target, states, now_s=NOW + 60, watching_s=NOW, fetch=lambda _: Fetched(b"<html>", False))
+    assert "line 1" in broken.silent["a"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("targets: [{name: a, url: 'ftp://x', pool: h100}]", "targets.0.url"),
+        ("targets: [{name: a, url: 'http://x', pool: h10}]", "h100"),
+        ("targets: [{name: a, pool: h100}, {name: a, pool: h100}]", "two targets"),
+        ("target: []", "target"),
+        ("[", "cannot be read"),
+    ],
+)
+def test_a_sources_file_that_is_wrong_says_where(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "sources.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_sources(path, ["h100"])
+
+
+def test_only_http_is_fetched() -> None:
+    with pytest.raises(InputError, match="no http address"):
+        fetched("file:///etc/passwd")
