@@ -54,7 +54,13 @@ class Replica:
     """One replica, a step at a time; memory is counted from scratch whenever it is asked for."""
 
     def __init__(self, group: ReplicaGroup, engine: Engine, block: int, counts: Counts) -> None:
-        self.times, self.role, self.engine, self.block, self.counts = group.times, group.role, engine, block, counts
+        self.times, self.role, self.engine, self.block, self.counts = (
+            group.times,
+            group.role,
+            engine,
+            block,
+            counts,
+        )
         known = len(group.times.decode_s) - 1
         self.max_batch = min(engine.max_batch or known, known)
         self.capacity = group.times.kv_capacity_tokens
@@ -256,7 +262,9 @@ class Case:
 def jobs_of(case: Case) -> list[Job]:
     r, jobs = case.requests, []
     for i in range(len(r)):
-        hashes = [] if r.at is None or r.blocks is None else r.hashes[r.at[i] : r.at[i] + r.blocks[i]].tolist()
+        hashes = (
+            [] if r.at is None or r.blocks is None else r.hashes[r.at[i] : r.at[i] + r.blocks[i]].tolist()
+        )
         jobs.append(
             Job(
                 i, float(r.arrival_s[i]), int(r.input_tokens[i]), int(r.output_tokens[i]),
@@ -287,7 +295,9 @@ def choose(case: Case, replicas: list[Replica], job: Job, role: str, turn: list[
 
 def reference(case: Case) -> list[Job]:
     """Every step of every replica, in the order of time; at one time ends, then arrivals, then beginnings."""
-    replicas = [Replica(g, case.engine, case.block, case.counts) for g in case.groups for _ in range(g.replicas)]
+    replicas = [
+        Replica(g, case.engine, case.block, case.counts) for g in case.groups for _ in range(g.replicas)
+    ]
     jobs, position, turn = jobs_of(case), 0, [0]
     handing: list[tuple[float, int, Job]] = []
     split = any(g.role != "both" for g in case.groups)
@@ -353,7 +363,13 @@ def cases(draw: st.DrawFn) -> Case:
     split = draw(st.booleans()) and draw(st.booleans())
     roles = ["prefill", "decode"] if split else ["both"] * draw(st.integers(1, 2))
     groups = [
-        ReplicaGroup("p", draw(step_times(max_batch)), draw(st.integers(1, 2)), role, weight=draw(st.sampled_from([1.0, 0.5])))  # type: ignore[arg-type]
+        ReplicaGroup(
+            "p",
+            draw(step_times(max_batch)),
+            draw(st.integers(1, 2)),
+            role,
+            weight=draw(st.sampled_from([1.0, 0.5])),
+        )  # type: ignore[arg-type]
         for role in roles
     ]
     groups[0] = ReplicaGroup("p", groups[0].times, groups[0].replicas, groups[0].role, 1.0)
@@ -363,7 +379,9 @@ def cases(draw: st.DrawFn) -> Case:
         transfer_token_s=draw(st.integers(0, 2)) * TICK,
     )  # fmt: skip
     n = draw(st.integers(1, 30))
-    ints = lambda low, high: np.array(draw(st.lists(st.integers(low, high), min_size=n, max_size=n)), np.int32)  # noqa: E731
+    ints = lambda low, high: np.array(
+        draw(st.lists(st.integers(low, high), min_size=n, max_size=n)), np.int32
+    )  # noqa: E731
     spread = draw(st.sampled_from([3, 60, 2000]))
     arrival = np.cumsum(ints(0, spread)) * TICK * 8
     input_, output = ints(1, draw(st.sampled_from([20, 70]))), ints(1, draw(st.sampled_from([6, 40])))
@@ -378,7 +396,10 @@ def cases(draw: st.DrawFn) -> Case:
         blocks = (input_ // block).astype(np.int32)
         at = (np.cumsum(blocks) - blocks).astype(np.int64)
         family, own = ints(0, 3), ints(0, 40)
-        rows = [[1000 * family[i] + k if k < own[i] else 10_000 + 100 * i + k for k in range(blocks[i])] for i in range(n)]
+        rows = [
+            [1000 * family[i] + k if k < own[i] else 10_000 + 100 * i + k for k in range(blocks[i])]
+            for i in range(n)
+        ]
         hashes = np.array([h for row in rows for h in row], np.int64)
     requests = Requests(arrival.astype(np.float64), input_, output, cached, priority, at, blocks, hashes)
     router = draw(st.sampled_from(["least-loaded", "round-robin", "prefix-affine"]))
@@ -425,9 +446,21 @@ def test_same_times_with_ordinary_numbers(seed: int) -> None:
     hashes = np.zeros(0, np.int64)
     if blocks is not None:
         family = rng.integers(0, 5, n)
-        hashes = np.concatenate([np.arange(b) + 100_000 * f + (0 if i % 3 else 1_000_000 * i) for i, (b, f) in enumerate(zip(blocks, family, strict=True))])
+        hashes = np.concatenate(
+            [
+                np.arange(b) + 100_000 * f + (0 if i % 3 else 1_000_000 * i)
+                for i, (b, f) in enumerate(zip(blocks, family, strict=True))
+            ]
+        )
     requests = Requests(np.cumsum(rng.gamma(0.5, 0.3, n)), input_, output, None, None, at, blocks, hashes)
-    case = Case([ReplicaGroup("p", times, 2, weight=1.0)], Engine(chunk_tokens=512), requests, block, 1, "prefix-affine")
+    case = Case(
+        [ReplicaGroup("p", times, 2, weight=1.0)],
+        Engine(chunk_tokens=512),
+        requests,
+        block,
+        1,
+        "prefix-affine",
+    )
     jobs = reference(case)
     found = run(case)
     np.testing.assert_allclose(found.finish_s, [j.end for j in jobs], rtol=1e-9)

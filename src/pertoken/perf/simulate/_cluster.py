@@ -156,7 +156,8 @@ class _Run:
         world["ttft_s"], world["tpot_s"], world["e2e_s"] = slo.ttft_s, slo.tpot_s, slo.e2e_s
         world["transfer_s"], world["transfer_token_s"] = engine.transfer_s, engine.transfer_token_s
         self.state.replica["bin_end"] = bin_s
-        self.now_s, self.scale_s = 0.0, autoscale.interval_s if autoscale else float("inf")
+        self.now_s, self.last_s = 0.0, 0.0
+        self.scale_s = autoscale.interval_s if autoscale else float("inf")
         self.enough_since_s: dict[int, float] = {}
         for role in set(role_of.tolist()):
             mine = np.flatnonzero(role_of == role)
@@ -167,16 +168,15 @@ class _Run:
 
     def feed(self, progress: Callable[[float], None] | None, most_misses: float) -> bool:
         """Run through the source; False as soon as more than `most_misses` requests missed the SLO."""
-        last_s = 0.0
         for chunk in self.source.chunks():
-            last_s = _check_chunk(chunk, last_s, self.source.classes)
+            self.last_s = _check_chunk(chunk, self.last_s, self.source.classes)
             self._take(chunk)
             if progress:
                 progress(chunk.read_fraction)
-            if self.misses() > most_misses:
+            if self.missed(most_misses):
                 return False
         self._drain(most_misses)
-        return self.misses() <= most_misses
+        return not self.missed(most_misses)
 
     def _take(self, chunk: Requests) -> None:
         count = len(chunk)
@@ -207,7 +207,7 @@ class _Run:
     def _drain(self, most_misses: float) -> None:
         """No more requests come: advance until none is left."""
         self.state.world["clients"] = 0
-        while self.in_flight() and self.misses() <= most_misses:
+        while self.in_flight() and not self.missed(most_misses):
             until = min(self.scale_s, self.now_s + SECONDS_PER_HOUR)
             self.state.make_room(0, until)
             run(self.state.world, 0, until)
@@ -222,7 +222,11 @@ class _Run:
     def in_flight(self) -> int:
         return int(self.state.replica["outstanding"].sum() + self.state.world["handoffs"][0])
 
+    def missed(self, most_misses: float) -> bool:
+        return most_misses < float("inf") and self.misses() > most_misses
+
     def misses(self) -> int:
+        """Requests so far that missed the SLO, those turned away included."""
         sums = self.state.sums.sum(axis=(0, 1)) + self.state.now_sums.sum(axis=0)
         return int(sums[s.REJECTED] + sums[s.REQUESTS] - sums[s.IN_SLO])
 
@@ -253,7 +257,7 @@ class _Run:
 
     def result(self, duration_s: float) -> Simulation:
         replica = self.state.replica
-        end_s = max(duration_s, float(replica["t"].max()))
+        end_s = max(duration_s, float(replica["t"].max()), 0.0 if self.closed else self.last_s)
         self.state.make_room(0, end_s)
         rest_all(self.state.world, end_s)
         bin_s = float(self.state.world["bin_s"][0])

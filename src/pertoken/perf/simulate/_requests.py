@@ -92,7 +92,8 @@ class Given:
 class Traffic:
     """Seeded traffic: a daily and weekly shape, gamma-distributed gaps, log-normal lengths.
 
-    requests_per_day on average over the week; hourly (24,) and weekly (7, Monday first) weights of any scale;
+    requests_per_day on average over the week; hourly (24,) and weekly (7, Monday first) weights of any scale, or
+    per_hour: weights of each hour from the first, which replace both;
     burstiness: squared coefficient of variation of the gaps (1: Poisson); mean and log standard deviation of the
     lengths, cut at the most. `shared_fraction` of requests begin with one of `prefixes` shared prompts of
     prefix_tokens (rank k with weight 1/k), hashed in blocks of block_tokens. class_fractions: share of each
@@ -116,7 +117,7 @@ class Traffic:
     prefixes: int = 0
     prefix_tokens: int = 0
     shared_fraction: float = 1.0
-    start_hour_of_week: int = 0
+    per_hour: tuple[float, ...] = ()
     seed: int = 0
 
     @property
@@ -133,6 +134,8 @@ class Traffic:
             weights = getattr(self, name)
             if len(weights) != size or min(weights) < 0 or sum(weights) <= 0:
                 raise InputError(f"traffic: {name} must be {size} weights, none negative, not all zero")
+        if self.per_hour and not (min(self.per_hour) >= 0 and 0 < sum(self.per_hour) < float("inf")):
+            raise InputError("traffic: per_hour must be weights, none negative, not all zero")
         if not self.class_fractions or min(self.class_fractions) < 0 or sum(self.class_fractions) <= 0:
             raise InputError("traffic: class_fractions must be shares, none negative, not all zero")
         for name in ("cached_fraction", "shared_fraction"):
@@ -209,8 +212,10 @@ class _Clock:
     def of(cls, traffic: Traffic) -> _Clock:
         daily = np.asarray(traffic.hourly) / sum(traffic.hourly) * HOURS_PER_DAY
         weekly = np.asarray(traffic.weekly) / sum(traffic.weekly) * _DAYS_PER_WEEK
-        week = np.roll(np.outer(weekly, daily).ravel(), -traffic.start_hour_of_week)
-        per_hour = week * traffic.requests_per_day / HOURS_PER_DAY
+        shape = np.outer(weekly, daily).ravel()
+        if traffic.per_hour:
+            shape = np.asarray(traffic.per_hour) / sum(traffic.per_hour) * len(traffic.per_hour)
+        per_hour = shape * traffic.requests_per_day / HOURS_PER_DAY
         return cls(np.concatenate([[0.0], np.cumsum(per_hour)]), np.arange(len(per_hour) + 1.0))
 
     def seconds(self, units: Floats) -> Floats:

@@ -107,6 +107,10 @@ class Simulation:
         """Replica-seconds spent on a phase: ``input``, ``output``, ``waste`` or ``idle`` [s]."""
         return float(self.sums[:, :, _PHASES[phase]].sum())
 
+    def phase_seconds(self) -> dict[str, Floats]:
+        """Replica-seconds by phase in each time bin, all groups together; arrays of shape (bins,)."""
+        return {phase: self.sums[:, :, field].sum(axis=0) for phase, field in _PHASES.items()}
+
     @property
     def attainment(self) -> float:
         """Requests in SLO over requests, those turned away included; NaN without requests."""
