@@ -316,13 +316,16 @@ def _diagnose(path: Path, kind: Kind, skip_failed: bool) -> None:
     with _lines(path) as file:
         lines = ((n, t) for n, t in _text(path, file) if t.strip())
         names: list[str] = [] if kind == "mooncake" else _cells(next(lines, (0, ""))[1])
-        last = -math.inf
+        last, rows = -math.inf, 0
         for number, line in lines:
+            rows += 1
             try:
                 row = _json_row(line) if kind == "mooncake" else _csv_row(line, names, NAME_MAP[kind])
                 last = _check_row(row, last, skip_failed)
             except ValueError as error:
                 raise InputError(f"{path}, line {number}: {error}") from error
+    if not rows:
+        raise InputError(f"{path}: no requests, only a heading")
 
 
 def _csv_row(line: str, names: list[str], form: _Format) -> dict[str, Any]:
