@@ -18,6 +18,7 @@ from pertoken.fleet import RunningFleet
 from pertoken.meter._counters import State
 from pertoken.meter.attribute import BOOK
 from pertoken.report.books import HOUR, NVML, SCRAPED, WRITTEN, Books
+from pertoken.units import TOKEN_METERS
 
 Severity = Literal["wrong", "look"]
 KINDS: dict[str, str] = {
@@ -140,7 +141,9 @@ def examine(books: Books, now: datetime, *, hours: int = 24, process: Process | 
 
 def _first_hour(books: Books, current: datetime) -> datetime:
     """The oldest hour the meter knows of: before it there was nothing to tell."""
-    known = [h for h in books.ledger.usage("hour", where={"book": BOOK})["hour"].to_pylist() if h is not None]
+    told = {"book": BOOK, "meter": ["gpu_hours", "site_hours", *TOKEN_METERS]}
+    rows = books.ledger.usage("hour", where=told)["hour"].to_pylist()
+    known: list[datetime] = [hour for hour in rows if hour is not None]
     return min([*known, *books.journal.dirty_hours(), current])
 
 
