@@ -694,26 +694,42 @@ _AMPLE = 1000.0
 
 
 def _shares(b: _Builder, i: Instance, goal: Goal) -> None:
-    """A whole unit that serves part of an hour's requests exists by at least that part.
+    """Whole units and machines exist by at least the part of an hour's requests they serve.
 
     Implied for whole numbers, and what keeps the relaxation from running a tenth of a replica at night.
     """
     if goal.objective == "tokens":
         return
-    y, units = b.columns["y"], b.columns["units"]
-    on_unit = (i.flow_unit >= 0) & (i.flow_class >= 0)
-    whole = np.zeros(len(i.flow_unit), dtype=np.bool_)
-    whole[on_unit] = i.unit_whole[i.flow_unit[on_unit]]
-    for f in np.flatnonzero(whole):
-        d = i.flow_class[f]
-        if i.slack_hours[d] > 0:
-            continue
-        needed = i.requests[d] * goal.scale / i.useful()[f]
-        hours = np.flatnonzero(needed * i.flow_reserve[f] < 1)
-        if len(hours):
-            rows = b.constraint("share", [i.unit_names[i.flow_unit[f]]], -INF, np.zeros((1, len(hours))), "units")
-            b.add(rows, y[f, hours], 1.0)
-            b.add(rows, units[i.flow_unit[f], hours], -needed[hours])
+    y, machines, units = b.columns["y"], b.columns["machines"], b.columns["units"]
+    at_once = np.flatnonzero(i.slack_hours == 0)
+    for d in at_once:
+        flows = np.flatnonzero((i.flow_class == d) & (i.flow_unit >= 0))
+        for k in np.unique(i.flow_unit[flows]):
+            if i.unit_whole[k]:
+                _share(b, i, goal, flows[i.flow_unit[flows] == k], units[k], i.unit_names[k])
+        for p in np.unique(i.flow_pool[flows]):
+            # Units that fill whole machines share them with nobody; what else serves needs a machine of its own.
+            full = i.unit_whole & (i.unit_pool == p) & (i.unit_gpus % max(i.machine_gpus[p], 1) == 0)
+            mine = flows[(i.flow_pool[flows] == p) & ~full[i.flow_unit[flows]]]
+            if len(mine):
+                _share(b, i, goal, mine, machines[p], i.pool_names[p], np.flatnonzero(full))
+
+
+def _share(
+    b: _Builder, i: Instance, goal: Goal, flows: Ints, count: Ints, name: str, beside: Ints | None = None
+) -> None:
+    """Σ useful·y ≤ requests·(count − machines filled by others), where one unit or machine would do for all of them."""
+    useful = i.useful()[flows]
+    requests = i.requests[i.flow_class[flows[0]]] * goal.scale
+    fits = requests * (i.flow_reserve[flows] / useful).min() < 1
+    hours = np.flatnonzero(fits & (requests > 0) & (count >= 0))
+    if not len(hours):
+        return
+    rows = b.constraint("share", [name], -INF, np.zeros((1, len(hours))), "units")
+    b.add(rows, b.columns["y"][flows][:, hours][:, None, :], (useful[:, None] / requests[hours])[:, None, :])
+    b.add(rows, count[hours], -1.0)
+    if beside is not None and len(beside):
+        b.add(rows, b.columns["units"][beside][:, hours][:, None, :], _per_machine(i, beside)[:, None, None])
 
 
 def _budgets(b: _Builder, goal: Goal, cost: Floats, offset: float, carbon: Floats, tokens: Floats) -> None:

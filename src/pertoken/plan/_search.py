@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pertoken.plan._instance import Bools, Floats, Ints
+from pertoken.plan._instance import Bools, Floats, Instance, Ints
+from pertoken.plan._jobs import place_jobs
 from pertoken.plan._program import INF, Program
 from pertoken.plan._solve import Session, Watch, fix, gap, is_fraction, near
 
@@ -36,7 +37,7 @@ class Found:
     first_feasible_s: float | None
 
 
-def search(program: Program, gap_fraction: float, watch: Watch) -> Found:
+def search(instance: Instance, program: Program, gap_fraction: float, watch: Watch) -> Found:
     """The best solution within the gap, the time limit, or until told to stop."""
     session = Session(program, watch)
     if not session.relax():
@@ -44,7 +45,7 @@ def search(program: Program, gap_fraction: float, watch: Watch) -> Found:
     relaxed, duals, reduced, bound = session.x, session.row_dual, session.reduced_cost, session.objective
     watch.tell("linear relaxation", bound=bound)
     watch.drain()
-    best = dive(session, program, watch, gap_fraction)
+    best = dive(instance, session, program, watch, gap_fraction)
     bound = watch.bound if watch.bound is not None else bound
     reached = gap(best[1], bound) if best else None
     status = "optimal" if reached is not None and reached <= gap_fraction else session.status
@@ -89,34 +90,60 @@ def polish(session: Session, x: Floats) -> tuple[Floats, float] | None:
     return session.x.copy(), session.objective
 
 
-def dive(session: Session, program: Program, watch: Watch, gap_fraction: float) -> tuple[Floats, float] | None:
+def dive(
+    instance: Instance, session: Session, program: Program, watch: Watch, gap_fraction: float
+) -> tuple[Floats, float] | None:
     """A whole solution by rounding and solving again; None where rounding ran into a wall."""
     whole = np.flatnonzero(program.integer)
     if not is_fraction(session.x[whole]).any():
         watch.tell("relaxation is whole", best=session.objective)
         return session.x.copy(), session.objective
-    if not _settle_once(session, program, gap_fraction):
+    if not _settle_once(session, program, gap_fraction) or not place_jobs(instance, program, session):
         return None
-    best: tuple[Floats, float] | None = None
-    hourly = [n for n in (program.columns["units"], program.columns["machines"]) if (n >= 0).any()]
-    columns = np.concatenate(hourly) if hourly else np.zeros((0, 1), dtype=np.int64)
-    integer = np.zeros(columns.shape, dtype=np.bool_)
-    integer[columns >= 0] = program.integer[columns[columns >= 0]]
-    columns = np.where(integer, columns, -1)
-    for round_number in range(_ROUNDS):
-        x = near(session.x)
-        values = np.where(columns >= 0, x[np.maximum(columns, 0)], 0.0)
-        open_ = (columns >= 0) & is_fraction(values)
-        if not open_.any():
-            break
-        if round_number == 0:
-            best = _round_all(session, columns, values, watch)
-        if watch.over or not _round_some(session, columns, values, open_):
-            return best
-    last = _round_all(session, columns, np.where(columns >= 0, session.x[np.maximum(columns, 0)], 0.0), watch)
+    best = _all_up(session, watch)
+    for name in ("units", "machines"):
+        for _ in range(_ROUNDS):
+            columns, values = _whole_of(session, name)
+            open_ = (columns >= 0) & is_fraction(values)
+            if not open_.any():
+                break
+            if watch.over or not _round_some(session, columns, values, open_):
+                return best
+    last = _all_up(session, watch)
     if last and (best is None or _better(last[1], best[1], program.maximise)):
         best = last
     return best
+
+
+def _whole_of(session: Session, name: str) -> tuple[Ints, Floats]:
+    """Columns of a variable that must be whole (−1 elsewhere), and their values."""
+    program = session.program
+    columns = program.columns[name]
+    columns = np.where((columns >= 0) & program.integer[np.maximum(columns, 0)], columns, -1)
+    return columns, np.where(columns >= 0, near(session.x)[np.maximum(columns, 0)], 0.0)
+
+
+def _all_up(session: Session, watch: Watch) -> tuple[Floats, float] | None:
+    """Every count up, units before the machines they run on; leaves the session as it found it."""
+    saved, lower, upper = session.x, session.lower.copy(), session.upper.copy()
+    found: tuple[Floats, float] | None = None
+    for name in ("units", "machines"):
+        columns, values = _whole_of(session, name)
+        here = columns[columns >= 0]
+        if len(here):
+            fix(session, here, np.minimum(np.ceil(values[columns >= 0]), session.program.upper[here]))
+            if not session.relax():
+                break
+    else:
+        found = session.x.copy(), session.objective
+        sign = -1 if session.program.maximise else 1
+        if watch.best is None or sign * found[1] < sign * watch.best:
+            watch.tell("rounded", best=found[1])
+            watch.drain()
+    changed = np.flatnonzero((lower != session.lower) | (upper != session.upper))
+    session.bounds(changed, lower[changed], upper[changed])
+    session.x = saved
+    return found
 
 
 def _settle_once(session: Session, program: Program, gap_fraction: float) -> bool:
@@ -181,19 +208,3 @@ def _round_some(session: Session, columns: Ints, values: Floats, open_: Bools) -
     session.bounds(chosen, session.program.lower[chosen], session.program.upper[chosen])
     session.relax()
     return False
-
-
-def _round_all(session: Session, columns: Ints, values: Floats, watch: Watch) -> tuple[Floats, float] | None:
-    """Every count up, the rest solved; leaves the session as it found it."""
-    here = columns[columns >= 0]
-    saved, lower, upper = session.x, session.lower[here], session.upper[here]
-    fix(session, here, np.minimum(np.ceil(near(values[columns >= 0])), session.program.upper[here]))
-    found = (session.x.copy(), session.objective) if session.relax() else None
-    if found:
-        sign = -1 if session.program.maximise else 1
-        if watch.best is None or sign * found[1] < sign * watch.best:
-            watch.tell("rounded", best=found[1])
-            watch.drain()
-    session.bounds(here, lower, upper)
-    session.x = saved
-    return found

@@ -194,7 +194,7 @@ def plan(
 
 def _solve(instance: Instance, goal: Goal, gap_fraction: float, watch: Watch) -> Plan:
     program = build(instance, goal)
-    found = search(program, gap_fraction, watch)
+    found = search(instance, program, gap_fraction, watch)
     if found.x is None:
         raise _nothing(instance, goal, found, watch)
     if goal.switches and not watch.over:
