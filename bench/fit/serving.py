@@ -227,9 +227,9 @@ def fold_of(row: Row, split: str) -> Any:
         return signature(model_of(row.model))
     if split == "gpu":
         return row.gpu
-    if split == "stack":
+    if split in ("stack", "architecture"):
         keys = level_keys(model_of(row.model), gpu_of(row.gpu), row.engine, row.precision)
-        return keys["architecture|engine|precision"]
+        return keys["architecture|engine|precision" if split == "stack" else "architecture"]
     digest = hashlib.sha256(repr(row.configuration).encode()).digest()
     return digest[0] % 5
 
@@ -238,7 +238,7 @@ def cross_validate(split: str, rows: Sequence[Row] | None = None) -> list[Scored
     """Predictions of rows by fits that never saw them.
 
     split: ``random`` (five folds of whole settings: repeats of one stay together), ``model`` (all rows of
-    that architecture left out), ``gpu``, ``stack`` (architecture × engine × precision).
+    that architecture left out), ``gpu``, ``architecture``, ``stack`` (architecture × engine × precision).
     """
     rows = load_rows() if rows is None else rows
     out: list[Scored] = []
@@ -304,31 +304,29 @@ def coverage(scored: Sequence[Scored], split: str, quantity: str) -> float:
     return float(np.mean(inside))
 
 
-SPLITS = {"none": "random", "model": "model", "engine": "stack", "gpu": "gpu", "architecture": "gpu"}
+SPLITS = {"none": "random", "model": "model", "engine": "stack", "gpu": "gpu", "architecture": "architecture"}
 """How far a configuration is from the rows of the fit, and the split that shows how wrong the fit is then."""
+STRANGER = 1.5
+"""How much wider the interval of a vendor never measured is than an architecture's: assumed, no rows can tell."""
 
 
 def spreads(results: dict[str, list[Scored]]) -> dict[str, dict[str, float]]:
-    """Interval half-widths by novelty and quantity; never narrower the farther a configuration is from the
-    rows."""
-    sibling = {"H100-SXM", "H200-SXM"}  # GPUs left out whose architecture another one still showed
-    chosen = {
-        name: [
-            s
-            for s in results[split]
-            if name not in ("gpu", "architecture") or (s.row.gpu in sibling) == (name == "gpu")
-        ]
-        for name, split in SPLITS.items()
-    }
+    """Interval half-widths by novelty and quantity; never narrower the farther a configuration is from the rows.
+
+    An architecture's is the mean over architectures left out, which count alike however many rows they have.
+    """
     out: dict[str, dict[str, float]] = {}
     floor = dict.fromkeys(QUANTITIES, 0.0)
-    for name in SPLITS:
-        raw = {q: half_width(chosen[name], q) for q in QUANTITIES}
-        if name == "model":
-            out[name] = {q: round(max(raw[q], floor[q]), 3) for q in QUANTITIES}
-            continue
-        floor = {q: max(raw[q], floor[q]) for q in QUANTITIES}
-        out[name] = {q: round(floor[q], 3) for q in QUANTITIES}
+    for name, split in SPLITS.items():
+        groups = [results[split]]
+        if name == "architecture":
+            kinds = {fold_of(s.row, split) for s in results[split]}
+            groups = [[s for s in results[split] if fold_of(s.row, split) == kind] for kind in kinds]
+        raw = {q: float(np.mean([half_width(group, q) for group in groups])) for q in QUANTITIES}
+        wide = {q: max(raw[q], floor[q]) for q in QUANTITIES}
+        out[name] = {q: round(wide[q], 3) for q in QUANTITIES}
+        floor = floor if name == "model" else wide
+    out["vendor"] = {q: round(STRANGER * width, 3) for q, width in out["architecture"].items()}
     return out
 
 
@@ -348,7 +346,7 @@ def write(found: Fit, rows: Sequence[Row], results: dict[str, list[Scored]], pat
     seen: dict[str, dict[str, list[str]]] = {}
     b = batch(rows)
     for keys in b.keys:
-        for level in ("architecture", "gpu", "architecture|engine|precision", "model"):
+        for level in ("vendor", "architecture", "gpu", "architecture|engine|precision", "model"):
             seen.setdefault(level, {}).setdefault(keys[level], [])
     content = {
         "date": datetime.now(UTC).date().isoformat(),
@@ -370,7 +368,7 @@ def write(found: Fit, rows: Sequence[Row], results: dict[str, list[Scored]], pat
 def main() -> None:
     """Fit, cross-validate, write, print."""
     rows = load_rows()
-    results = {split: cross_validate(split, rows) for split in ("random", "model", "gpu", "stack")}
+    results = {split: cross_validate(split, rows) for split in dict.fromkeys(SPLITS.values())}
     found = fit(batch(rows))
     write(found, rows, results)
     print(f"{len(rows)} rows; wrote {TARGET.relative_to(ROOT)}")

@@ -174,6 +174,7 @@ NOVELTY: Mapping[str, str] = {
     "engine": "this architecture was measured, not with this engine and precision",
     "gpu": "this GPU was not measured, its architecture was",
     "architecture": "this architecture was not measured: its prior applies",
+    "vendor": "no GPU of this vendor was measured: priors alone",
 }
 """What a configuration's hardware and engine have in common with the rows of the fit, nearest first."""
 
@@ -181,6 +182,7 @@ NOVELTY: Mapping[str, str] = {
 def novelty_of(seen: Mapping[str, Any], keys: Mapping[str, str]) -> str:
     """Which entry of NOVELTY a configuration falls under."""
     for level, name in (
+        ("vendor", "vendor"),
         ("architecture", "architecture"),
         ("gpu", "gpu"),
         ("architecture|engine|precision", "engine"),
@@ -211,7 +213,7 @@ def _lookup(keys: tuple[tuple[str, str], ...]) -> Lookup:
     novelty = novelty_of(file["seen"], named)
     where = file["effects"]["configuration"] if novelty in ("none", "engine") else file["seen"]["model"]
     new_model = named["configuration" if novelty in ("none", "engine") else "model"] not in where
-    basis = "roofline" if novelty == "architecture" else "fitted"
+    basis = "roofline" if novelty in ("architecture", "vendor") else "fitted"
     text = f"roofline fitted {file['date']} to {file['rows']} measured points ({label}): {NOVELTY[novelty]}"
     text += "; not this model there" if new_model else ""
     return Lookup(found, _spread(file, novelty, new_model), basis, text)

@@ -40,10 +40,12 @@ class Loop(NamedTuple):
     prefill_fraction: Floats
     max_concurrency: Floats
     step_s: Floats
-    running: Floats
-    compute_utilisation: Floats
-    memory_utilisation: Floats
-    link_utilisation: Floats
+    cycle_s: Floats
+    """A request's life: all admitted ones finish one request each in it."""
+    admitted: Floats
+    decoding: Floats
+    decode_share: Floats
+    """The layout's GPUs over all of the replica's: below 1 where others only prefill."""
 
 
 class Context(NamedTuple):
@@ -83,7 +85,7 @@ def attention_per_token_s(work: Work, context: Context) -> FloatLike:
 def weights_s(work: Work, c: Coefficients, tokens: FloatLike) -> FloatLike:
     """Seconds to read the weights a step of that many tokens touches: expert coverage is 1 − (1 −
     k/E)^tokens."""
-    return c.always * work.always_s + c.routed * work.routed_s * (1 - np.power(work.miss, tokens))
+    return c.always * work.always_s + c.routed * work.routed_s * -np.expm1(work.log_miss * tokens)
 
 
 def latency_s(work: Work, c: Coefficients) -> FloatLike:
@@ -183,32 +185,28 @@ def closed_loop(work: Work, c: Coefficients, requests: Requests, concurrency: Fl
     tpot = np.maximum(cycle - first, steps * step * 0.5) / np.asarray(requests.output)
     ttft = first + np.maximum(concurrency - limit, 0.0) / rate
     return Loop(
-        rate * requests.output, ttft, tpot, busy, limit, step, admitted,
-        *_utilisation(work, requests, cycle, admitted, steps, step, decoding, cache_s),
+        rate * requests.output, ttft, tpot, busy, limit, step, cycle, admitted, decoding, np.ones(1)
     )  # fmt: skip
 
 
-def _utilisation(
-    work: Work,
-    requests: Requests,
-    cycle: FloatLike,
-    admitted: FloatLike,
-    steps: FloatLike,
-    step: FloatLike,
-    decoding: FloatLike,
-    cache_s: FloatLike,
-) -> tuple[Floats, Floats, Floats]:
-    """Ideal seconds of compute, memory and links over the cycle's seconds."""
-    del step
+def utilisation(work: Work, requests: Requests, loop: Loop) -> tuple[Floats, Floats, Floats]:
+    """Ideal seconds of compute, memory and links over the cycle's seconds, each 0 to 1, mean over all GPUs."""
+    cache_s = cache_per_sequence_s(work, decode_context(work, requests))
     flops = work.dense_gemm_s + work.routed_gemm_s
-    tokens = decoding * requests.verified
+    tokens = loop.decoding * requests.verified
+    steps = np.asarray(requests.output) / requests.accepted
     context = (np.asarray(requests.computed) + 2 * np.asarray(requests.cached)) / 2
     prompt = requests.computed * (flops + work.prompt_full_s * context / work.dp)
-    compute = (steps * tokens * flops + admitted * prompt) / cycle
-    read = work.always_s + work.routed_s * (1 - np.power(work.miss, tokens)) + decoding / work.dp * cache_s
-    memory = steps * read / cycle
-    link = work.message_s * (steps * tokens + admitted * requests.computed) / cycle
-    return np.minimum(compute, 1.0), np.minimum(memory, 1.0), np.minimum(link, 1.0)
+    covered = -np.expm1(work.log_miss * tokens)
+    read = work.always_s + work.routed_s * covered + loop.decoding / work.dp * cache_s
+    compute = steps * tokens * flops + loop.admitted * prompt
+    link = work.message_s * (steps * tokens + loop.admitted * requests.computed)
+    share = loop.decode_share / loop.cycle_s
+    return (
+        np.minimum(compute * share, 1.0),
+        np.minimum(steps * read * share, 1.0),
+        np.minimum(link * share, 1.0),
+    )
 
 
 def split_loop(
@@ -242,10 +240,8 @@ def split_loop(
     tpot = steps * step / np.asarray(requests.output)
     ttft = np.maximum(concurrency / rate - requests.output * tpot, alone)
     cycle = concurrency / rate
-    decode_gpus, total = work.gpus, np.asarray(work.gpus) + prefill_gpus
+    decode_gpus = np.asarray(work.gpus)
     prefill = busy * prefill_gpus / (busy * prefill_gpus + decode_gpus)
-    used = _utilisation(work, requests, cycle, concurrency, steps, step, decoding, cache_s)
-    share = np.asarray(decode_gpus) / total
-    return Loop(
-        rate * requests.output, ttft, tpot, prefill, limit, step, decoding, *(u * share for u in used)
-    )
+    share = decode_gpus / (decode_gpus + prefill_gpus)
+    cycle, admitted = concurrency / rate, np.asarray(concurrency, dtype=np.float64)
+    return Loop(rate * requests.output, ttft, tpot, prefill, limit, step, cycle, admitted, decoding, share)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -83,14 +84,14 @@ def formats(gpu: Gpu, precision: str, kv_precision: str = "") -> Formats:
     compute, note = precision, ""
     if precision == "int4":
         compute, note = "bf16", "int4 weights, bf16 compute"
-    elif precision not in gpu.flops:
+    elif gpu.flops.get(precision, 0.0) < gpu.flops.get("bf16", 0.0):
         weight_only = gpu.vendor.lower() in ("nvidia", "amd", "apple") or precision == "int8"
         if "bf16" not in gpu.flops or not weight_only:
             raise CannotServeError(
                 f"{gpu.name} has no {precision} and no engine emulates it there: it computes in "
                 f"{', '.join(gpu.flops)}"
             )
-        compute, note = "bf16", f"{gpu.name} has no {precision} units: {precision} weights, bf16 compute"
+        compute, note = "bf16", f"{gpu.name} has no fast {precision}: {precision} weights, bf16 compute"
     if compute not in gpu.flops:
         raise CannotServeError(f"{gpu.name} has no {compute}: it computes in {', '.join(gpu.flops)}")
     return Formats(compute, WEIGHT_BYTES[precision], _kv_bytes(gpu, precision, kv_precision), note)
@@ -123,8 +124,8 @@ class Work:
     """Reading the weights every step needs."""
     routed_s: FloatLike
     """Reading every routed expert."""
-    miss: FloatLike
-    """Probability that one token leaves a given expert alone: 1 − k/E."""
+    log_miss: FloatLike
+    """Logarithm of the probability that one token leaves a given expert alone: ln(1 − k/E)."""
     dense_gemm_s: FloatLike
     """Per token of a step, its share of GEMMs outside routed experts."""
     routed_gemm_s: FloatLike
@@ -329,7 +330,7 @@ def work(model: Model, gpu: Gpu, layout: Layout, fmt: Formats) -> Work:
         gpus=float(layout.gpus), pp=float(layout.pp), dp=float(layout.dp),
         kernels=_kernels(model), moe_layers=_moe_blocks(model),
         always_s=always / layout.tp / bandwidth, routed_s=routed / group / bandwidth,
-        miss=1 - model.experts_active / model.experts if model.moe_layers else 0.0,
+        log_miss=math.log1p(-model.experts_active / model.experts) if model.moe_layers else -math.inf,
         dense_gemm_s=_dense_gemm_s(model, gpu, fmt) / group,
         routed_gemm_s=2 * model.active_routed_parameters / group / peak,
         kv_full_s=(full + index) / bandwidth, kv_window_s=window / bandwidth, kv_top_s=top / bandwidth,

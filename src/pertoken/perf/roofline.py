@@ -43,8 +43,8 @@ def predict(model: Model, gpu: Gpu, point: Point) -> Prediction:
     context the model lacks.
     Source: the coefficient file names rows and date; the method is in docs/perf.md.
     """
-    loop, found, fmt = _answer(model, gpu, point)
-    power, spread = _gpu_power(model, gpu, point, loop), found.spread
+    loop, used, found, fmt = _answer(model, gpu, point)
+    power, spread = _gpu_power(model, gpu, point, used), found.spread
     return Prediction(
         tokens_per_s=_interval(loop.tokens_per_s, spread.tokens_per_s),
         ttft_s=_interval(loop.ttft_s, spread.ttft_s),
@@ -63,11 +63,10 @@ def utilisations(model: Model, gpu: Gpu, point: Point) -> tuple[Floats, Floats, 
 
     Parameters and errors as `predict`. Formula: ideal seconds of each resource over the seconds of the cycle.
     """
-    loop, _, _ = _answer(model, gpu, point)
-    return loop.compute_utilisation, loop.memory_utilisation, loop.link_utilisation
+    return _answer(model, gpu, point)[1]
 
 
-def _answer(model: Model, gpu: Gpu, point: Point) -> tuple[Loop, Lookup, Formats]:
+def _answer(model: Model, gpu: Gpu, point: Point) -> tuple[Loop, Used, Lookup, Formats]:
     fmt = formats(gpu, point.precision, point.kv_precision)
     layout_work = work(model, gpu, checked_layout(point.layout), fmt)
     found = lookup(model, gpu, point.engine, point.precision)
@@ -78,13 +77,20 @@ def _answer(model: Model, gpu: Gpu, point: Point) -> tuple[Loop, Lookup, Formats
         _block(layout_work, found, point, *(a[i : i + BLOCK] for a in flat))
         for i in range(0, max(flat[0].size, 1), BLOCK)
     ]
-    loop = Loop(
-        *(np.concatenate([np.atleast_1d(p[k]) for p in parts]).reshape(shape) for k in range(len(parts[0])))
-    )
+    loop = Loop(*(_whole([p[0][k] for p in parts], shape) for k in range(len(Loop._fields))))
+    compute, memory, link = (_whole([p[1][k] for p in parts], shape) for k in range(3))
     lacking = loop.max_concurrency < 1
     if lacking.any():
         raise CannotServeError(_no_room(model, gpu, point, arrays, lacking))
-    return loop, found, fmt
+    return loop, (compute, memory, link), found, fmt
+
+
+Used = tuple[Floats, Floats, Floats]
+"""Shares in use: compute, memory, links."""
+
+
+def _whole(parts: list[Floats], shape: tuple[int, ...]) -> Floats:
+    return np.concatenate([np.atleast_1d(p) for p in parts]).reshape(shape)
 
 
 def _block(
@@ -95,14 +101,16 @@ def _block(
     cached: Floats,
     out: Floats,
     concurrency: Floats,
-) -> Loop:
+) -> tuple[tuple[Floats, ...], tuple[Floats, ...]]:
     c = found.coefficients
     requests = requests_of(point, n_in, cached, out)
     if point.prefill_gpus:
         loop = _steps.split_loop(layout_work, c, requests, concurrency, float(point.prefill_gpus))
     else:
         loop = _steps.closed_loop(layout_work, c, requests, concurrency)
-    return Loop(*(np.broadcast_to(np.asarray(a, dtype=np.float64), n_in.shape) for a in loop))
+    used = _steps.utilisation(layout_work, requests, loop)
+    spread = [tuple(np.broadcast_to(a, n_in.shape) for a in arrays) for arrays in (loop, used)]
+    return spread[0], spread[1]
 
 
 def requests_of(point: Point, n_in: FloatLike, cached: FloatLike, out: FloatLike) -> Requests:
@@ -172,14 +180,12 @@ def _interval(value: Floats, half_width: float) -> Interval:
     return Interval(value, value * np.exp(-half_width), value * np.exp(half_width))
 
 
-def _gpu_power(model: Model, gpu: Gpu, point: Point, loop: Loop) -> Interval:
+def _gpu_power(model: Model, gpu: Gpu, point: Point, used: Used) -> Interval:
     """Board power of one GPU from what is in use of it; the interval stays between idle and the power limit."""
     precision, gpus = precision_name(point.precision), point.layout.gpus
     power = gpu_power_w(
         gpu,
-        loop.compute_utilisation,
-        loop.memory_utilisation,
-        loop.link_utilisation,
+        *used,
         precision,
         model=model,
         gpus=gpus,

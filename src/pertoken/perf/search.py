@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +13,9 @@ from pertoken.catalog.gpus import Gpu
 from pertoken.catalog.models import Model
 from pertoken.errors import CannotServeError, InputError
 from pertoken.perf import _coefficients, _steps, _work
-from pertoken.perf._steps import Loop, Requests
+from pertoken.perf._steps import Requests
 from pertoken.perf.point import Floats, Layout, Point
-from pertoken.perf.roofline import checked_point, requests_of
+from pertoken.perf.roofline import BLOCK, checked_point, requests_of
 
 BATCHES = np.unique(np.round(2.0 ** np.arange(0.0, 12.01, 0.25)))
 """Concurrencies tried per replica: 1 to 4096, four per octave."""
@@ -60,22 +61,25 @@ def search(
     precisions: Sequence[str] = (),
     engine: str = "",
     count: int = 10,
+    batches: Floats | None = None,
 ) -> Search:
     """The operating points with the most tokens/s per GPU within the SLO, over all layouts and batch sizes.
 
     Parameters: model; gpu; workload, of which input, cached and output tokens (scalars), engine, KV
     precision and speculative decoding count, its concurrency and layout do not; SLO on mean TTFT and TPOT
-    [s]; max_gpus per replica; precisions (empty: the workload's); count: how many of the best.
+    [s]; max_gpus per replica; precisions (empty: the workload's); count: how many of the best; batches:
+    concurrencies of the replica to try (`BATCHES`).
     Raises CannotServeError where no layout fits, or none meets the SLO (with the nearest one found).
     """
     if not slo_ttft_s > 0 or not slo_tpot_s > 0 or max_gpus < 1:
         raise InputError("slo_ttft_s and slo_tpot_s must be positive, max_gpus at least 1")
     workload = replace(workload, engine=engine or workload.engine)
-    grids, refused = _grids(model, gpu, workload, precisions or (workload.precision,), max_gpus)
+    batches = BATCHES if batches is None else np.asarray(batches, dtype=np.float64)
+    grids, refused = _grids(model, gpu, workload, precisions or (workload.precision,), max_gpus, batches)
     if not grids:
-        raise CannotServeError(_shortest(refused))
-    labels, found = _joined(grids)
-    rate, ttft, tpot = found
+        raise CannotServeError(refused[-1] if refused else "no precision to search")
+    found = _joined(grids, batches)
+    rate, ttft, tpot = found.tokens_per_s_per_gpu, found.ttft_s, found.tpot_s
     fits = np.isfinite(rate)
     if not fits.any():
         raise CannotServeError(
@@ -83,12 +87,12 @@ def search(
         )
     within = fits & (ttft <= slo_ttft_s) & (tpot <= slo_tpot_s)
     if not within.any():
-        raise CannotServeError(_nearest(model, gpu, labels, found, slo_ttft_s, slo_tpot_s))
+        raise CannotServeError(_nearest(model, gpu, found, slo_ttft_s, slo_tpot_s))
     order = np.flatnonzero(within)
     order = order[np.argsort(-rate[order], kind="stable")][:count]
     return Search(
-        best=tuple(_candidate(labels, found, int(i)) for i in order),
-        front=tuple(_candidate(labels, found, i) for i in _front(rate, tpot, fits)),
+        best=tuple(found.candidate(int(i)) for i in order),
+        front=tuple(found.candidate(i) for i in _front(rate, tpot, fits)),
         tried=rate.size,
         fitting=int(fits.sum()),
         refused=tuple(dict.fromkeys(refused)),
@@ -110,17 +114,26 @@ def layouts(model: Model, max_gpus: int) -> list[Layout]:
     ]
 
 
+class _Outcome(NamedTuple):
+    """Of every layout and batch, arrays of shape (layouts, batches)."""
+
+    tokens_per_s: Floats
+    ttft_s: Floats
+    tpot_s: Floats
+    max_concurrency: Floats
+
+
 @dataclass(frozen=True)
 class _Grid:
     layouts: list[Layout]
     precision: str
-    loop: Loop
+    loop: _Outcome
     basis: str
     source: str
 
 
 def _grids(
-    model: Model, gpu: Gpu, workload: Point, precisions: Sequence[str], max_gpus: int
+    model: Model, gpu: Gpu, workload: Point, precisions: Sequence[str], max_gpus: int, batches: Floats
 ) -> tuple[list[_Grid], list[str]]:
     """Per precision the closed loop over (layout, batch), and why some could not run."""
     grids: list[_Grid] = []
@@ -142,38 +155,57 @@ def _grids(
                 refused.append(str(error))
         if works:
             found = _coefficients.lookup(model, gpu, workload.engine, precision)
-            stacked = _work.shaped(_work.stack(works), (-1, 1))
-            loop = _evaluate(stacked, found.coefficients, requests)
+            loop = _loops(works, found.coefficients, requests, batches)
             source = "; ".join(part for part in (found.source, fmt.note) if part)
             grids.append(_Grid(kept, _work.precision_name(precision), loop, found.basis, source))
     return grids, refused
 
 
-def _evaluate(stacked: _work.Work, c: _coefficients.Coefficients, requests: Requests) -> Loop:
-    return _steps.closed_loop(stacked, c, requests, BATCHES[None, :])
+def _loops(
+    works: list[_work.Work], c: _coefficients.Coefficients, requests: Requests, batches: Floats
+) -> _Outcome:
+    """The closed loop of every layout at every batch, a few layouts at a time to stay in the processor's cache."""
+    rows = max(1, BLOCK // batches.size)
+    parts: list[tuple[Floats, ...]] = []
+    for i in range(0, len(works), rows):
+        some = _work.shaped(_work.stack(works[i : i + rows]), (-1, 1))
+        loop = _steps.closed_loop(some, c, requests, batches[None, :])
+        shape = (len(works[i : i + rows]), batches.size)
+        wanted = (loop.tokens_per_s, loop.ttft_s, loop.tpot_s, loop.max_concurrency)
+        parts.append(tuple(np.broadcast_to(a, shape) for a in wanted))
+    return _Outcome(*(np.concatenate([p[k] for p in parts]) for k in range(4)))
 
 
-Labels = list[tuple[Layout, str, float]]
-Figures = tuple[Floats, Floats, Floats]
+@dataclass(frozen=True)
+class _Found:
+    """Every point tried: rows (layout, precision) × batches, flat; tokens/s is −inf where memory is short."""
+
+    rows: list[tuple[Layout, str]]
+    batches: Floats
+    tokens_per_s_per_gpu: Floats
+    ttft_s: Floats
+    tpot_s: Floats
+
+    def candidate(self, i: int) -> Candidate:
+        layout, precision = self.rows[i // self.batches.size]
+        rate, ttft_s, tpot_s = (
+            float(column[i]) for column in (self.tokens_per_s_per_gpu, self.ttft_s, self.tpot_s)
+        )
+        concurrency = float(self.batches[i % self.batches.size])
+        return Candidate(layout, precision, concurrency, rate, 1 / tpot_s, ttft_s, tpot_s)
 
 
-def _joined(grids: list[_Grid]) -> tuple[Labels, Figures]:
-    """All grids as one list of points: labels, and tokens/s per GPU (−inf where memory is short), TTFT,
-    TPOT."""
-    labels: Labels = []
+def _joined(grids: list[_Grid], batches: Floats) -> _Found:
+    """All grids as one list of points."""
     columns: list[list[Floats]] = [[], [], []]
     for grid in grids:
-        shape = (len(grid.layouts), BATCHES.size)
         gpus = np.array([layout.gpus for layout in grid.layouts], dtype=np.float64)[:, None]
-        rate = np.broadcast_to(grid.loop.tokens_per_s, shape) / gpus
-        room = np.broadcast_to(grid.loop.max_concurrency, shape) >= BATCHES
-        for column, values in zip(
-            columns, (np.where(room, rate, -np.inf), grid.loop.ttft_s, grid.loop.tpot_s), strict=True
-        ):
-            column.append(np.broadcast_to(values, shape).ravel())
-        labels += [(layout, grid.precision, float(b)) for layout in grid.layouts for b in BATCHES]
-    rate, ttft, tpot = (np.concatenate(column) for column in columns)
-    return labels, (rate, ttft, tpot)
+        room = grid.loop.max_concurrency >= batches
+        rate = np.where(room, grid.loop.tokens_per_s / gpus, -np.inf)
+        for column, values in zip(columns, (rate, grid.loop.ttft_s, grid.loop.tpot_s), strict=True):
+            column.append(values.ravel())
+    rows = [(layout, grid.precision) for grid in grids for layout in grid.layouts]
+    return _Found(rows, batches, *(np.concatenate(column) for column in columns))
 
 
 def _front(rate: Floats, tpot: Floats, fits: npt.NDArray[np.bool_]) -> list[int]:
@@ -185,26 +217,13 @@ def _front(rate: Floats, tpot: Floats, fits: npt.NDArray[np.bool_]) -> list[int]
     return [int(i) for i in order[better]]
 
 
-def _candidate(labels: Labels, found: Figures, i: int) -> Candidate:
-    layout, precision, concurrency = labels[i]
-    rate, ttft, tpot = (float(column[i]) for column in found)
-    return Candidate(layout, precision, concurrency, rate, 1 / tpot, ttft, tpot)
-
-
-def _nearest(
-    model: Model, gpu: Gpu, labels: Labels, found: Figures, slo_ttft_s: float, slo_tpot_s: float
-) -> str:
+def _nearest(model: Model, gpu: Gpu, found: _Found, slo_ttft_s: float, slo_tpot_s: float) -> str:
     """What to say where nothing meets the SLO: the point that misses it by the smallest factor."""
-    rate, ttft, tpot = found
-    miss = np.where(np.isfinite(rate), np.maximum(ttft / slo_ttft_s, tpot / slo_tpot_s), np.inf)
-    best = _candidate(labels, found, int(np.argmin(miss)))
+    miss = np.maximum(found.ttft_s / slo_ttft_s, found.tpot_s / slo_tpot_s)
+    miss = np.where(np.isfinite(found.tokens_per_s_per_gpu), miss, np.inf)
+    best = found.candidate(int(np.argmin(miss)))
     return (
         f"no layout of {model.name} on {gpu.name} meets TTFT ≤ {slo_ttft_s:g} s and TPOT ≤ {slo_tpot_s:g} s; "
         f"the nearest has TTFT {best.ttft_s:.3g} s and TPOT {best.tpot_s:.3g} s ({best.layout.gpus} GPUs, tp "
         f"{best.layout.tp}, dp {best.layout.dp}, pp {best.layout.pp}, concurrency {best.concurrency:g})"
     )
-
-
-def _shortest(refused: list[str]) -> str:
-    """The refusal of the largest layout, which is the last one tried."""
-    return refused[-1] if refused else "nothing to search"
