@@ -28,6 +28,7 @@ from pertoken.perf._coefficients import (
     NAMES,
     Coefficients,
     coefficients_of,
+    fitted,
     level_keys,
     signature,
 )
@@ -124,6 +125,13 @@ def evaluate(b: Batch, logs: Floats) -> dict[str, Floats]:
         for name in NOISE:
             answer[name] = np.where(b.split, getattr(apart, name), answer[name])
     return answer
+
+
+def shipped_logs(b: Batch) -> Floats:
+    """Log coefficients of every row from the file the package ships."""
+    found = [coefficients_of(fitted(), k) for k in b.keys]
+    values = np.array([[getattr(c, name) for name in NAMES] for c in found], dtype=np.float64)
+    return np.asarray(np.log(values), dtype=np.float64)
 
 
 def base_logs(b: Batch) -> Floats:

@@ -1,0 +1,101 @@
+"""The serving fit is reproducible: rows, file and package agree, and a refit of a sample lands where it did."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pertoken.catalog.gpus import gpus
+from pertoken.catalog.models import model
+from pertoken.perf._coefficients import DIRECTIONS, NAMES, fitted, level_keys
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT / ".." / "shared" / "data" / "performance"
+
+
+@pytest.fixture
+def serving(monkeypatch: pytest.MonkeyPatch) -> Any:
+    if not DATA.is_dir():
+        pytest.skip("shared/data is not beside the checkout: the measured points are needed")
+    monkeypatch.syspath_prepend(str(ROOT))
+    return importlib.import_module("bench.fit.serving")
+
+
+def test_the_file_names_only_what_the_package_knows() -> None:
+    file = fitted()
+    keys = set(level_keys(model("meta-llama/Llama-3.1-8B"), gpus()["H100-SXM"], "vllm", "fp8"))
+    assert set(file["effects"]) <= keys
+    directions = {d for table in file["effects"].values() for entry in table.values() for d in entry}
+    assert directions <= set(DIRECTIONS)
+    assert set(file["base"]) == set(NAMES)
+    assert set(file["seen"]["gpu"]) <= set(gpus())
+    assert all(math.isfinite(v) for t in file["effects"].values() for e in t.values() for v in e.values())
+
+
+def test_intervals_widen_with_distance_from_what_was_measured() -> None:
+    spread = fitted()["spread"]
+    for quantity in ("tokens_per_s", "tpot_s", "ttft_s"):
+        widths = [spread[name][quantity] for name in ("none", "engine", "gpu", "architecture", "vendor")]
+        assert widths == sorted(widths)
+        assert spread["none"][quantity] < spread["model"][quantity]
+
+
+def test_coverage_of_left_out_rows_is_what_the_interval_promises() -> None:
+    for split in ("random", "model", "gpu"):
+        assert 0.75 <= fitted()["coverage"][split]["tokens_per_s"] <= 0.85
+        assert 0.75 <= fitted()["coverage"][split]["tpot_s"] <= 0.85
+
+
+def test_rows_are_the_ones_the_file_was_fitted_to(serving: Any) -> None:
+    rows = serving.load_rows()
+    fitted_rows = serving.batch(rows).rows
+    assert len(fitted_rows) == fitted()["rows"]
+    assert sum(r.scored for r in fitted_rows) == fitted()["scored"]
+    assert all(r.concurrency >= 1 and r.output_tokens >= 1 and r.gpus > 0 for r in rows)
+    assert len({id(r) for r in rows}) == len(rows)
+
+
+def test_one_measurement_is_one_row_whatever_layouts_it_stands_under(serving: Any) -> None:
+    """B200, DeepSeek fp4, sglang 0.5.9, 128 in flight: once as 4 GPUs, once as 16, TTFT and TPOT to the digit."""
+    same = [r for r in serving.load_rows() if r.tpot_s == 0.025289 and r.ttft_s == 0.75995]
+    assert len(same) == 1
+    assert same[0].layout.gpus == 4
+
+
+def test_a_refit_of_a_sample_predicts_as_the_shipped_file_does(serving: Any) -> None:
+    """General effects are held by all rows; a sample of two configurations moves them, its predictions hardly."""
+    rows = [
+        r
+        for r in serving.load_rows()
+        if (r.gpu, r.engine, r.source) == ("H100-SXM", "vllm", "inferencemax")
+        or (r.gpu, r.engine, r.source) == ("MI355X", "sglang", "inferencemax")
+    ]
+    b = serving.batch(rows)
+    refitted = serving.evaluate(b, serving.fit(b).logs(b))
+    shipped = serving.evaluate(b, serving.shipped_logs(b))
+    for quantity, tolerance in (("tokens_per_s", 0.05), ("tpot_s", 0.05)):
+        apart = np.abs(np.log(refitted[quantity] / shipped[quantity]))
+        assert np.median(apart) < tolerance
+        error = np.abs(np.log(refitted[quantity] / b.measured[quantity]))
+        assert np.median(error) < tolerance
+
+
+def test_errors_of_the_shipped_file_are_those_it_states(serving: Any) -> None:
+    """Median error over all scored rows is below that of random folds, which the file states."""
+    rows = [r for r in serving.load_rows() if r.scored]
+    b = serving.batch(rows)
+    answer = serving.evaluate(b, serving.shipped_logs(b))
+    error = 100 * np.abs(np.expm1(np.log(answer["tokens_per_s"] / b.measured["tokens_per_s"])))
+    assert np.median(error) <= fitted()["residuals"]["random"]["tokens_per_s median"]
+
+
+def test_summary_counts_percent(serving: Any) -> None:
+    row = next(r for r in serving.load_rows() if r.scored)
+    off = serving.Scored(row, 1.1 * row.tokens_per_s, row.ttft_s, 0.9 * row.tpot_s)
+    assert serving.summary([off])["tokens_per_s MAPE"] == pytest.approx(10.0)
+    assert serving.summary([off])["tpot_s bias"] == pytest.approx(-10.0)
