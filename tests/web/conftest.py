@@ -1,0 +1,82 @@
+"""A service in this process, asked through its ASGI application."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from pertoken.fleet import RunningFleet, load_fleet
+from pertoken.report.books import open_books
+from pertoken.web.app import Limits, create_app
+from pertoken.web.service import Service
+from pertoken.web.tokens import Tokens
+
+FLEET = """
+sites:
+  dc: {timezone: UTC, pue: 1.2, tariff: {usd_per_kwh: 0.1}}
+pools:
+  h100:
+    gpu: H100-SXM
+    site: dc
+    count: 8
+    price: {term: owned, usd_per_gpu: 35040, life_years: 4, wacc_fraction: 0, residual_fraction: 0,
+            method: straight-line}
+  api: {price: {term: api, input_usd_per_mtok: 3, output_usd_per_mtok: 15}}
+sources:
+  written:
+    - {instance: "vllm:8000", pool: h100}
+"""
+NOW_S = 1_795_510_800.0  # 2026-11-24 09:00 UTC
+Client = TestClient
+
+
+class Clock:
+    """A wall clock that stands where it is put."""
+
+    def __init__(self, at_s: float = NOW_S) -> None:
+        self.at_s = at_s
+
+    def __call__(self) -> float:
+        return self.at_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> RunningFleet:
+    path = tmp_path / "fleet.yaml"
+    path.write_text(FLEET)
+    return load_fleet(path)
+
+
+@pytest.fixture
+def client_of(tmp_path: Path, fleet: RunningFleet, clock: Clock) -> Iterator[Callable[..., Client]]:
+    """Makes a client of a service on this test's folder; options go to `create_app`."""
+    opened: list[Client] = []
+
+    def make(*, limits: Limits | None = None, require_tokens: bool = False, **options: Any) -> Client:
+        books = open_books(fleet, tmp_path / "data")
+        service = Service(books, tmp_path, clock=clock, grace_s=3600.0)
+        app = create_app(
+            service, Tokens(tmp_path / "data"), require_tokens=require_tokens, limits=limits, **options
+        )
+        client = Client(app, base_url="http://127.0.0.1:8700")
+        client.__enter__()
+        opened.append(client)
+        return client
+
+    yield make
+    for client in opened:
+        client.__exit__(None, None, None)
+
+
+@pytest.fixture
+def client(client_of: Callable[..., Client]) -> Client:
+    return client_of()
