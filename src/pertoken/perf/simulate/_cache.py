@@ -8,67 +8,53 @@ from __future__ import annotations
 
 from typing import Any
 
-from pertoken.perf.simulate._memory import (
-    i32,
-    i64,
-    jit,
-    jit_call,
-    put_i32,
-    put_i64,
-)
-from pertoken.perf.simulate._state import (
-    group_at,
-)
+from pertoken.perf.simulate._memory import i32, i64, jit, jit_call, put_i32, put_i64
+from pertoken.perf.simulate._state import block_at, group_at
 
 
 @jit
 def _home(w: Any, key: int) -> int:
-    mixed = key * -7046029254386353131  # 2**64 / golden ratio, as Fibonacci hashing has it
-    return (mixed ^ (mixed >> 29)) & w.bucket_mask
+    """Bucket of a hash. Neighbours stay neighbours: traces number the blocks of a prompt in a row."""
+    return (key + (key >> 12) * -7046029254386353131) & w.bucket_mask  # 2**64 / golden ratio
 
 
 @jit
 def _find(w: Any, rep: Any, key: int) -> int:
     """The block with this hash, or −1."""
-    mask = w.bucket_mask
-    place = _home(w, key)
-    while True:
-        block = i32(rep.bucket_p, place)
-        if block < 0 or i64(rep.block_key_p, block) == key:
-            return block
-        place = (place + 1) & mask
+    block = i32(rep.bucket_p, _home(w, key))
+    while block >= 0 and block_at(rep.block_p, block).key != key:
+        block = block_at(rep.block_p, block).chain
+    return block
 
 
-@jit_call
+@jit
 def _forget(w: Any, rep: Any, block: int) -> None:
-    """Take a block out of the hash table (closing the gap) and give it to the free list."""
-    mask = w.bucket_mask
-    hole = _home(w, i64(rep.block_key_p, block))
-    while i32(rep.bucket_p, hole) != block:
-        hole = (hole + 1) & mask
-    place = (hole + 1) & mask
-    while i32(rep.bucket_p, place) >= 0:
-        home = _home(w, i64(rep.block_key_p, i32(rep.bucket_p, place)))
-        if ((place - home) & mask) >= ((place - hole) & mask):
-            put_i32(rep.bucket_p, hole, i32(rep.bucket_p, place))
-            hole = place
-        place = (place + 1) & mask
-    put_i32(rep.bucket_p, hole, -1)
-    put_i32(rep.block_links_p, 2 * block + 1, rep.free_block)
+    """Take a block out of the hash table and give it to the free list."""
+    b = block_at(rep.block_p, block)
+    home = _home(w, b.key)
+    at = i32(rep.bucket_p, home)
+    if at == block:
+        put_i32(rep.bucket_p, home, b.chain)
+    else:
+        while block_at(rep.block_p, at).chain != block:
+            at = block_at(rep.block_p, at).chain
+        block_at(rep.block_p, at).chain = b.chain
+    b.after = rep.free_block
     rep.free_block = block
 
 
 @jit
-def _unlink(w: Any, rep: Any, block: int) -> None:
-    before, after = i32(rep.block_links_p, 2 * block), i32(rep.block_links_p, 2 * block + 1)
-    if before >= 0:
-        put_i32(rep.block_links_p, 2 * before + 1, after)
+def _unlink(rep: Any, block: int) -> None:
+    """Take a block out of the order of use."""
+    b = block_at(rep.block_p, block)
+    if b.before >= 0:
+        block_at(rep.block_p, b.before).after = b.after
     else:
-        rep.lru_first = after
-    if after >= 0:
-        put_i32(rep.block_links_p, 2 * after, before)
+        rep.lru_first = b.after
+    if b.after >= 0:
+        block_at(rep.block_p, b.after).before = b.before
     else:
-        rep.lru_last = before
+        rep.lru_last = b.before
     rep.unreferenced -= 1
 
 
@@ -78,78 +64,100 @@ def evict(w: Any, rep: Any, room: int) -> None:
     capacity = group_at(rep.group_p, 0).capacity
     while rep.lru_first >= 0 and rep.kv + room + rep.unreferenced * w.block > capacity:
         block = rep.lru_first
-        _unlink(w, rep, block)
+        _unlink(rep, block)
         _forget(w, rep, block)
 
 
 @jit_call
 def match(w: Any, rep: Any, at: int, most: int) -> int:
-    """How many of the first `most` hashes from `at` on are in replica r's cache, without a gap."""
+    """How many of the first `most` hashes from `at` on are in the replica's cache, without a gap."""
     hits = 0
     while hits < most and _find(w, rep, i64(w.hashes_p, at + hits)) >= 0:
         hits += 1
     return hits
 
 
+@jit
+def _use(w: Any, rep: Any, block: int) -> None:
+    """One more request uses the block."""
+    b = block_at(rep.block_p, block)
+    if b.uses == 0:
+        _unlink(rep, block)
+        rep.kv += w.block
+    b.uses += 1
+
+
 @jit_call
-def wake(w: Any, rep: Any, at: int, hits: int) -> int:
-    """Of the first `hits` blocks, those that nobody uses now: pinning them takes memory."""
-    count = 0
+def pin(w: Any, rep: Any, at: int, blocks: int, most: int, tokens: int, limit: int) -> int:
+    """Use the blocks with these hashes, adding those not yet cached; hashes become block numbers.
+
+    Returns how many of the first `most` were there without a gap, or −1, with nothing changed, if the request's
+    `tokens` less those hits, plus hit blocks that nobody uses now, do not fit below `limit`.
+    """
+    hits, woken = 0, 0
+    while hits < most:
+        block = _find(w, rep, i64(w.hashes_p, at + hits))
+        if block < 0:
+            break
+        if block_at(rep.block_p, block).uses == 0:
+            woken += 1
+        put_i64(w.hashes_p, at + hits, -1 - block)
+        hits += 1
+    if rep.kv + tokens - (hits - woken) * w.block > limit:
+        for i in range(hits):
+            put_i64(w.hashes_p, at + i, block_at(rep.block_p, -1 - i64(w.hashes_p, at + i)).key)
+        return -1
     for i in range(hits):
-        if i32(rep.block_uses_p, _find(w, rep, i64(w.hashes_p, at + i))) == 0:
-            count += 1
-    return count
-
-
-@jit_call
-def pin(w: Any, rep: Any, at: int, blocks: int) -> None:
-    """Use the blocks with these hashes, adding those not yet cached; hashes become block numbers."""
-    size = w.block
-    mask = w.bucket_mask
-    for i in range(blocks):  # those already there first: adding one must not evict another of the same prompt
+        block = -1 - i64(w.hashes_p, at + i)
+        _use(w, rep, block)
+        put_i64(w.hashes_p, at + i, block)
+    for i in range(hits, blocks):  # what is there first: adding one must not evict another of the same prompt
         block = _find(w, rep, i64(w.hashes_p, at + i))
         if block >= 0:
-            if i32(rep.block_uses_p, block) == 0:
-                _unlink(w, rep, block)
-                rep.kv += size
-            put_i32(rep.block_uses_p, block, i32(rep.block_uses_p, block) + 1)
+            _use(w, rep, block)
             put_i64(w.hashes_p, at + i, -1 - block)
-    for i in range(blocks):
+    capacity = group_at(rep.group_p, 0).capacity
+    for i in range(hits, blocks):
         key = i64(w.hashes_p, at + i)
         if key < 0:
             put_i64(w.hashes_p, at + i, -1 - key)
             continue
-        evict(w, rep, size)
+        if rep.kv + (rep.unreferenced + 1) * w.block > capacity:
+            evict(w, rep, w.block)
         block = rep.free_block
-        rep.free_block = i32(rep.block_links_p, 2 * block + 1)
-        rep.kv += size
-        put_i64(rep.block_key_p, block, key)
-        put_i32(rep.block_uses_p, block, 1)
-        place = _home(w, key)
-        while i32(rep.bucket_p, place) >= 0:
-            place = (place + 1) & mask
-        put_i32(rep.bucket_p, place, block)
+        b = block_at(rep.block_p, block)
+        rep.free_block = b.after
+        rep.kv += w.block
+        home = _home(w, key)
+        b.key = key
+        b.uses = 1
+        b.chain = i32(rep.bucket_p, home)
+        put_i32(rep.bucket_p, home, block)
         put_i64(w.hashes_p, at + i, block)
+    return hits
 
 
 @jit_call
 def release(w: Any, rep: Any, at: int, blocks: int, computed: int) -> None:
-    """Stop using the blocks; the last of a prompt is the first to be evicted, those never computed go at once."""
-    size = w.block
+    """Stop using the blocks.
+
+    The last of a prompt is the first to be evicted, those never computed go at once.
+    """
     for i in range(blocks - 1, -1, -1):
         block = i64(w.hashes_p, at + i)
-        put_i64(w.hashes_p, at + i, i64(rep.block_key_p, block))
-        put_i32(rep.block_uses_p, block, i32(rep.block_uses_p, block) - 1)
-        if i32(rep.block_uses_p, block) > 0:
+        b = block_at(rep.block_p, block)
+        put_i64(w.hashes_p, at + i, b.key)
+        b.uses -= 1
+        if b.uses > 0:
             continue
-        rep.kv -= size
+        rep.kv -= w.block
         if i >= computed:
             _forget(w, rep, block)
             continue
-        put_i32(rep.block_links_p, 2 * block, rep.lru_last)
-        put_i32(rep.block_links_p, 2 * block + 1, -1)
+        b.before = rep.lru_last
+        b.after = -1
         if rep.lru_last >= 0:
-            put_i32(rep.block_links_p, 2 * rep.lru_last + 1, block)
+            block_at(rep.block_p, rep.lru_last).after = block
         else:
             rep.lru_first = block
         rep.lru_last = block

@@ -14,7 +14,7 @@ from __future__ import annotations
 from math import inf
 from typing import Any
 
-from pertoken.perf.simulate._cache import evict, match, pin, release, wake
+from pertoken.perf.simulate._cache import evict, pin, release
 from pertoken.perf.simulate._handoffs import push
 from pertoken.perf.simulate._memory import (
     add,
@@ -265,11 +265,10 @@ def _admit(w: Any, rep: Any) -> int:
     block = w.block
     done = 0
     if block > 0 and n.blocks > 0 and n.prefilled == 0:
-        hits = match(w, rep, n.hashes, min(n.blocks, (total - 1) // block))
-        need = total - hits * block + wake(w, rep, n.hashes, hits) * block
-        if rep.kv + rep.batch + need > limit:
+        most = min(n.blocks, (total - 1) // block)
+        hits = pin(w, rep, n.hashes, n.blocks, most, rep.batch + total, limit)
+        if hits < 0:
             return -1
-        pin(w, rep, n.hashes, n.blocks)
         rep.kv += total - n.blocks * block
         evict(w, rep, 0)
         done = hits * block

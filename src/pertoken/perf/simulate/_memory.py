@@ -23,27 +23,27 @@ _FILES = ("_memory", "_state", "_cache", "_handoffs", "_kernel", "_events")
 
 
 def jit(function: F) -> F:
-    """Compiled, cached on disk, free of the interpreter lock, and inlined into its caller by LLVM."""
-    return cast(F, numba.njit(cache=True, nogil=True, forceinline=True, error_model="numpy")(function))
+    """Compiled for other compiled code, and inlined into it by LLVM."""
+    return cast(F, numba.njit(nogil=True, forceinline=True, error_model="numpy")(function))
 
 
 def jit_call(function: F) -> F:
     """Compiled like `jit`, but kept a function of its own: for what runs seldom or is called from many places."""
-    return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
+    return cast(F, numba.njit(nogil=True, error_model="numpy")(function))
 
 
 def entry(function: F) -> F:
-    """Compiled like `jit_call`, for what Python calls; its place in the cache depends on every file of the kernel.
+    """Compiled for Python to call, free of the interpreter lock, and cached on disk with all it calls.
 
-    The cache on disk looks at the file of the function alone and would keep on serving what it had inlined from
-    others. It does look at what a function closes over, so the digest of all files is put there.
+    The cache looks for changes in the function's own file alone, and would serve old code after one in another. But
+    it also looks at what a function closes over, so the digest of all files is put there; and nothing else is cached.
     """
     here = Path(__file__).parent
     digest = hashlib.sha256(b"".join((here / f"{name}.py").read_bytes() for name in _FILES)).hexdigest()
     code = function.__code__.replace(co_freevars=("digest",))
     closed = FunctionType(code, function.__globals__, function.__name__, None, (CellType(digest),))
     closed.__doc__ = function.__doc__
-    return cast(F, jit_call(closed))
+    return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(closed))
 
 
 def record_at(dtype: np.dtype[np.void]) -> Any:

@@ -53,7 +53,7 @@ REPLICA = np.dtype(
         ("key_p", "i8"), ("group_p", "i8"), ("sums_p", "i8"), ("wheel_p", "i8"), ("bits_p", "i8"),
         ("fresh_p", "i8"), ("queue_p", "i8"), ("status", "i8"), ("role", "i8"), ("group", "i8"), ("bin", "i8"),
         ("ready_s", "f8"), ("unreferenced", "i8"), ("lru_first", "i8"), ("lru_last", "i8"), ("free_block", "i8"),
-        ("chunk_tokens", "i8"), ("chunk_done", "i8"), ("block_key_p", "i8"), ("block_uses_p", "i8"), ("block_links_p", "i8"), ("bucket_p", "i8"),
+        ("chunk_tokens", "i8"), ("chunk_done", "i8"), ("block_p", "i8"), ("bucket_p", "i8"),
     ],
     align=True,
 )  # fmt: skip
@@ -82,6 +82,12 @@ GROUP = np.dtype(
     align=True,
 )  # fmt: skip
 
+BLOCK = np.dtype(
+    [("key", "i8"), ("before", "i4"), ("after", "i4"), ("chain", "i4"), ("uses", "i4")], align=True
+)  # fmt: skip
+"""A prefix-cache block: before, after in the order of use (after also links the free ones); chain: the next of its
+hash bucket; uses: requests that need it now."""
+
 WORLD = np.dtype(
     [
         ("free", "i8"), ("seq", "i8"), ("turn", "i8"), ("handoffs", "i8"), ("clients", "i8"), ("now", "f8"),
@@ -98,6 +104,7 @@ WORLD = np.dtype(
 """What all replicas share; the last line is the chunk being read (0: column absent)."""
 
 replica_at, node_at, group_at = record_at(REPLICA), record_at(NODE), record_at(GROUP)
+block_at = record_at(BLOCK)
 
 
 class State:
@@ -148,10 +155,9 @@ class State:
                 "take larger blocks, or simulate without it"
             )
         buckets = 1 << (2 * blocks - 1).bit_length() if block else 1
-        self.block_key = np.zeros((replicas, blocks), np.int64)
-        self.block_uses = np.zeros((replicas, blocks), np.int32)
-        self.block_links = np.full((replicas, blocks, 2), -1, np.int32)
-        self.block_links[:, :-1, 1] = np.arange(1, blocks, dtype=np.int32)
+        self.block = np.zeros((replicas, blocks), BLOCK)
+        self.block["after"] = np.arange(1, blocks + 1)
+        self.block["after"][:, -1] = -1
         self.bucket = np.full((replicas, buckets), -1, np.int32)
         self.world["bucket_mask"] = buckets - 1
 
@@ -159,8 +165,7 @@ class State:
         """Addresses of arrays that never move."""
         rows = (
             ("key_p", self.key), ("sums_p", self.now_sums), ("wheel_p", self.wheel), ("bits_p", self.bits),
-            ("fresh_p", self.fresh), ("queue_p", self.queue), ("block_key_p", self.block_key),
-            ("block_uses_p", self.block_uses), ("block_links_p", self.block_links), ("bucket_p", self.bucket),
+            ("fresh_p", self.fresh), ("queue_p", self.queue), ("block_p", self.block), ("bucket_p", self.bucket),
         )  # fmt: skip
         order = np.arange(len(self.replica))
         for name, array in rows:
