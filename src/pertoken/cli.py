@@ -145,6 +145,35 @@ def validate(
 
 
 @app.command()
+def simulate(
+    scenario: ScenarioFile,
+    workload: Annotated[str, typer.Option(help="Serving workload; empty: the first.")] = "",
+    pool: Annotated[str, typer.Option(help="GPU pool; empty: the first that can.")] = "",
+    trace: Annotated[
+        Path | None, typer.Option(help="Requests with arrival times (CSV or JSON lines).")
+    ] = None,
+    replicas: Annotated[int, typer.Option(help="0: as many as compare would hold.")] = 0,
+    find: Annotated[bool, typer.Option("--find", help="The fewest replicas that keep the SLO.")] = False,
+    days: Annotated[int, typer.Option(help="Days of generated traffic, where there is no trace.", min=1)] = 7,
+    seed: Annotated[int, typer.Option(help="Of generated traffic.")] = 0,
+    as_json: Json = False,
+    html: HtmlFile = None,
+) -> None:
+    """Replay traffic request by request: latency percentiles, SLO, waste, cost in SLO."""
+    from pertoken.report.replay import replay
+
+    if find and replicas:
+        raise InputError("--find looks for the number that --replicas gives: use one of them")
+    with _progress("simulating") as progress:
+        found = replay(
+            scenario, workload=workload, pool=pool, trace=trace, replicas=replicas, find=find, days=days, seed=seed,
+            progress=progress,
+        )  # fmt: skip
+    _print(found.to_dict(), True) if as_json else _print_rich(found)
+    _write(html, found.to_html)
+
+
+@app.command()
 def schema() -> None:
     """JSON Schema of a scenario file, for editors."""
     from pertoken.scenario import json_schema

@@ -28,11 +28,12 @@ from pertoken.errors import CannotServeError, InputError
 from pertoken.perf.power import server_power_w
 from pertoken.plan import _serving, _training
 from pertoken.plan._instance import Fixed, Floats, Instance, Limit, Peak, Rate
+from pertoken.plan._outcome import Schedule
 from pertoken.plan._pricing import pays_for_energy
 from pertoken.plan._serving import MINUTES_PER_HOUR, Operation, committed, mean_tokens, operations, resolve_model, spot_loss
 from pertoken.plan._training import HOURS_PER_WEEK, Job, jobs
 from pertoken.plan.options import Market, allowed
-from pertoken.rates.energy import TariffHours, billed_peaks_kw
+from pertoken.rates.energy import TariffHours, billed_peaks_kw, tier_shares
 from pertoken.rates.site import peak_meter
 from pertoken.scenario import Api, Batch, Pool, Scenario, Serving, Spot, Tokens, Training, requests_per_hour
 from pertoken.units import BYTES_PER_GB, HOURS_PER_DAY, SECONDS_PER_HOUR, WATTS_PER_KILOWATT, site_pool
@@ -184,7 +185,8 @@ def _offered(
     free = pool.model_copy(update={"count": "as needed"})
 
     def paid(o: Operation) -> tuple[int, int, float]:
-        held = _serving.machines_for(o, free, workload, peak, case, 1.0)
+        replicas = _serving.replicas_for(o, free, workload, peak, case, 1.0)
+        held = _serving.machines_for(o, free, replicas)
         return held.paid_gpus, held.gpus, -o.requests_per_s * held.replicas
 
     chosen = [min(found, key=size), max(found, key=lambda o: o.requests_per_s / size(o)), min(found, key=paid)]
@@ -221,7 +223,7 @@ def _replica(
                 "flow_gpu_kw": size * (busy_w - gpu.idle_w) / WATTS_PER_KILOWATT,
                 "flow_reserve": 1 / (1 - workload.headroom_fraction),
                 "flow_loss": spot_loss(pool),
-                "flow_prefill": operation.prefill_fraction,
+                "flow_prefill": float(operation.prefill_fraction[-1]),
             }
         )
 
@@ -524,6 +526,16 @@ def _peaks(scenario: Scenario, market: Market, number: int, name: str) -> Iterat
                 number, meters, hours, int(first[period]), max(so_far, float(least[charge.name][period])),
                 tuple(float(u) for u in charge.upper_kw),
             )  # fmt: skip
+
+
+def with_tiers(instance: Instance, made: Schedule, market: Market) -> Instance:
+    """The instance with each hour's energy in the tier it falls in under a schedule."""
+    shares = {}
+    for s in instance.tier_shares:
+        tariff = market.tariff(instance.site_names[s])
+        assert tariff is not None
+        shares[s] = tier_shares(tariff, made.site_kw[s] - instance.site_base_kw[s])
+    return replace(instance, tier_shares=shares) if shares else instance
 
 
 def _tiers_rise(tariff: TariffHours, site: str) -> None:

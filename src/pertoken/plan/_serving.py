@@ -29,8 +29,9 @@ _GRID = np.unique(np.round(np.geomspace(1, 4096, 49)))
 class Operation:
     """How one replica of a model runs on a pool within the SLO, and what that gives.
 
-    `requests_per_s` of one replica at its operating point; `load` and `gpu_power_w` are the curve of mean board
-    power over the share of that capacity in use (0 to 1).
+    `requests_per_s` of one replica at its operating point; `load`, `in_flight`, `gpu_power_w` and `prefill_fraction`
+    are a curve over the share of that capacity in use (0 to 1): mean requests held, board power, prefill's share of
+    busy time.
     """
 
     candidate: Candidate
@@ -45,9 +46,10 @@ class Operation:
     tpot_s: float
     ttft_high_s: float
     tpot_high_s: float
-    prefill_fraction: float
     load: Floats
+    in_flight: Floats
     gpu_power_w: Floats
+    prefill_fraction: Floats
     basis: str
     source: str
 
@@ -61,6 +63,9 @@ class Machines:
     gpus: int
     paid_gpus: int
     lost_fraction: float
+    requests_in_slo_fraction: float | None = None
+    """Of a simulated workload; None where averages answered."""
+    output_tokens_in_slo_fraction: float | None = None
 
 
 def resolve_model(spec: str | ModelFile) -> Model:
@@ -147,6 +152,7 @@ def _operation(
     at = replace(point, concurrency=grid, precision=best.precision, layout=best.layout)
     answer = _predicted(model, gpu, at, points_csv)
     rate = np.maximum.accumulate(answer.tokens_per_s.value)
+    prefill = np.broadcast_to(answer.prefill_fraction, grid.shape)
     requests = float(rate[-1]) / float(point.output_tokens)
     ends = (float(answer.tokens_per_s.low[-1]), float(answer.tokens_per_s.high[-1]))
     return Operation(
@@ -162,9 +168,10 @@ def _operation(
         tpot_s=float(answer.tpot_s.value[-1]),
         ttft_high_s=float(answer.ttft_s.high[-1]),
         tpot_high_s=float(answer.tpot_s.high[-1]),
-        prefill_fraction=float(np.broadcast_to(answer.prefill_fraction, grid.shape)[-1]),
         load=np.concatenate([[0.0], rate / rate[-1]]),
+        in_flight=np.concatenate([[0.0], grid]),
         gpu_power_w=np.concatenate([[gpu.idle_w], answer.gpu_power_w.value]),
+        prefill_fraction=np.concatenate([prefill[:1], prefill]),
         basis=answer.basis,
         source=answer.source,
     )
@@ -187,34 +194,31 @@ def throughput_of(operation: Operation, case: str) -> float:
     }[case]
 
 
-def machines_for(
+def replicas_for(
     operation: Operation,
     pool: Pool,
     workload: Serving,
     peak_requests_per_hour: float,
     case: str,
     factor: float,
-) -> Machines:
-    """Whole machines that carry the busiest hour with the workload's headroom.
-
-    `factor` scales throughput (sensitivity). Raises CannotServeError where the pool has too few GPUs.
-    """
-    lost = spot_loss(pool)
-    capacity = throughput_of(operation, case) * factor * SECONDS_PER_HOUR * (1 - lost)
+) -> int:
+    """Replicas that carry the busiest hour with the workload's headroom; `factor` scales throughput."""
+    capacity = throughput_of(operation, case) * factor * SECONDS_PER_HOUR * (1 - spot_loss(pool))
     usable = capacity * (1 - workload.headroom_fraction)
-    replicas = max(workload.minimum_replicas, math.ceil(peak_requests_per_hour / usable - 1e-9))
+    return max(workload.minimum_replicas, math.ceil(peak_requests_per_hour / usable - 1e-9))
+
+
+def machines_for(operation: Operation, pool: Pool, replicas: int) -> Machines:
+    """Whole machines for so many replicas. Raises CannotServeError where the pool has too few GPUs."""
     size = operation.candidate.layout.gpus
     machines = math.ceil(replicas / (pool.machine_gpus // size))
     gpus = machines * pool.machine_gpus
     if isinstance(pool.count, int) and gpus > pool.count:
         raise CannotServeError(
-            f"the busiest hour ({peak_requests_per_hour:,.0f} requests) needs {replicas} replicas on {gpus} GPUs, "
-            f"the pool has {pool.count}"
+            f"the busiest hour needs {replicas} replicas on {gpus} GPUs, the pool has {pool.count}"
         )
-    paid = gpus
-    if isinstance(pool.count, int) and committed(pool):
-        paid = pool.count
-    return Machines(replicas, machines, gpus, paid, lost)
+    paid = pool.count if isinstance(pool.count, int) and committed(pool) else gpus
+    return Machines(replicas, machines, gpus, paid, spot_loss(pool))
 
 
 def spot_loss(pool: Pool, lost_minutes: float = 0.0) -> float:
@@ -242,26 +246,28 @@ def gpu_serving(
 ) -> list[Use]:
     """Usage of a GPU pool that serves `requests` [per hour, shape (T,)].
 
-    GPU hours used are the work at the operating point; the rest of what is paid is `(idle)`. Power follows the
-    load curve; energy of phases is split like their GPU hours, idle energy is what idle GPU hours draw with a model
-    loaded and no work. What is paid for stays switched on.
+    At a share x of its capacity a replica holds C(x) requests on average (the load curve read backwards), so it is
+    idle for a share e^−C of the time, as a queue with room for all is; else it prefills and decodes in the measure
+    the predictor gives at C. That is what an engine's counters and DCGM will show; how much of the *capacity* is
+    used is another figure (`facts`). Power follows the load curve; idle energy is what idle GPU hours draw with a
+    model loaded and no work. What is paid for stays switched on.
     """
     pool = scenario.pools[pool_name]
     site = scenario.sites[pool.site]
     gpu = catalog.gpu(pool.gpu)
-    size = operation.candidate.layout.gpus
-    capacity = throughput_of(operation, case) * factor * SECONDS_PER_HOUR
-    work = requests / capacity * size
-    waste = work * held.lost_fraction / (1 - held.lost_fraction)
-    idle = np.maximum(held.paid_gpus - work - waste, 0.0)
-    share = (work + waste) / (held.replicas * size)
-    gpu_w = np.interp(share, operation.load, operation.gpu_power_w)
-    busy_gpus = held.replicas * size
+    busy_gpus = held.replicas * operation.candidate.layout.gpus
+    load = load_fraction(operation, held, requests, case, factor)
+    in_flight = np.interp(load, operation.load, operation.in_flight)
+    busy = busy_gpus * -np.expm1(-in_flight)
+    waste = busy * held.lost_fraction
+    work = busy - waste
+    idle = held.paid_gpus - busy
+    gpu_w = np.interp(load, operation.load, operation.gpu_power_w)
     gpu_kwh = (busy_gpus * gpu_w + (held.paid_gpus - busy_gpus) * gpu.idle_w) / WATTS_PER_KILOWATT
-    host_w = gpu.host_idle_w + (gpu.host_busy_w - gpu.host_idle_w) * share
+    host_w = gpu.host_idle_w + (gpu.host_busy_w - gpu.host_idle_w) * load
     host_kwh = (busy_gpus * host_w + (held.paid_gpus - busy_gpus) * gpu.host_idle_w) / WATTS_PER_KILOWATT
     idle_parts = (idle * gpu.idle_w / WATTS_PER_KILOWATT, idle * gpu.host_idle_w / WATTS_PER_KILOWATT)
-    prefill = operation.prefill_fraction
+    prefill = np.interp(load, operation.load, operation.prefill_fraction)
     used = work + waste
     parts = {
         "input": work * prefill,
@@ -280,6 +286,10 @@ def gpu_serving(
         )
         quantities[phase, "gpu_hours"] = gpu_hours
     quantities |= token_quantities(workload, requests)
+    if held.requests_in_slo_fraction is not None and held.output_tokens_in_slo_fraction is not None:
+        tokens = quantities["output", "output_tokens"]
+        quantities["output", "requests_in_slo"] = requests * held.requests_in_slo_fraction
+        quantities["output", "output_tokens_in_slo"] = tokens * held.output_tokens_in_slo_fraction
     tenant = workload.tenant or name
     model = resolve_model(workload.model).name
     rest: Quantities = {("idle", "gpu_hours"): idle}
@@ -288,6 +298,15 @@ def gpu_serving(
         Use(pool_name, model, tenant, operation.basis, quantities),
         Use(pool_name, model, IDLE, operation.basis, rest),
     ]
+
+
+def load_fraction(
+    operation: Operation, held: Machines, requests: Floats, case: str = "expected", factor: float = 1.0
+) -> Floats:
+    """Share of the replicas' capacity at the operating point that `requests` [per hour] and lost work take, 0 to 1."""
+    capacity = throughput_of(operation, case) * factor * SECONDS_PER_HOUR * (1 - held.lost_fraction)
+    found: Floats = np.minimum(requests / (capacity * held.replicas), 1.0)
+    return found
 
 
 def energy(phase: str, gpu_kwh: Any, it_kwh: Any, pue: float, carbon_g_per_kwh: float | None) -> Quantities:

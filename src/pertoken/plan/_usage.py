@@ -36,6 +36,18 @@ def rows(uses: Iterable[Use], hours: Hours, book: str) -> pa.Table:
     return concat(tables, USAGE)
 
 
+def uses_of(table: pa.Table, hours: Hours) -> list[Use]:
+    """Usage rows as arrays over consecutive hours; rows outside of them are an error of the caller's."""
+    index = np.searchsorted(hours, table["hour"].to_numpy(zero_copy_only=False).astype("datetime64[h]"))
+    found: dict[tuple[str, str, str, str], Quantities] = {}
+    for i, row in zip(index, table.to_pylist(), strict=True):
+        key = (row["pool"], row["model"], row["tenant"], row["basis"])
+        quantities = found.setdefault(key, {})
+        array = quantities.setdefault((row["phase"], row["meter"]), np.zeros(len(hours)))
+        array[i] += float(row["quantity"])
+    return [Use(*key, quantities) for key, quantities in found.items()]
+
+
 def prices_of(rates: pa.Table, hours: Hours) -> Prices:
     """Rate rows as arrays over the horizon's hours; rows of one pool, meter and component are added up."""
     found: Prices = {}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow as pa
 
 from pertoken import catalog
 from pertoken.errors import CannotServeError
+from pertoken.plan._bursts import burst, is_simulated
 from pertoken.plan._pricing import (
     left_out,
     longest_prompt_tokens,
@@ -26,16 +28,19 @@ from pertoken.plan._serving import (
     api_serving,
     committed,
     gpu_serving,
+    load_fraction,
     machines_for,
     operations,
+    replicas_for,
+    spot_loss,
 )
 from pertoken.plan._training import Job, Runs, gpu_training, jobs, schedule
-from pertoken.plan._usage import Prices, Quantities, Use, prices_of, rows, total_usd
+from pertoken.plan._usage import Prices, Quantities, Use, prices_of, rows, total_usd, uses_of
 from pertoken.rates.energy import TariffHours, tier_shares
 from pertoken.rates.site import peak_usage_rows, split_kwh
 from pertoken.scenario import Api, Scenario, Serving, Training, requests_per_hour
 from pertoken.tables import Floats
-from pertoken.units import IDLE, site_pool
+from pertoken.units import site_pool
 
 CASES = ("expected", "low", "high")
 """Where in the predictor's 80 % interval throughput is: its value, its low end, its high end."""
@@ -187,7 +192,7 @@ def _serving(market: Market, base: Option, workload: Serving, factor: float, sca
     refused: CannotServeError | None = None
     for operation in operations(workload, pool):
         try:
-            held = machines_for(operation, pool, workload, peak, base.case, factor)
+            held = _held(market, base, workload, operation, peak, factor, scale)
         except CannotServeError as error:
             refused = error
             continue
@@ -209,8 +214,37 @@ def _serving(market: Market, base: Option, workload: Serving, factor: float, sca
         case=base.case,
         factor=factor,
     )
-    whole, peak_kw = _with_site(market, base, uses)
+    whole, peak_kw = with_site(market, base, uses)
     return Option(base.workload, base.pool, base.case, whole, "", operation, held, peak_kw=peak_kw)
+
+
+def _held(
+    market: Market,
+    base: Option,
+    workload: Serving,
+    operation: Operation,
+    peak: float,
+    factor: float,
+    scale: float,
+) -> Machines:
+    """Machines from the busiest hour's average, or from a simulation where the workload asks for one.
+
+    The simulation is run at the scenario's volume; at another it is scaled as the averages scale.
+    """
+    pool = market.scenario.pools[base.pool]
+    replicas = replicas_for(operation, pool, workload, peak, base.case, factor)
+    if not is_simulated(workload):
+        return machines_for(operation, pool, replicas)
+    # What interruptions waste is time in which nothing is served: the replica is that much slower.
+    found = burst(market.scenario, workload, pool, operation, base.case, factor * (1 - spot_loss(pool)))
+    at_scenario = replicas_for(operation, pool, workload, peak / scale, base.case, factor)
+    needed = max(math.ceil(found.replicas * replicas / at_scenario - 1e-9), workload.minimum_replicas)
+    held = machines_for(operation, pool, needed)
+    return replace(
+        held,
+        requests_in_slo_fraction=found.requests_in_slo_fraction,
+        output_tokens_in_slo_fraction=found.output_tokens_in_slo_fraction,
+    )
 
 
 def _training(
@@ -232,13 +266,16 @@ def _training(
             refused = error
             continue
         uses = gpu_training(scenario, base.workload, workload, base.pool, job, runs)
-        whole, peak_kw = _with_site(market, base, uses)
+        whole, peak_kw = with_site(market, base, uses)
         return Option(base.workload, base.pool, base.case, whole, job=job, runs=runs, peak_kw=peak_kw)
     raise refused
 
 
-def _with_site(market: Market, base: Option, uses: list[Use]) -> tuple[tuple[Use, ...], float]:
-    """The uses with energy in the tariff's tiers, the site's peaks and its hours; and the highest kW."""
+def with_site(market: Market, base: Option, uses: list[Use]) -> tuple[tuple[Use, ...], float]:
+    """The uses with energy in the tariff's tiers, the site's peaks and its hours; and the highest kW.
+
+    Raises CannotServeError where the site's power cap is passed.
+    """
     scenario = market.scenario
     pool = scenario.pools[base.pool]
     site = scenario.sites[pool.site]
@@ -284,14 +321,7 @@ def _peaks(market: Market, base: Option, tariff: TariffHours, by_phase: dict[str
         previous_peaks_kw=site.previous_peaks_kw or None,
         basis="assumed",
     )
-    index = np.searchsorted(
-        market.hours, table["hour"].to_numpy(zero_copy_only=False).astype("datetime64[h]")
-    )
-    quantities: Quantities = {}
-    for i, row in zip(index, table.to_pylist(), strict=True):
-        array = quantities.setdefault((row["phase"], row["meter"]), np.zeros(len(market.hours)))
-        array[i] += float(row["quantity"])
-    return [Use(site_pool(site_name), "", IDLE, "assumed", quantities)] if quantities else []
+    return uses_of(table, market.hours)
 
 
 def _overhead_hours(market: Market, pool_name: str, uses: list[Use]) -> list[Use]:
@@ -337,6 +367,10 @@ def facts(market: Market, option: Option) -> dict[str, object]:
         return found | {"refused": option.refused}
     if option.machines is not None and option.operation is not None:
         found |= _serving_facts(option.operation, option.machines)
+        workload = scenario.workloads[option.workload]
+        assert isinstance(workload, Serving)
+        load = load_fraction(option.operation, option.machines, requests_per_hour(scenario, workload), option.case)
+        found["capacity_used_fraction"] = float(load.mean())
     if option.job is not None and option.runs is not None:
         found |= _training_facts(option.job, option.runs)
     found["peak_kw"] = option.peak_kw
@@ -358,6 +392,7 @@ def _serving_facts(operation: Operation, held: Machines) -> dict[str, object]:
         "gpus": held.gpus,
         "paid_gpus": held.paid_gpus,
         "spot_lost_fraction": held.lost_fraction,
+        "requests_in_slo_fraction": held.requests_in_slo_fraction,
         "ttft_s": operation.ttft_s,
         "tpot_s": operation.tpot_s,
         "tokens_per_s_per_replica": operation.tokens_per_s,

@@ -122,7 +122,8 @@ def hardware(option: OptionResult) -> str:
 def _serving(options: list[OptionResult]) -> Table:
     made = table(
         "USD per M tokens, idle included",
-        "option", "hardware", "input", "output", "total", "80 %", "use", "TTFT", "TPOT", "month",
+        "option", "hardware", "input", "output", "total", "80 %", "busy",
+        "load", "TTFT", "TPOT", "month",
     )  # fmt: skip
     for o in options:
         m, f = o.metrics, o.facts
@@ -134,6 +135,7 @@ def _serving(options: list[OptionResult]) -> Table:
             usd(m["usd_per_mtok_total"]),
             _interval(o),
             _percent(m["utilisation"]),
+            _percent(f.get("capacity_used_fraction")),
             f"{f['ttft_s']:.2f} s" if "ttft_s" in f else "–",
             f"{f['tpot_s'] * 1e3:.0f} ms" if "tpot_s" in f else "–",
             usd(o.usd_per_month),
@@ -144,7 +146,7 @@ def _serving(options: list[OptionResult]) -> Table:
 def _training(options: list[OptionResult]) -> Table:
     made = table(
         "USD per M retained training tokens, idle and lost steps included",
-        "option", "hardware", "trained", "80 %", "use", "days", "MFU", "kept", "J/token", "month",
+        "option", "hardware", "trained", "80 %", "busy", "days", "MFU", "kept", "J/token", "month",
     )  # fmt: skip
     for o in options:
         m, f = o.metrics, o.facts
