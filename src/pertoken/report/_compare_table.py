@@ -103,7 +103,8 @@ def table(title: str, *columns: str) -> Table:
         title_style="italic",
     )
     for i, column in enumerate(columns):
-        made.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+        # Hardware is the one column that may wrap where a row is too wide.
+        made.add_column(column, justify="left" if i == 0 else "right", no_wrap=column != "hardware")
     return made
 
 
@@ -123,7 +124,7 @@ def _serving(options: list[OptionResult]) -> Table:
     made = table(
         "USD per M tokens, idle included",
         "option", "hardware", "input", "output", "total", "80 %", "busy",
-        "load", "TTFT", "TPOT", "month",
+        "TTFT", "TPOT", "month",
     )  # fmt: skip
     for o in options:
         m, f = o.metrics, o.facts
@@ -135,7 +136,6 @@ def _serving(options: list[OptionResult]) -> Table:
             usd(m["usd_per_mtok_total"]),
             _interval(o),
             _percent(m["utilisation"]),
-            _percent(f.get("capacity_used_fraction")),
             f"{f['ttft_s']:.2f} s" if "ttft_s" in f else "–",
             f"{f['tpot_s'] * 1e3:.0f} ms" if "tpot_s" in f else "–",
             usd(o.usd_per_month),
@@ -170,7 +170,8 @@ def _costs(options: list[OptionResult]) -> Table:
     serving = any("joule_per_token_output" in o.metrics for o in options)
     made = table(
         "USD per month: by category, and the same by phase",
-        "option", "compute", "energy", "infra", *phases, "kWh", *(["J/out"] if serving else []), "kgCO2e",
+        "option", "compute", "energy", "infra", *phases, "kWh",
+        *(["J/out", "kgCO2e", "load"] if serving else ["kgCO2e"]),
     )  # fmt: skip
     for o in options:
         made.add_row(
@@ -180,6 +181,7 @@ def _costs(options: list[OptionResult]) -> Table:
             usd(o.kwh_per_month),
             *([usd(o.metrics["joule_per_token_output"])] if serving else []),
             usd(o.kgco2e_per_month),
+            *([_percent(o.facts.get("capacity_used_fraction"))] if serving else []),
         )
     return made
 
