@@ -246,6 +246,28 @@ def doctor(
         raise typer.Exit(1)
 
 
+@app.command()
+def report(
+    data: DataFolder,
+    book: Annotated[list[str], typer.Option(help="Two books: actual and plan:NAME.", show_default=False)],
+    by: Annotated[str, typer.Option(help="pool, model, tenant, or several with commas.")] = "pool,model",
+    plan: Annotated[
+        Path | None, typer.Option(help="Ledger file that holds the plan, if not --data's.")
+    ] = None,
+    start: Annotated[str, typer.Option("--from", help="First hour; default: what both books have.")] = "",
+    end: Annotated[str, typer.Option("--to", help="Hour after the last.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Forecast against actual: the difference in USD, split into price, volume, efficiency and mix."""
+    from pertoken.web.serve import report as run
+
+    first, last = (
+        _moment(text, option) if text else None for text, option in ((start, "--from"), (end, "--to"))
+    )
+    found = run(data, book, by.split(","), first, last, plan)
+    _print(found.to_dict() if as_json else found, as_json)
+
+
 @token.command("add")
 def token_add(
     name: Annotated[str, typer.Argument(help="Whose it is.")],

@@ -110,6 +110,13 @@ class Ledger:
         where, parameters = where_clause({"book": book} if book else {}, ("book",), (_utc(start), _utc(end)))
         close(self._engine, where, parameters)
 
+    def books(self) -> list[tuple[str, datetime, datetime]]:
+        """Each book that has usage, with its first and last hour (UTC)."""
+        rows = self._engine.query(
+            "SELECT book, MIN(hour) AS first_hour, MAX(hour) AS last_hour FROM usage_hourly GROUP BY book ORDER BY book"
+        )
+        return [(r["book"], r["first_hour"], r["last_hour"]) for r in rows.to_pylist()]
+
     def unpriced(
         self, book: str | None = None, start: datetime | None = None, end: datetime | None = None
     ) -> list[dict[str, object]]:

@@ -37,7 +37,7 @@ SCRAPED, WRITTEN, NVML = "scrape/", "written/", "nvml/"
 _UNTIL = "close/until"
 """Mark of the journal: the first hour that was never closed."""
 _CHUNK_HOURS = 24 * 7
-_LEDGER, _JOURNAL = "ledger.duckdb", "journal"
+LEDGER_FILE, _JOURNAL = "ledger.duckdb", "journal"
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ def open_books(fleet: RunningFleet, folder: str | Path, predictor: Predictor | N
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     with ExitStack() as stack:
         journal = stack.enter_context(meter.open_journal(place / _JOURNAL))
-        ledger = open_ledger(place / _LEDGER)
+        ledger = open_ledger(place / LEDGER_FILE)
         stack.pop_all()
     return Books(journal, ledger, fleet, place, predictor)
 

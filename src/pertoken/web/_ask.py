@@ -13,6 +13,7 @@ from pydantic import AwareDatetime, BaseModel
 
 from pertoken.errors import InputError
 from pertoken.meter.attribute import BOOK
+from pertoken.report.actual import LedgerSource, compare_books
 from pertoken.report.books import hours_in
 from pertoken.report.doctor import examine
 from pertoken.units import METRICS
@@ -122,6 +123,38 @@ async def usage(
         lambda: service.books.ledger.usage(*keys, where=where, start=start, end=end)
     )
     return Figures(units={"quantity": "the meter's unit"}, rows=_rows(table))
+
+
+class BookSpan(BaseModel):
+    """A book with its first hour and the one after its last."""
+
+    book: str
+    start: datetime
+    end: datetime
+
+
+@router.get("/v1/books", responses=answers(401, 403, 429))
+async def books(service: ServiceHere, caller: WholeReader) -> list[BookSpan]:
+    """The books of the ledger: `actual`, and plans that were written to it."""
+    spans = await asyncio.to_thread(LedgerSource(service.books.ledger).spans)
+    return [BookSpan(book=book, start=start, end=end) for book, (start, end) in spans.items()]
+
+
+@router.get("/v1/report", responses=answers(400, 401, 403, 422, 429))
+async def report(
+    service: ServiceHere,
+    caller: WholeReader,
+    book: Names,
+    by: Names = [],  # noqa: B006
+    start: AwareDatetime | None = None,
+    end: AwareDatetime | None = None,
+) -> dict[str, Any]:
+    """Two books over the hours they share: the difference in USD split into price, volume, efficiency and mix."""
+    source = LedgerSource(service.books.ledger)
+    found = await asyncio.to_thread(
+        lambda: compare_books(lambda _: source, books=_split(book), by=_split(by), start=start, end=end)
+    )
+    return found.to_dict()
 
 
 @router.get("/v1/doctor", responses=answers(400, 401, 403, 422, 429))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import http.client
 import ipaddress
 import json
 import logging
@@ -10,14 +11,20 @@ import os
 import secrets
 import signal
 import ssl
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode, urlsplit
 
 from pertoken.errors import InputError
 from pertoken.fleet import load_fleet
-from pertoken.report.books import Books, hours_in, open_books
+from pertoken.ledger import open_ledger
+from pertoken.meter.attribute import BOOK
+from pertoken.report.actual import Facts, LedgerSource, Source, Variance, compare_books
+from pertoken.report.books import LEDGER_FILE, Books, hours_in, open_books
 from pertoken.report.doctor import examine
 
 PORT = 8700
@@ -147,6 +154,62 @@ def diagnose(folder: Path, fleet_file: Path | None, hours: int = 24) -> dict[str
     return diagnosis
 
 
+def report(
+    folder: Path,
+    books: Sequence[str],
+    by: Sequence[str],
+    start: datetime | None = None,
+    end: datetime | None = None,
+    plan: Path | None = None,
+) -> Variance:
+    """Forecast against actual, from the ledger of a data folder (through its service, where one runs).
+
+    `plan`: a ledger file that holds the books other than ``actual``. Raises InputError where a ledger is missing.
+    """
+    with ExitStack() as stack:
+
+        def opened(path: Path) -> LedgerSource:
+            if not path.is_file():
+                raise InputError(f"there is no ledger at {path}")
+            ledger = open_ledger(path)
+            stack.callback(ledger.shut)
+            return LedgerSource(ledger)
+
+        running = ask(folder, "GET", "/healthz") is not None
+        here: Source = _Remote(folder) if running else opened(folder / LEDGER_FILE)
+        there: Source = here if plan is None else opened(plan)
+        return compare_books(
+            lambda book: here if book == BOOK else there, books=books, by=by, start=start, end=end
+        )
+
+
+class _Remote:
+    """Books of a running service."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def spans(self) -> dict[str, tuple[datetime, datetime]]:
+        """By book, its first hour and the one after its last."""
+        rows = self._get("/v1/books")
+        return {
+            r["book"]: (datetime.fromisoformat(r["start"]), datetime.fromisoformat(r["end"])) for r in rows
+        }
+
+    def facts(self, book: str, by: Sequence[str], start: datetime, end: datetime) -> Facts:
+        """Sums of a book over hours."""
+        window = {"book": book, "start": start.isoformat(), "end": end.isoformat()}
+        costs = self._get("/v1/cost?" + urlencode({**window, "by": ",".join([*by, "phase", "component"])}))
+        usage = self._get("/v1/usage?" + urlencode({**window, "by": ",".join([*by, "phase"])}))
+        return Facts.of(by, costs["rows"], usage["rows"])
+
+    def _get(self, path: str) -> Any:
+        found = ask(self._folder, "GET", path)
+        if found is None:
+            raise InputError(f"the service on {self._folder} has just stopped: ask again")
+        return found
+
+
 def _books(folder: Path, fleet_file: Path | None) -> Books:
     from pertoken.meter._work import predicted_work
 
@@ -164,9 +227,6 @@ def ask(folder: Path, method: str, path: str, body: Any = None, timeout_s: float
 
     Raises InputError with the service's own words where it refuses.
     """
-    import http.client
-    from urllib.parse import urlsplit
-
     try:
         here = json.loads((folder / _HERE).read_bytes())
         url = urlsplit(str(here["url"]))
