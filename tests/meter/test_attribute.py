@@ -17,6 +17,7 @@ from pertoken.errors import InputError, NoEvidenceError
 from pertoken.ledger import open_ledger
 from pertoken.meter import Attribution, attribute, concat, records, totals
 from pertoken.meter._split import MICRO, explained, quantised, split
+from pertoken.meter.api import api_pools, api_rates
 from pertoken.meter.attribute import FINDINGS, Predictor, Served, Work
 from pertoken.scenario import Fleet
 from pertoken.tables import USAGE, rate_rows
@@ -314,6 +315,39 @@ def test_an_api_pool_has_tokens_and_no_hours() -> None:
         assert by(usage, "output_tokens", "pool", "tenant") == {("gpt", "blue"): 9}
         assert by(usage, "input_tokens", "tenant") == {"blue": 70}
         assert total(usage, "gpu_hours", "gpt") == 0
+
+
+def test_calls_are_priced_at_their_date_or_as_written() -> None:
+    counts = (
+        ("input_tokens", 70.0),
+        ("cached_input_tokens", 30.0),
+        ("output_tokens", 9.0),
+        ("requests", 1.0),
+    )
+    usage = run(told("usage/x", *counts, model="gpt-x", pool="gpt"), of=API).usage
+    rates = {r["meter"]: float(r["usd_per_unit"]) for r in api_rates(usage, API).to_pylist()}
+    assert rates == {"input_tokens": 1e-6, "cached_input_tokens": 1e-6, "output_tokens": 4e-6}
+    price = {"term": "api", "provider": "groq", "model": "openai/gpt-oss-120b"}
+    of = Fleet.model_validate({"pools": {"groq": {"price": price}}})
+    assert api_pools(of) == {("groq", "openai/gpt-oss-120b"): "groq"}
+    usage = run(told("usage/x", *counts, model="openai/gpt-oss-120b", pool="groq"), of=of).usage
+    ledger = open_ledger()
+    ledger.add_usage(usage)
+    ledger.add_rates(api_rates(usage, of))
+    ledger.close()
+    quote = catalog.api_price("groq", "openai/gpt-oss-120b", HOUR.date())
+    expected = (
+        70 * quote.input_usd_per_mtok + 30 * quote.cached_input_usd_per_mtok + 9 * quote.output_usd_per_mtok
+    )
+    (cost,) = ledger.cost().to_pylist()
+    assert float(cost["cost_usd"]) == pytest.approx(expected / 1e6, abs=1e-9)
+    with pytest.raises(InputError, match="columns"):
+        api_rates(pa.table({"a": [1]}), of)
+
+
+def test_another_models_calls_in_an_api_pool_are_reported() -> None:
+    done = run(told("usage/x", ("output_tokens", 9.0), model="dearer", pool="gpt"), of=API)
+    assert [f.kind for f in done.findings] == ["unmatched"]
 
 
 def test_records_of_strange_pools_and_hours_without_zone() -> None:

@@ -196,6 +196,29 @@ def test_a_full_disk_refuses_and_keeps_nothing_of_the_batch(
         assert journal.recovery.torn_bytes == 0
 
 
+def test_a_disk_that_fills_between_two_segments_loses_no_marks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_journal(tmp_path, segment_bytes=200) as journal:
+        journal.append(batch("a"), marks={"engine/a": b"old"})
+        real = os.write
+
+        def full(file: int, data: bytes) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "write", full)
+        with pytest.raises(JournalFullError):
+            journal.append(batch("b"))
+        monkeypatch.setattr(os, "write", real)
+        journal.append(batch("b"))
+    first, second = segments(tmp_path)
+    first.unlink()
+    with open_journal(tmp_path) as journal:
+        assert journal.marks == {"engine/a": b"old"}
+        assert keys(journal) == ["b"]
+    assert second.exists()
+
+
 def test_a_real_file_limit_refuses(tmp_path: Path) -> None:
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000));"

@@ -96,6 +96,16 @@ def parse(text: str | bytes, *, openmetrics: bool = False) -> Samples:
     return samples
 
 
+def forget_series() -> None:
+    """Forget the lines seen: the next exposition is parsed as if it were the first."""
+    global _characters
+    for memory in (_remembered, _pairs):
+        memory.clear()
+    for names in (_names, _label_names):
+        names.clear()
+    _characters = 0
+
+
 def _plain_head(head: str) -> Series | None:
     """The series of a line's part before its number, where it has no blanks, escapes or timestamp; else
     None."""
@@ -160,9 +170,7 @@ def _slowly(line: str, number: int, openmetrics: bool, samples: Samples) -> None
 def _remember(head: str, series: Series) -> None:
     global _characters
     if _characters > _REMEMBERED_CHARACTERS:
-        _remembered.clear()
-        _pairs.clear()
-        _characters = 0
+        forget_series()
     _remembered[head] = series
     _characters += len(head)
 

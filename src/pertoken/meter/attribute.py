@@ -155,6 +155,7 @@ class _Pool:
         for source, seconds in self.tally.gaps().items():
             self._found("gap", f"{source} was silent for {seconds:.0f} s", seconds)
         if isinstance(self.pool.price, Api):
+            self._check_priced(self.pool.price)
             return rows
         held = self._held()
         if held is None:
@@ -196,6 +197,15 @@ class _Pool:
         for (model, tenant, phase, meter), count in self.tally.others().items():
             result[model, tenant, phase, meter] += count
         return {key: value for key, value in result.items() if value}
+
+    def _check_priced(self, price: Api) -> None:
+        """A pool has one price: another model's calls in it would be priced as its own."""
+        strangers = {m for m, _ in self.tally.tokens("usage") if price.model not in m}
+        if price.model and strangers:
+            text = (
+                f"calls of {', '.join(sorted(strangers)[:5])} are priced as {price.model}: give each its pool"
+            )
+            self._found("unmatched", text)
 
     def _told(
         self, record: str, model: str, meter: str, total: int, mine: Mapping[str, int]

@@ -13,9 +13,8 @@ import errno
 import fcntl
 import os
 import threading
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
@@ -28,6 +27,7 @@ import pyarrow.compute as pc
 
 from pertoken.errors import InputError, PerTokenError
 from pertoken.meter import _blocks as blocks
+from pertoken.meter._index import Index, Place
 from pertoken.meter._window import Identities, Window, identities
 from pertoken.meter.records import checked, concat, empty, partial_sums, summed, sums_of
 from pertoken.units import HOURS_PER_DAY, SECONDS_PER_HOUR
@@ -72,33 +72,6 @@ class Recovery:
     damaged: tuple[tuple[str, int, int], ...] = ()
 
 
-class _Place(NamedTuple):
-    segment: int
-    offset: int
-    sequence: int
-    mixed: bool
-    """Whether the block has rows of other hours too."""
-
-
-@dataclass
-class _Index:
-    """What is in the segments, kept in memory."""
-
-    places: dict[int, list[_Place]] = field(default_factory=lambda: defaultdict(list))
-    cleaned: dict[int, int] = field(default_factory=dict)
-    marks: dict[str, bytes] = field(default_factory=dict)
-    rows: dict[int, int] = field(default_factory=lambda: defaultdict(int))
-    """Rows by segment."""
-
-    def add(self, segment: int, block: blocks.Block) -> None:
-        for hour in block.meta.hours:
-            self.places[hour].append(_Place(segment, block.offset, block.sequence, len(block.meta.hours) > 1))
-        for hour, sequence in block.meta.cleaned.items():
-            self.cleaned[hour] = max(sequence, self.cleaned.get(hour, 0))
-        self.marks.update(block.meta.marks)
-        self.rows[segment] += block.meta.rows
-
-
 class Journal:
     """An open journal. `open_journal` makes one; use as a context manager or `shut` it."""
 
@@ -107,7 +80,7 @@ class Journal:
         self._segment_bytes, self._reserve_bytes = segment_bytes, reserve_bytes
         self._window_rows = window_rows
         self._lock, self._sync_lock = threading.Lock(), threading.Lock()
-        self._window, self._index = Window(window_rows), _Index()
+        self._window, self._index = Window(window_rows), Index()
         self._segment, self._sequence, self._size = 0, 0, 0
         self._written = self._synced = 0
         self._file = self._guard = -1
@@ -150,7 +123,7 @@ class Journal:
         """Hours (UTC) that received records since they were last `clean`, oldest first; the current hour
         too."""
         with self._lock:
-            return [_moment(hour) for hour in sorted(self._index.places) if self._dirty(hour)]
+            return [_moment(hour) for hour in sorted(self._index.places) if self._index.dirty(hour)]
 
     def read(self, hour: datetime) -> HourRead:
         """All records of an hour, exported ones included."""
@@ -233,7 +206,7 @@ class Journal:
                 path = self._path(segment)
                 freed += path.stat().st_size
                 path.unlink()
-                self._forget(segment)
+                self._index.forget(segment)
         return freed
 
     def forget(self, before: date) -> int:
@@ -274,6 +247,8 @@ class Journal:
     ) -> int:
         if self._size >= self._segment_bytes:
             self._roll()
+        if not self._size and self._sequence:
+            self._carry_on()
         sequence = self._sequence + 1
         raw, meta = blocks.encode(packed, sequence, marks, cleaned)
         self._write(raw)
@@ -314,10 +289,13 @@ class Journal:
         raise JournalBrokenError(f"the journal in {self._folder} cannot be written: {error}") from error
 
     def _roll(self) -> None:
-        """Start a new segment, which carries the marks on so that older ones can go."""
+        """Start a new segment."""
         self._flush_file(self._file)
         self._retired.append(self._file)
         self._start_segment(self._segment + 1)
+
+    def _carry_on(self) -> None:
+        """Begin a segment with the marks and cleaned hours of older ones, so that those can go."""
         cleaned = {h: s for h, s in self._index.cleaned.items() if h in self._index.places}
         raw, _ = blocks.encode(blocks.pack(empty()), self._sequence + 1, self._index.marks, cleaned)
         self._write(raw)
@@ -355,11 +333,7 @@ class Journal:
 
     # -- reading
 
-    def _dirty(self, hour: int) -> bool:
-        places = self._index.places.get(hour)
-        return places is not None and places[-1].sequence > self._index.cleaned.get(hour, 0)
-
-    def _tables(self, places: list[_Place], first: int, end: int) -> list[pa.Table]:
+    def _tables(self, places: list[Place], first: int, end: int) -> list[pa.Table]:
         """The rows of blocks that lie in hours [first, end)."""
         tables = []
         for raw, place in self._payloads(places):
@@ -370,7 +344,7 @@ class Journal:
             tables.append(table)
         return tables
 
-    def _payloads(self, places: list[_Place]) -> Iterator[tuple[memoryview, _Place]]:
+    def _payloads(self, places: list[Place]) -> Iterator[tuple[memoryview, Place]]:
         for segment, wanted in groupby(sorted(places), key=lambda p: p.segment):
             with open(self._path(segment), "rb") as file:
                 for place in wanted:
@@ -408,20 +382,11 @@ class Journal:
                 needed.add(segment)
             rows += self._index.rows[segment]
         for hour, places in self._index.places.items():
-            done = hour < limit and not self._dirty(hour)
+            done = hour < limit and not self._index.dirty(hour)
             for place in places:
                 if not done or place.sequence > exported.get(_day(hour), 0):
                     needed.add(place.segment)
         return [s for s in self._segments() if s not in needed]
-
-    def _forget(self, segment: int) -> None:
-        for hour, places in list(self._index.places.items()):
-            left = [p for p in places if p.segment != segment]
-            if left:
-                self._index.places[hour] = left
-            else:
-                del self._index.places[hour]
-        self._index.rows.pop(segment, None)
 
     def _path(self, segment: int) -> Path:
         return self._folder / "segments" / f"{segment:08d}.ptj"
