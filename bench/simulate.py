@@ -57,7 +57,7 @@ def like_azure(requests: float, **more: Any) -> Traffic:
     )  # fmt: skip
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def every_step(
     arrival: Any, prompt: Any, output: Any, base: float, each: float, context_s: float, prefill_s: float,
     max_batch: int, capacity: int, chunk: int,

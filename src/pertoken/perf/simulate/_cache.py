@@ -13,13 +13,13 @@ from pertoken.perf.simulate._state import block_at, group_at
 
 
 @jit
-def _home(w: Any, key: int) -> int:
+def _home(w: Any, key: int) -> Any:
     """Bucket of a hash. Neighbours stay neighbours: traces number the blocks of a prompt in a row."""
     return (key + (key >> 12) * -7046029254386353131) & w.bucket_mask  # 2**64 / golden ratio
 
 
 @jit
-def _find(w: Any, rep: Any, key: int) -> int:
+def _find(w: Any, rep: Any, key: int) -> Any:
     """The block with this hash, or −1."""
     block = i32(rep.bucket_p, _home(w, key))
     while block >= 0 and block_at(rep.block_p, block).key != key:
@@ -69,7 +69,7 @@ def evict(w: Any, rep: Any, room: int) -> None:
 
 
 @jit_call
-def match(w: Any, rep: Any, at: int, most: int) -> int:
+def match(w: Any, rep: Any, at: int, most: int) -> Any:
     """How many of the first `most` hashes from `at` on are in the replica's cache, without a gap."""
     hits = 0
     while hits < most and _find(w, rep, i64(w.hashes_p, at + hits)) >= 0:
@@ -88,7 +88,7 @@ def _use(w: Any, rep: Any, block: int) -> None:
 
 
 @jit_call
-def pin(w: Any, rep: Any, at: int, blocks: int, most: int, tokens: int, limit: int) -> int:
+def pin(w: Any, rep: Any, at: int, blocks: int, most: int, tokens: int, limit: int) -> Any:
     """Use the blocks with these hashes, adding those not yet cached; hashes become block numbers.
 
     Returns how many of the first `most` were there without a gap, or −1, with nothing changed, if the request's

@@ -362,7 +362,8 @@ def _count_and_check_alone(
     if misses > count * (1.0 - slo.met_fraction) + 1e-9 * count:
         raise InfeasibleError(
             f"no number of {group.pool} replicas meets {slo.text()}: with a replica to itself only "
-            f"{1 - misses / count:.2%} of requests do, {slo.met_fraction:.2%} must; loosen the bound or take a faster GPU"
+            f"{1 - misses / count:.2%} of requests do, {slo.met_fraction:.2%} must; "
+            "loosen the bound or take a faster GPU"
         )
     return count
 

@@ -41,7 +41,7 @@ from pertoken.perf.simulate._state import (
 
 
 @jit_call
-def _choose(w: Any, i: int, t: float, role: int) -> int:
+def _choose(w: Any, i: int, t: float, role: int) -> Any:
     """The replica the router gives request i at time t."""
     n = node_at(w.node_p, i)
     replicas = w.replicas
@@ -124,7 +124,7 @@ def _cut(w: Any, rep: Any, t: float) -> None:
         + half
     )
     wanted = t - rep.t
-    k = int(ceil(2.0 * wanted / (linear + sqrt(linear * linear + 4.0 * half * wanted))))
+    k = ceil(2.0 * wanted / (linear + sqrt(linear * linear + 4.0 * half * wanted)))
     k = min(max(k, 1), rep.k)
     while k > 1 and rep.t + decode_s(w, rep, k - 1) >= t:
         k -= 1
@@ -137,7 +137,7 @@ def _cut(w: Any, rep: Any, t: float) -> None:
 
 
 @jit
-def _due(w: Any, start: int, horizon: float, lazy: bool) -> int:
+def _due(w: Any, start: int, horizon: float, lazy: bool) -> Any:
     """A replica with something to do before the horizon, or −1.
 
     Lazily: the next one from `start` on, each in its own time. Otherwise in the order of time over all replicas,
@@ -163,7 +163,7 @@ def _due(w: Any, start: int, horizon: float, lazy: bool) -> int:
 
 
 @jit
-def _take(w: Any, position: int, t: float) -> int:
+def _take(w: Any, position: int, t: float) -> Any:
     """Make a node of request `position` of the chunk, arriving at t."""
     i = w.free
     n = node_at(w.node_p, i)
@@ -186,7 +186,7 @@ def _take(w: Any, position: int, t: float) -> int:
 
 
 @entry
-def run(world: Any, position: int, until: float) -> int:
+def run(world: Any, position: int, until: float) -> Any:
     """Advance to `until` [s], taking in requests of the chunk from `position` on; returns the first not taken in.
 
     Open loop: requests come at their arrival times. Closed loop: whenever a client is free.

@@ -35,12 +35,12 @@ def push(w: Any, t: float, i: int) -> None:
 
 
 @jit
-def _before(w: Any, a: int, b: int) -> bool:
+def _before(w: Any, a: int, b: int) -> Any:
     return node_at(w.node_p, i32(w.handoff_p, a)).seq < node_at(w.node_p, i32(w.handoff_p, b)).seq
 
 
 @jit_call
-def pop(w: Any) -> int:
+def pop(w: Any) -> Any:
     """The earliest hand-over's node, taken out."""
     taken = i32(w.handoff_p, 0)
     w.handoffs -= 1

@@ -156,7 +156,7 @@ def rest_until(w: Any, rep: Any, t: float) -> None:
 
 
 @jit
-def _next_finish(w: Any, rep: Any, step: int) -> int:
+def _next_finish(w: Any, rep: Any, step: int) -> Any:
     """The first step after `step` whose bucket is not empty; there must be one."""
     start = (step + 1) & WHEEL_MASK
     word = start >> 6
@@ -187,7 +187,7 @@ def _join(w: Any, rep: Any, i: int, steps: int, tokens: int) -> None:
 
 
 @jit_call
-def _take_victim(w: Any, rep: Any) -> int:
+def _take_victim(w: Any, rep: Any) -> Any:
     """Remove and return the youngest request of the lowest class; frees its memory."""
     victim, before, at = rep.partial, -1, -1
     for place in range(WHEEL):
@@ -251,7 +251,7 @@ def _preempt(w: Any, rep: Any) -> None:
 
 
 @jit
-def _admit(w: Any, rep: Any) -> int:
+def _admit(w: Any, rep: Any) -> Any:
     """Take the next waiting request into memory and return it; −1 if none waits or it does not fit."""
     group = group_at(rep.group_p, 0)
     priority = 0
@@ -319,7 +319,7 @@ def _prompt_tokens(w: Any, rep: Any, tokens: int, steps: int) -> None:
 
 
 @jit
-def decode_s(w: Any, rep: Any, k: int) -> float:
+def decode_s(w: Any, rep: Any, k: int) -> Any:
     """Seconds of k decode steps of the replica's batch."""
     b = rep.batch
     grown = k * rep.context + 0.5 * b * k * (k + 1.0)

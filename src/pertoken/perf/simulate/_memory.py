@@ -118,9 +118,9 @@ def _float_bits(typingctx: Any, value: Any) -> Any:
     return types.int64(types.float64), codegen
 
 
-trailing_zeros = intrinsic(_trailing_zeros)
+trailing_zeros: Any = intrinsic(_trailing_zeros)
 """Index of the lowest set bit of a 64-bit word."""
-float_bits = intrinsic(_float_bits)
+float_bits: Any = intrinsic(_float_bits)
 """The 64 bits of a double as an integer."""
 
 

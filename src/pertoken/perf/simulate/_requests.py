@@ -174,10 +174,17 @@ class Traffic:
             last = inside < CHUNK
             read = 1.0 if last else float(arrival_s[-1]) / self.duration_s
             if inside:
-                every = (arrival_s, input_tokens, output_tokens, cached, priority, at, blocks)
-                a, i, o, c, p, h, b = (None if x is None else x[:inside] for x in every)
-                assert a is not None and i is not None and o is not None
-                yield Requests(a, i, o, c, p, h, b, hashes, read)
+                yield Requests(
+                    arrival_s[:inside],
+                    input_tokens[:inside],
+                    output_tokens[:inside],
+                    None if cached is None else cached[:inside],
+                    None if priority is None else priority[:inside],
+                    None if at is None else at[:inside],
+                    None if blocks is None else blocks[:inside],
+                    hashes,
+                    read,
+                )
             if last:
                 return
 

@@ -187,7 +187,7 @@ class Simulation:
     def series(self, group: int | None = None) -> Series:
         """Load over time: of one group, or of all."""
         sums = self.sums.sum(axis=0) if group is None else self.sums[group]
-        start_s = np.arange(len(sums)) * self.bin_s
+        start_s = np.arange(len(sums), dtype=np.float64) * self.bin_s
         width_s = np.maximum(np.minimum(self.end_s - start_s, self.bin_s), 1e-9)
         held_s = sums[:, list(_PHASES.values())].sum(axis=1)
         busy_s = held_s - sums[:, s.IDLE_S]

@@ -58,9 +58,10 @@ REPLICA = np.dtype(
     align=True,
 )  # fmt: skip
 """t: the last step boundary; t_end: end of the planned segment of k steps, in_s of it prefill (waste_s of that
-recomputed), out_s decode; chunk_tokens of the partial prompt in each of several steps, from chunk_done on; late, late_s: arrivals within it and the sum of their times from t; step: decode steps
-taken so far; context, kv: tokens attended to, tokens in memory; queue_p: first and last waiting node of each
-class; key_p: the time of its next event, in an array of all."""
+recomputed), out_s decode; chunk_tokens of the partial prompt in each of several steps, from chunk_done on; late,
+late_s: arrivals within it and the sum of their times from t; step: decode steps taken so far; context, kv: tokens
+attended to, tokens in memory; queue_p: first and last waiting node of each class; key_p: the time of its next event,
+in an array of all."""
 
 NODE = np.dtype(
     [
@@ -163,7 +164,7 @@ class State:
 
     def _addresses(self) -> None:
         """Addresses of arrays that never move."""
-        rows = (
+        rows: tuple[tuple[str, npt.NDArray[Any]], ...] = (
             ("key_p", self.key), ("sums_p", self.now_sums), ("wheel_p", self.wheel), ("bits_p", self.bits),
             ("fresh_p", self.fresh), ("queue_p", self.queue), ("block_p", self.block), ("bucket_p", self.bucket),
         )  # fmt: skip
@@ -174,10 +175,11 @@ class State:
         self.group["decode_p"] = (
             address(self.decode_s) + np.arange(len(self.group)) * self.decode_s.strides[0]
         )
-        for name, array in (
+        shared: tuple[tuple[str, npt.NDArray[Any]], ...] = (
             ("replica_p", self.replica), ("key_p", self.key), ("histogram_p", self.histogram),
             ("first_p", self.first), ("finish_p", self.finish),
-        ):  # fmt: skip
+        )  # fmt: skip
+        for name, array in shared:
             self.world[name] = address(array)
 
     def _moved(self) -> None:

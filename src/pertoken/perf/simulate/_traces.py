@@ -56,12 +56,13 @@ NAME_MAP: dict[Kind, _Format] = {
         optional=("priority", "cached"),
     ),
 }  # fmt: skip
-_JSON = pa.schema(
-    [
-        ("timestamp", pa.float64()), ("input_length", pa.int64()), ("output_length", pa.int64()),
-        ("hash_ids", pa.list_(pa.int64())),
-    ]
-)  # fmt: skip
+_FIELDS: list[tuple[str, pa.DataType]] = [
+    ("timestamp", pa.float64()),
+    ("input_length", pa.int64()),
+    ("output_length", pa.int64()),
+    ("hash_ids", pa.list_(pa.int64())),
+]
+_JSON = pa.schema(_FIELDS)
 
 
 @dataclass(frozen=True)
@@ -161,10 +162,10 @@ def _kind(path: Path, number: int, names: list[str]) -> Kind:
 
 def _tables(path: Path, kind: Kind) -> Iterator[tuple[dict[str, npt.NDArray[Any]], float]]:
     """Columns of our names, block by block, and the share of the file read."""
-    with pa.OSFile(str(path)) as raw:
+    with pa.OSFile(str(path), "rb") as raw:
         size = max(raw.size(), 1)
         packed = path.suffix == ".gz"
-        stream = pa.CompressedInputStream(raw, "gzip") if packed else raw
+        stream: Any = pa.CompressedInputStream(raw, "gzip") if packed else raw
         if kind == "mooncake":
             options = pajson.ParseOptions(explicit_schema=_JSON, unexpected_field_behavior="ignore")
             reader = pajson.open_json(stream, pajson.ReadOptions(block_size=_BLOCK_BYTES), options)
@@ -185,7 +186,7 @@ def _csv(path: Path, kind: Kind, stream: Any) -> Any:
     times = form.columns["arrival"]
     types[times] = pa.float64()
     if form.time == "timestamp":
-        zoned = len(lines) > 1 and _ZONE.search((_cells(lines[1]) + [""])[names.index(times)])
+        zoned = len(lines) > 1 and _ZONE.search([*_cells(lines[1]), ""][names.index(times)])
         types[times] = pa.timestamp("ns", tz="UTC") if zoned else pa.timestamp("ns")
     return pacsv.open_csv(
         stream,
@@ -222,7 +223,7 @@ def _from_json(batch: pa.RecordBatch) -> dict[str, npt.NDArray[Any]]:
         "input": input_,
         "output": batch.column("output_length").to_numpy(zero_copy_only=False),
     }
-    lists = (
+    lists: Any = (
         batch.column("hash_ids").fill_null([])
         if batch.column("hash_ids").null_count
         else batch.column("hash_ids")
@@ -282,9 +283,11 @@ def _requests(
 
 def _lines(path: Path) -> IO[bytes]:
     try:
-        return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+        file: Any = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # noqa: SIM115 (the caller's `with` closes it)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    opened: IO[bytes] = file
+    return opened
 
 
 def _text(path: Path, file: IO[bytes]) -> Iterator[tuple[int, str]]:
