@@ -124,10 +124,21 @@ class Variance:
     @property
     def total(self) -> Line:
         """All groups together; each driver is the sum of its lines."""
-        fields = ("forecast_usd", "actual_usd", *(f"{d}_usd" for d in DRIVERS))
-        sums = [sum((getattr(line, name) for line in self.lines), Decimal(0)) for name in fields]
-        tokens = [line.forecast_tokens for line in self.lines], [line.actual_tokens for line in self.lines]
-        return Line(("total",), *sums, sum(tokens[0]), sum(tokens[1]))
+
+        def usd(name: str) -> Decimal:
+            return sum((getattr(line, name) for line in self.lines), Decimal(0))
+
+        return Line(
+            group=("total",),
+            forecast_usd=usd("forecast_usd"),
+            actual_usd=usd("actual_usd"),
+            price_usd=usd("price_usd"),
+            volume_usd=usd("volume_usd"),
+            efficiency_usd=usd("efficiency_usd"),
+            mix_usd=usd("mix_usd"),
+            forecast_tokens=sum(line.forecast_tokens for line in self.lines),
+            actual_tokens=sum(line.actual_tokens for line in self.lines),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; USD as text, exact."""
