@@ -63,6 +63,7 @@ class Row:
     precision: str
     gpus: int
     media: str
+    point: Point
     shares: tuple[float, float]
     """Compute and memory in use at the measured throughput."""
     predicted_shares: tuple[float, float]
@@ -94,13 +95,13 @@ def _row(r: MeasuredRow) -> Row:
         layout=r.layout,
     )
     # Not `predict`: its power comes from the very file this fit writes.
-    loop = _answer(found, card, point)[0]
-    compute, memory = float(loop.compute_utilisation), float(loop.memory_utilisation)
+    loop, used, *_ = _answer(found, card, point)
+    compute, memory = float(used[0]), float(used[1])
     predicted = float(loop.tokens_per_s) / r.gpus
     actual = r.measured["tokens_per_s"]
     at_measured = min(compute * actual / predicted, 1.0), min(memory * actual / predicted, 1.0)
     watts, joules = r.measured["power_w"], r.measured["joules_per_output_token"]
-    return Row(card, found, r.model, precision_name(r.precision), int(r.gpus), r.media, at_measured,
+    return Row(card, found, r.model, precision_name(r.precision), int(r.gpus), r.media, point, at_measured,
                (compute, memory), watts, actual, predicted, joules, r.line)  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def test_scores_by_hand(tmp_path: Path) -> None:
     rate, watts = float(answer.tokens_per_s.value), float(answer.gpu_power_w.value)
     path = write(
         tmp_path / "p.csv",
-        f"h100_sxm,4,openai/gpt-oss-120b,mxfp4,vllm-0.11,1000,500,32,4,{rate / 1.1},,,{4 * watts},{4 * watts / rate}",
+        f"h100_sxm,4,openai/gpt-oss-120b,mxfp4,vllm,1000,500,32,4,{rate / 1.1},,,{4 * watts},{4 * watts / rate}",
         f"DGX-H100,4,gpt-oss-120b,nvfp4,vllm,1000,500,32,4,{rate / 0.8},,,,",
     )
     found = validate(path)
