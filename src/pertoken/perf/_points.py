@@ -101,6 +101,8 @@ class MeasuredRow:
     checkpointing: str
     measured: Mapping[str, float]
     media: str = ""
+    prefill_tp: int = 0
+    """Tensor parallel degree of a prefill worker where a table gives workers; 0: not given."""
     assumed: tuple[str, ...] = ()
     problem: str = ""
 
@@ -229,6 +231,9 @@ def _row(cells: _Cells) -> MeasuredRow:
         checkpointing=_checkpointing(cells.text.get("activation_ckpt", "")),
         measured=_measured(cells, placed.gpus),
         media=TASK_MEDIA.get(cells.text.get("task", "").lower(), ""),
+        prefill_tp=cells.whole("prefill_tp")
+        if placed.prefill_gpus and "decode_workers" in cells.number
+        else 0,
         assumed=assumed,
         problem=placed.problem or _missing(cells, training, inputs),
     )

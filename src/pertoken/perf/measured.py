@@ -97,7 +97,7 @@ def serving_point(row: MeasuredRow) -> Point:
         engine=row.engine,
         layout=row.layout,
         accepted_per_step=row.accepted_per_step,
-        prefill_gpus=round(row.prefill_gpus),
+        prefill_gpus=row.prefill_gpus,
     )
 
 

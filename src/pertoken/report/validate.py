@@ -18,12 +18,12 @@ from rich.text import Text
 
 from pertoken.catalog.gpus import Gpu, gpu
 from pertoken.catalog.models import Model, model, model_from_config
-from pertoken.errors import InputError, PerTokenError, UnknownNameError
+from pertoken.errors import CannotServeError, InputError, NoEvidenceError, PerTokenError, UnknownNameError
 from pertoken.perf import predict, utilisations
 from pertoken.perf._training_work import training_precision
 from pertoken.perf._work import engine_family, precision_name
 from pertoken.perf.measured import MeasuredRow, read_rows, serving_point
-from pertoken.perf.point import Floats, Interval, Point
+from pertoken.perf.point import Floats, Interval, Layout, Point
 from pertoken.perf.power import gpu_power_w
 from pertoken.perf.training import predict_training, training_point
 from pertoken.report._fact_table import right, table_of
@@ -191,6 +191,7 @@ class _Key(NamedTuple):
     prefill_gpus: float
     accepted_per_step: float
     media: str
+    prefill_tp: int
 
 
 def _grouped(
@@ -229,6 +230,7 @@ def _key(row: MeasuredRow, by_name: dict[str, Model | InputError], folder: Path 
         row.prefill_gpus,
         row.accepted_per_step,
         row.media,
+        row.prefill_tp,
     )
 
 
@@ -261,6 +263,7 @@ def _serving(key: _Key, rows: Sequence[MeasuredRow], unanswered: dict[int, Unans
 
 
 def _predicted(key: _Key, rows: Sequence[MeasuredRow]) -> list[Scored]:
+    _check_prefill_worker(key)
     point = _point(key, rows)
     answer = predict(key.model, key.gpu, point)
     power = answer.gpu_power_w
@@ -282,6 +285,21 @@ def _predicted(key: _Key, rows: Sequence[MeasuredRow]) -> list[Scored]:
         for i, row in enumerate(rows)
         if quantity in row.measured
     ]
+
+
+def _check_prefill_worker(key: _Key) -> None:
+    """A prefill worker named by its tensor parallel degree alone may hold more GPUs than that (attention data
+    parallel); where the model does not fit them, how many is not known."""
+    if not key.prefill_tp:
+        return
+    worker = Point(1, 1, 1, precision=key.precision, engine=key.engine, layout=Layout(key.prefill_tp))
+    try:
+        predict(key.model, key.gpu, worker)
+    except CannotServeError:
+        raise NoEvidenceError(
+            f"{key.model.name} does not fit a prefill worker of {key.prefill_tp} × {key.gpu.name}: its GPUs beyond "
+            "tp are not stated"
+        ) from None
 
 
 def _point(key: _Key, rows: Sequence[MeasuredRow]) -> Point:
