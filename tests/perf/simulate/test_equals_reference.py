@@ -459,7 +459,7 @@ def test_same_times_with_ordinary_numbers(seed: int) -> None:
                 for i, (b, f) in enumerate(zip(blocks, family, strict=True))
             ]
         )
-    requests = Requests(np.cumsum(rng.gamma(0.5, 0.3, n)), input_, output, None, None, at, blocks, hashes)
+    requests = Requests(np.cumsum(rng.gamma(0.5, 0.06, n)), input_, output, None, None, at, blocks, hashes)
     case = Case(
         [ReplicaGroup("p", times, 2, weight=1.0)],
         Engine(chunk_tokens=512),

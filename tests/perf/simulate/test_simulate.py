@@ -473,3 +473,13 @@ def test_closed_loop_is_no_worse_than_predict_on_measured_points() -> None:
     median = {k: math.exp(float(np.median(v))) - 1 for k, v in errors.items()}
     assert median["simulated"] <= median["predicted"] + 0.003, median
     assert median["tpot simulated"] <= median["tpot predicted"] + 0.003, median
+
+
+def test_the_example_in_the_document_runs() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "simulate.md").read_text(encoding="utf-8")
+    code = text.split("```python")[1].split("```")[0]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["found"].replicas > 1
+    assert 0 < names["p99_s"] <= 0.5
+    assert names["rows"].num_rows > 0
