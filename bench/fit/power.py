@@ -110,11 +110,10 @@ class Design:
 
     def __init__(self, rows: Sequence[Row], at: At) -> None:
         shares = [r.shares if at == "measured" else r.predicted_shares for r in rows]
-        parts = [
-            power.features(r.gpu, np.array(c), np.array(m), r.precision, r.model, r.gpus, r.media)
-            for r, (c, m) in zip(rows, shares, strict=True)
-        ]
-        self.weights = np.array([[float(p[name]) for name in WEIGHT_SD] for p in parts])
+        parts = [power.features(r.gpu, r.precision, r.model, r.gpus, r.media) for r in rows]
+        c, m = power.share_logs(*(np.array(s) for s in zip(*shares, strict=True)))
+        lines = np.array([[p[name] for name in WEIGHT_SD] for p in parts])
+        self.weights = lines[:, :, 0] + lines[:, :, 1] * c[:, None] + lines[:, :, 2] * m[:, None]
         self.keys = [power.effect_keys(r.gpu, r.precision, r.model, r.gpus) for r in rows]
         idle = np.array([r.gpu.idle_w for r in rows])
         top = power.LIMIT * np.array([r.gpu.tdp_w for r in rows])

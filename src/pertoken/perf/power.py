@@ -18,6 +18,7 @@ True
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib import resources
@@ -74,41 +75,59 @@ def gpu_power_w(
     )
     if media not in MEDIA:
         raise InputError(f"unknown media {media!r}: one of image, video, audio, or empty")
-    fit = _fit()
-    x = features(gpu, compute, memory, precision, model, gpus, media)
-    score = sum(fit["weights"][name] * value for name, value in x.items())
-    score = score + _effects(fit, gpu, precision, model, gpus)
-    position = 1 / (1 + np.exp(-np.asarray(score, dtype=np.float64)))
+    constant, per_compute, per_memory = _line(gpu, precision, model, gpus, media)
+    log_compute, log_memory = share_logs(compute, memory)
+    score = constant + per_compute * log_compute + per_memory * log_memory
+    position = 1 / (1 + np.exp(-score))
     return np.asarray(np.minimum(gpu.idle_w + position * (LIMIT * gpu.tdp_w - gpu.idle_w), gpu.tdp_w))
 
 
+def share_logs(compute: Floats, memory: Floats) -> tuple[Floats, Floats]:
+    """The logarithms of the shares in use that features are made of, near zero at common loads."""
+    return np.log(compute + COMPUTE_FLOOR) + 3, np.log(memory + MEMORY_FLOOR) + 1
+
+
 def features(
-    gpu: Gpu, compute: Floats, memory: Floats, precision: str, model: Model | None, gpus: int, media: str
-) -> dict[str, FloatLike]:
-    """What a GPU's position between idle and limit depends on, by name; weights in ``data/power.json``."""
-    c = np.log(compute + COMPUTE_FLOOR) + 3
-    m = np.log(memory + MEMORY_FLOOR) + 1
-    experts = bool(model and model.moe_layers)
+    gpu: Gpu, precision: str, model: Model | None, gpus: int, media: str
+) -> dict[str, tuple[float, float, float]]:
+    """What a GPU's position between idle and limit depends on, by name; weights in ``data/power.json``.
+
+    A feature is (constant, multiple of the compute share's logarithm, multiple of the memory share's).
+    """
+    experts = float(bool(model and model.moe_layers))
     blackwell = float(gpu.architecture.startswith("blackwell"))
-    visits = model.experts_active * model.moe_layers if model and experts else 0
-    eight_bit = precision in ("fp8", "int8") and experts
+    eight_bit = precision in ("fp8", "int8") and model is not None and model.moe_layers > 0
+    visits = model.experts_active * model.moe_layers / VISITS_UNIT if model and eight_bit else 1.0
+    any_media, video = float(bool(media)), float(media == "video")
     return {
-        "one": 1.0,
-        "compute": c,
-        "memory": m,
-        "blackwell": blackwell,
-        "blackwell memory": blackwell * m,
-        "experts": float(experts),
-        "experts compute": experts * c,
-        "four-bit": float(precision in ("fp4", "int4")),
-        "blackwell, several GPUs": blackwell * (gpus > 1),
-        "media": float(bool(media)),
-        "media compute": bool(media) * c,
-        "media memory": bool(media) * m,
-        "video": float(media == "video"),
-        "video compute": (media == "video") * c,
-        "eight-bit experts": float(np.log(visits / VISITS_UNIT)) if eight_bit else 0.0,
+        "one": (1.0, 0.0, 0.0),
+        "compute": (0.0, 1.0, 0.0),
+        "memory": (0.0, 0.0, 1.0),
+        "blackwell": (blackwell, 0.0, 0.0),
+        "blackwell memory": (0.0, 0.0, blackwell),
+        "blackwell, several GPUs": (blackwell * (gpus > 1), 0.0, 0.0),
+        "experts": (experts, 0.0, 0.0),
+        "experts compute": (0.0, experts, 0.0),
+        "eight-bit experts": (math.log(visits), 0.0, 0.0),
+        "four-bit": (float(precision in ("fp4", "int4")), 0.0, 0.0),
+        "media": (any_media, 0.0, 0.0),
+        "media compute": (0.0, any_media, 0.0),
+        "media memory": (0.0, 0.0, any_media),
+        "video": (video, 0.0, 0.0),
+        "video compute": (0.0, video, 0.0),
     }
+
+
+def _line(gpu: Gpu, precision: str, model: Model | None, gpus: int, media: str) -> tuple[float, float, float]:
+    """Constant and slopes of the score in the two logarithms."""
+    fit = _fit()
+    constant, per_compute, per_memory = 0.0, 0.0, 0.0
+    for name, (one, compute, memory) in features(gpu, precision, model, gpus, media).items():
+        weight = float(fit["weights"][name])
+        constant += weight * one
+        per_compute += weight * compute
+        per_memory += weight * memory
+    return constant + _effects(fit, gpu, precision, model, gpus), per_compute, per_memory
 
 
 def effect_keys(gpu: Gpu, precision: str, model: Model, gpus: int) -> dict[str, str]:
