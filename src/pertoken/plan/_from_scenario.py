@@ -27,16 +27,25 @@ from pertoken import catalog
 from pertoken.errors import CannotServeError, InputError
 from pertoken.perf.power import server_power_w
 from pertoken.plan import _serving, _training
+from pertoken.plan._bursts import burst, is_simulated
 from pertoken.plan._instance import Fixed, Floats, Instance, Limit, Peak, Rate
 from pertoken.plan._outcome import Schedule
 from pertoken.plan._pricing import pays_for_energy
-from pertoken.plan._serving import MINUTES_PER_HOUR, Operation, committed, mean_tokens, operations, resolve_model, spot_loss
-from pertoken.plan._training import HOURS_PER_WEEK, Job, jobs
+from pertoken.plan._serving import Operation, committed, mean_tokens, operations, resolve_model, spot_loss
+from pertoken.plan._training import Job, jobs, runs_asked
 from pertoken.plan.options import Market, allowed
 from pertoken.rates.energy import TariffHours, billed_peaks_kw, tier_shares
-from pertoken.rates.site import peak_meter
+from pertoken.rates.site import UTILITY_HOURS, peak_meter
 from pertoken.scenario import Api, Batch, Pool, Scenario, Serving, Spot, Tokens, Training, requests_per_hour
-from pertoken.units import BYTES_PER_GB, HOURS_PER_DAY, SECONDS_PER_HOUR, WATTS_PER_KILOWATT, site_pool
+from pertoken.units import (
+    BYTES_PER_GB,
+    HOURS_PER_DAY,
+    HOURS_PER_WEEK,
+    MINUTES_PER_HOUR,
+    SECONDS_PER_HOUR,
+    WATTS_PER_KILOWATT,
+    site_pool,
+)
 
 _BUCKETS = 3
 """Size buckets of a workload whose token counts have a spread."""
@@ -168,7 +177,7 @@ def _serve(
             continue
         served = True
         for operation in offered:
-            _replica(rows, name, pool, pool_name, p, workload, operation, mine, case)
+            _replica(rows, scenario, name, pool_name, p, workload, operation, mine, case)
     if not served:
         raise CannotServeError(f"workload {name!r} runs on none of its pools: {refused or 'none is allowed'}")
 
@@ -194,9 +203,10 @@ def _offered(
 
 
 def _replica(
-    rows: _Rows, name: str, pool: Pool, pool_name: str, p: int, workload: Serving, operation: Operation,
+    rows: _Rows, scenario: Scenario, name: str, pool_name: str, p: int, workload: Serving, operation: Operation,
     classes: list[tuple[int, _Class]], case: str,
 ) -> None:  # fmt: skip
+    pool = scenario.pools[pool_name]
     gpu, size = catalog.gpu(pool.gpu), operation.candidate.layout.gpus
     per_machine = max(pool.machine_gpus // size, 1)
     k = len(rows.units)
@@ -214,6 +224,7 @@ def _replica(
     )
     per_hour = _serving.throughput_of(operation, case) * SECONDS_PER_HOUR
     busy_w = float(operation.gpu_power_w[-1])
+    reserve = _reserve(scenario, pool, workload, operation, case)
     for (d, c), factor in zip(classes, _work_factors(workload, pool, operation, classes), strict=True):
         del c
         rows.flows.append(
@@ -221,11 +232,22 @@ def _replica(
             | {
                 "flow_kw": size * (busy_w + gpu.host_busy_w - gpu.idle_w - gpu.host_idle_w) / WATTS_PER_KILOWATT,
                 "flow_gpu_kw": size * (busy_w - gpu.idle_w) / WATTS_PER_KILOWATT,
-                "flow_reserve": 1 / (1 - workload.headroom_fraction),
+                "flow_reserve": reserve,
                 "flow_loss": spot_loss(pool),
                 "flow_prefill": float(operation.prefill_fraction[-1]),
             }
         )
+
+
+def _reserve(scenario: Scenario, pool: Pool, workload: Serving, operation: Operation, case: str) -> float:
+    """Capacity that must be there for one unit of load: the workload's headroom, or what bursts ask for."""
+    headroom = 1 / (1 - workload.headroom_fraction)
+    if not is_simulated(workload):
+        return headroom
+    found = burst(scenario, workload, pool, operation, case, 1 - spot_loss(pool))
+    peak = float(requests_per_hour(scenario, workload).max())
+    capacity = _serving.throughput_of(operation, case) * SECONDS_PER_HOUR * (1 - spot_loss(pool))
+    return max(1.0, found.replicas * capacity / peak)
 
 
 def _work_factors(
@@ -269,17 +291,13 @@ def _job_rows(scenario: Scenario, name: str, demand: float) -> Iterator[dict[str
     workload = scenario.workloads[name]
     if not isinstance(workload, Training):
         return
-    T = len(scenario.hours)
-    if workload.tokens is not None:
-        starts, room, tokens = [0], T, workload.tokens
-    else:
-        assert workload.tokens_per_week is not None
-        room, tokens = min(HOURS_PER_WEEK, T), workload.tokens_per_week
-        starts = list(range(0, T - room + 1, HOURS_PER_WEEK))
-    given = min(room, int((workload.deadline_days or math.inf) * HOURS_PER_DAY) if workload.deadline_days else room)
-    for number, start in enumerate(starts):
+    asked = runs_asked(scenario, workload)
+    for number, (start, end, tokens) in enumerate(asked):
+        given = end - start
+        if workload.deadline_days is not None:
+            given = min(given, int(workload.deadline_days * HOURS_PER_DAY))
         yield {
-            "workload": name, "name": name if len(starts) == 1 else f"{name} (week {number + 1})",
+            "workload": name, "name": name if len(asked) == 1 else f"{name} (week {number + 1})",
             "tokens": tokens * demand, "release": start, "deadline": start + given,
         }  # fmt: skip
 
@@ -458,9 +476,11 @@ def _money(scenario: Scenario, market: Market, pools: list[str]) -> dict[str, An
     named = {(r.pool, r.meter) for r in rates}
     fixed = []
     for site in used:
-        if (site_pool(site), "site_hours") in named:
-            there = np.array([scenario.pools[p].site == site for p in pools])
-            fixed.append(Fixed(site_pool(site), "site_hours", np.ones(T), there))
+        there = np.array([scenario.pools[p].site == site for p in pools])
+        metered = np.array([pays_for_energy(scenario.pools[p]) for p in pools])
+        for meter, who in (("site_hours", there), (UTILITY_HOURS, there & metered)):
+            if (site_pool(site), meter) in named and who.any():
+                fixed.append(Fixed(site_pool(site), meter, np.ones(T), who))
     for p, name in enumerate(pools):
         if (name, "site_hours") in named:
             fixed.append(Fixed(name, "site_hours", np.ones(T), np.arange(len(pools)) == p))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pertoken.plan._instance import Bools, Floats, Instance
-from pertoken.plan._program import Coefficients, Program, class_meters, coefficients
+from pertoken.plan._program import Program, class_meters, coefficients
 from pertoken.units import GRAMS_PER_KILOGRAM, IDLE, METERS, site_pool
 
 

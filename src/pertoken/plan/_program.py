@@ -30,7 +30,7 @@ s.t.
   deadline[j]    Σ_{release ≤ t < deadline} w_t Σ_f useful_f·y[f,t] ≥ scale·tokens_j
   one_pool[j,p]  tokens of j on p ≤ tokens_j·runs_on[j,p],  Σ_p runs_on[j,p] = 1
   open[x,d]      share of d (or of a job) served by pools of x ≤ open[x];  held[p] ≤ most·open[x]
-  share[f,t]     useful_f·y[f,t] ≤ requests[d,t]·units[k,t]     (implied; tightens the relaxation)
+  share[d,k,t]   x ≤ D − f·(⌈D⌉ − units[k,t])      (implied; a cut that tightens the relaxation)
   spot, vendor   Σ tokens by limited flows ≤ fraction·Σ tokens of that workload, by hour
   power[s,t]     kw[s,t] = base + Σ_p kwh[p,t],  kw ≤ cap (a bound: power_cap)
   peak[i,t]      kw[s(i),t] ≤ Σ tiers of peak[i],  peak[i] ≥ what the period has already seen
@@ -694,42 +694,55 @@ _AMPLE = 1000.0
 
 
 def _shares(b: _Builder, i: Instance, goal: Goal) -> None:
-    """Whole units and machines exist by at least the part of an hour's requests they serve.
+    """Whole units, and machines that hold them, by what they serve of each hour's requests: cuts, not limits.
 
-    Implied for whole numbers, and what keeps the relaxation from running a tenth of a replica at night.
+    With D units needed for all requests and x of them served here, x ≤ D and x ≤ n with n whole give, as their
+    convex hull, x ≤ D − f·(⌈D⌉ − n), f = D − ⌊D⌋. For D < 1: a replica exists by at least the part it serves.
     """
     if goal.objective == "tokens":
         return
-    y, machines, units = b.columns["y"], b.columns["machines"], b.columns["units"]
-    at_once = np.flatnonzero(i.slack_hours == 0)
-    for d in at_once:
+    machines, units = b.columns["machines"], b.columns["units"]
+    for d in np.flatnonzero(i.slack_hours == 0):
         flows = np.flatnonzero((i.flow_class == d) & (i.flow_unit >= 0))
+        flows = flows[i.unit_whole[i.flow_unit[flows]]]
         for k in np.unique(i.flow_unit[flows]):
-            if i.unit_whole[k]:
-                _share(b, i, goal, flows[i.flow_unit[flows] == k], units[k], i.unit_names[k])
+            _share(b, i, goal, flows[i.flow_unit[flows] == k], units[k], i.unit_names[k])
         for p in np.unique(i.flow_pool[flows]):
             # Units that fill whole machines share them with nobody; what else serves needs a machine of its own.
             full = i.unit_whole & (i.unit_pool == p) & (i.unit_gpus % max(i.machine_gpus[p], 1) == 0)
             mine = flows[(i.flow_pool[flows] == p) & ~full[i.flow_unit[flows]]]
             if len(mine):
                 _share(b, i, goal, mine, machines[p], i.pool_names[p], np.flatnonzero(full))
+            here = flows[i.flow_pool[flows] == p]
+            if full[i.flow_unit[here]].any():
+                _share(b, i, goal, here, machines[p], i.pool_names[p], np.zeros(0, dtype=np.int64))
 
 
 def _share(
     b: _Builder, i: Instance, goal: Goal, flows: Ints, count: Ints, name: str, beside: Ints | None = None
 ) -> None:
-    """Σ useful·y ≤ requests·(count − machines filled by others), where one unit or machine would do for all of them."""
-    useful = i.useful()[flows]
+    """The cut of one class on one unit, or (with the units that fill machines `beside`) on one pool's machines."""
+    useful, size = i.useful()[flows], np.ones(len(flows))
+    if beside is not None:
+        size = _per_machine(i, i.flow_unit[flows])
     requests = i.requests[i.flow_class[flows[0]]] * goal.scale
-    fits = requests * (i.flow_reserve[flows] / useful).min() < 1
-    hours = np.flatnonzero(fits & (requests > 0) & (count >= 0))
+    need = requests * float((size * i.flow_reserve[flows] / useful).min())
+    part = need - np.floor(need)
+    hours = np.flatnonzero((part > _LITTLE) & (count >= 0))
     if not len(hours):
         return
-    rows = b.constraint("share", [name], -INF, np.zeros((1, len(hours))), "units")
+    weight = part[hours] / need[hours]
+    right = 1 - weight * np.ceil(need[hours])
+    rows = b.constraint("share", [name], -INF, right[None, :], "units")
     b.add(rows, b.columns["y"][flows][:, hours][:, None, :], (useful[:, None] / requests[hours])[:, None, :])
-    b.add(rows, count[hours], -1.0)
+    b.add(rows, count[hours], -weight)
     if beside is not None and len(beside):
-        b.add(rows, b.columns["units"][beside][:, hours][:, None, :], _per_machine(i, beside)[:, None, None])
+        filled = _per_machine(i, beside)[:, None, None] * weight
+        b.add(rows, b.columns["units"][beside][:, hours][:, None, :], filled)
+
+
+_LITTLE = 0.01
+"""Part of a unit below which its cut says nothing."""
 
 
 def _budgets(b: _Builder, goal: Goal, cost: Floats, offset: float, carbon: Floats, tokens: Floats) -> None:

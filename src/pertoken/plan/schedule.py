@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -16,15 +16,18 @@ import numpy as np
 
 from pertoken.errors import InfeasibleError, InputError, PerTokenError
 from pertoken.plan import _infeasible
-from pertoken.plan._instance import Floats, Instance
+from pertoken.plan._against import Alternative, alternatives, only
+from pertoken.plan._instance import Floats, Instance, Rate
 from pertoken.plan._outcome import Cost, Entry, Schedule, carbon_kg, costs, entries, schedule
 from pertoken.plan._program import INF, Goal, Program, build
 from pertoken.plan._search import Found, search
 from pertoken.plan._solve import Progress, Report, Session, Watch, gap
-from pertoken.units import COMPONENTS, TOKENS_PER_MTOK
+from pertoken.units import COMPONENTS, TOKENS_PER_MTOK, base_meter, site_pool
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from pertoken.scenario import Scenario
 
 Objective = Literal["cost", "tokens", "carbon", "time"]
 OBJECTIVES: dict[str, str] = {
@@ -58,7 +61,8 @@ class Plan:
     solver_cost_usd: float = 0.0
     completion_hours: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
-    _cache: dict[str, object] = field(default_factory=dict, repr=False, compare=False)
+    terms: tuple[str, ...] = ()
+    """Price term of each pool, where the plan is of a scenario."""
 
     @property
     def gap(self) -> float | None:
@@ -136,7 +140,7 @@ class Plan:
 
         return concat(
             [
-                rate_rows(self.instance.hours, r.usd_per_unit, pool=r.pool, meter=r.meter, component=r.component,
+                rate_rows(self.instance.hours, _posted(self.instance, r), pool=r.pool, meter=r.meter, component=r.component,
                           basis=r.basis, source=r.source)
                 for r in self.instance.rates
             ],
@@ -156,8 +160,19 @@ class Plan:
         return self.cost_usd / max(sum(self.tokens().values()), 1e-9) * TOKENS_PER_MTOK
 
 
+def _posted(instance: Instance, rate: Rate) -> Floats:
+    """A rate's hours; a demand charge's only where it is posted."""
+    if base_meter(rate.meter) != "peak_kw":
+        return rate.usd_per_unit
+    usd = np.full(len(instance.hours), np.nan)
+    for peak in instance.peaks:
+        if rate.meter in peak.meters and rate.pool == site_pool(instance.site_names[peak.site]):
+            usd[peak.at] = rate.usd_per_unit[peak.at]
+    return usd
+
+
 def plan(
-    problem: Instance,
+    problem: Instance | Scenario,
     objective: Objective = "cost",
     *,
     gap: float = 0.01,
@@ -167,13 +182,16 @@ def plan(
     budget_kgco2e: float = INF,
     scale: float = 1.0,
     fewest_switches: bool = False,
+    case: str = "expected",
+    keep: bool = False,
     progress: Report | None = None,
 ) -> Plan:
     """The best schedule within the gap and the time limit; Ctrl-C returns the best so far.
 
     Parameters: objective: see `OBJECTIVES`; gap: relative distance from the bound that is good enough; budgets over
     the horizon [USD, tokens, kgCO2e]; scale: a multiple of all demand; fewest_switches: among plans of that
-    cost the one that starts fewest machines. Raises InfeasibleError (with `causes`) where no schedule meets every
+    cost the one that starts fewest machines. Of a scenario also case: where in the predictor's interval
+    throughput is; keep: machines owned, colocated or reserved are there and paid for, not to be chosen. Raises InfeasibleError (with `causes`) where no schedule meets every
     constraint, InputError where the objective needs numbers the instance lacks, PerTokenError where the time
     limit ran out before any plan was found.
     """
@@ -183,13 +201,89 @@ def plan(
         raise InputError(f"gap must be 0 to 1 and the time limit positive, found {gap} and {time_limit_s}")
     watch = Watch(time_limit_s, progress)
     goal = Goal("cost", budget_usd, budget_tokens, budget_kgco2e, scale, fewest_switches)
+    if isinstance(problem, Instance):
+        return _to(problem, objective, goal, gap, watch)
+    budget = problem.budget
+    goal = replace(
+        goal,
+        budget_usd=min(budget_usd, budget.usd or INF),
+        budget_tokens=min(budget_tokens, budget.tokens or INF),
+        budget_kgco2e=min(budget_kgco2e, budget.kgco2e or INF),
+    )
+    return _of_scenario(problem, objective, goal, gap, watch, case, keep)
+
+
+def _to(instance: Instance, objective: Objective, goal: Goal, gap_fraction: float, watch: Watch) -> Plan:
+    """The plan of an instance for any objective."""
+    notes: tuple[str, ...] = ()
+    if objective == "carbon" or np.isfinite(goal.budget_kgco2e):
+        instance, notes = _known_carbon(instance)
     if objective == "time":
-        return _soonest(problem, goal, gap, watch)
-    if objective in ("tokens", "carbon"):
-        goal = replace(goal, objective=objective)
-    if objective == "tokens" and not np.isfinite(budget_usd):
+        found = _soonest(instance, goal, gap_fraction, watch)
+    elif objective == "tokens" and not np.isfinite(goal.budget_usd):
         raise InputError("the objective 'tokens' needs a budget in USD: without one there is no end to it")
-    return _solve(problem, goal, gap, watch)
+    else:
+        found = _solve(instance, replace(goal, objective=objective), gap_fraction, watch)
+    return replace(found, notes=found.notes + notes)
+
+
+def _known_carbon(instance: Instance) -> tuple[Instance, tuple[str, ...]]:
+    """The instance without pools whose energy's gas is unknown: no number, no place in a plan that counts it."""
+    known = np.isfinite(instance.carbon_g_per_kwh).all(axis=1)
+    if not known.any():
+        raise InputError("least carbon needs the grid intensity (gCO2e per kWh) of a pool; none has one")
+    if known.all():
+        return instance, ()
+    names = ", ".join(n for n, k in zip(instance.pool_names, known, strict=True) if not k)
+    part = only(instance, known)
+    zero = np.where(known[:, None], instance.carbon_g_per_kwh, 0.0)
+    return replace(part, carbon_g_per_kwh=zero), (f"left out, their greenhouse gas is unknown: {names}",)
+
+
+_TIER_ROUNDS = 4
+
+
+def _of_scenario(
+    scenario: Scenario, objective: Objective, goal: Goal, gap_fraction: float, watch: Watch, case: str, keep: bool
+) -> Plan:
+    """The plan of a scenario; where a tariff has energy tiers, solved again until each hour is in the tier it pays."""
+    from pertoken.plan._from_scenario import instance_from_scenario, with_tiers
+    from pertoken.plan.options import Market
+
+    market = Market(scenario)
+    instance, notes = instance_from_scenario(scenario, case=case, keep=keep, market=market)
+    best: Plan | None = None
+    for _ in range(_TIER_ROUNDS if instance.tier_shares else 1):
+        found = _to(instance, objective, goal, gap_fraction, watch)
+        again = with_tiers(found.instance, found.schedule, market)
+        billed = replace(found, instance=again, solver_cost_usd=found.solver_cost_usd)
+        if objective == "cost" and instance.tier_shares:
+            billed = replace(billed, objective=billed.cost_usd)
+        if best is None or billed.cost_usd < best.cost_usd or objective != "cost":
+            best = billed
+        if watch.over or _same_tiers(instance, again):
+            break
+        instance = replace(instance, tier_shares=again.tier_shares)
+    assert best is not None
+    if instance.tier_shares:
+        notes += ("energy tiers: the bound holds for the tier each hour falls in",)
+    terms = tuple(scenario.pools[name].price.term for name in best.instance.pool_names)
+    return replace(best, notes=best.notes + notes, terms=terms, elapsed_s=watch.elapsed_s())
+
+
+def _same_tiers(a: Instance, b: Instance) -> bool:
+    return all(np.allclose(a.tier_shares[s], b.tier_shares[s], atol=1e-6) for s in a.tier_shares)
+
+
+def savings(found: Plan, *, gap: float = 0.02, time_limit_s: float = 60.0) -> list[Alternative]:
+    """What else could be done and what it would cost: the best single pool, always cloud, ignoring the tariff."""
+    watch = Watch(time_limit_s)
+
+    def solve(instance: Instance) -> Schedule:
+        share = Watch(max(watch.left_s() / 2, 1.0))
+        return _solve(instance, Goal(scale=found.scale), gap, share).schedule
+
+    return alternatives(found.instance, solve, found.terms)
 
 
 def _solve(instance: Instance, goal: Goal, gap_fraction: float, watch: Watch) -> Plan:

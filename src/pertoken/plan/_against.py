@@ -1,0 +1,107 @@
+"""What the plan saves: against the best single pool, against always renting, against ignoring the tariff."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pertoken.errors import PerTokenError
+from pertoken.plan._instance import Bools, Instance, Rate
+from pertoken.plan._outcome import Schedule, total_usd
+from pertoken.units import base_meter
+
+Solve = Callable[[Instance], Schedule]
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Another way to do the same: its cost, None where it cannot be done and why."""
+
+    name: str
+    cost_usd: float | None
+    note: str = ""
+
+
+def alternatives(instance: Instance, solve: Solve, terms: tuple[str, ...] = ()) -> list[Alternative]:
+    """The plan's rivals, each solved with the same program.
+
+    Parameters: solve: gives the schedule of an instance or raises; terms: price term of each pool
+    (``owned``, ``on_demand``, ``api``, …), empty where unknown.
+    """
+    found = [_single(instance, solve)]
+    if terms:
+        cloud = np.array([term not in ("owned", "colocated") for term in terms])
+        if cloud.any() and not cloud.all():
+            found.append(_restricted(instance, cloud, "always cloud", solve))
+    if instance.peaks or _varies(instance):
+        found.append(_ignoring_tariff(instance, solve))
+    return found
+
+
+def only(instance: Instance, pools: Bools) -> Instance:
+    """The instance with some pools alone [(P,)]: what runs on others is gone, nothing of theirs may be held."""
+    flows = pools[instance.flow_pool]
+    names = ("unit", "pool", "class", "job", "per_hour", "kw", "gpu_kw", "reserve", "loss", "prefill")
+    cut = {f"flow_{n}": getattr(instance, f"flow_{n}")[flows] for n in names}
+    return replace(
+        instance,
+        **cut,
+        held_most=np.where(pools, instance.held_most, 0),
+        held_least=np.where(pools, instance.held_least, 0),
+        rented_most=np.where(pools[:, None], instance.rented_most, 0.0),
+        limits=tuple(
+            replace(m, flows=m.flows[flows], of=m.of[flows]) for m in instance.limits if m.of[flows].any()
+        ),
+    )
+
+
+def _restricted(instance: Instance, pools: Bools, name: str, solve: Solve) -> Alternative:
+    part = only(instance, pools)
+    for d, label in enumerate(instance.class_names):
+        if instance.requests[d].any() and not (part.flow_class == d).any():
+            return Alternative(name, None, f"{label} cannot run there")
+    for j, label in enumerate(instance.job_names):
+        if instance.job_tokens[j] and not (part.flow_job == j).any():
+            return Alternative(name, None, f"{label} cannot run there")
+    try:
+        return Alternative(name, total_usd(part, solve(part)))
+    except PerTokenError as error:
+        return Alternative(name, None, str(error))
+
+
+def _single(instance: Instance, solve: Solve) -> Alternative:
+    """The cheapest pool that can do everything alone."""
+    best, reasons = None, []
+    for p, name in enumerate(instance.pool_names):
+        pools = np.arange(len(instance.pool_names)) == p
+        tried = _restricted(instance, pools, f"best single option ({name})", solve)
+        if tried.cost_usd is None:
+            reasons.append(f"{name}: {tried.note}")
+        elif best is None or best.cost_usd is None or tried.cost_usd < best.cost_usd:
+            best = tried
+    return best or Alternative("best single option", None, "; ".join(reasons))
+
+
+def _varies(instance: Instance) -> bool:
+    return any(base_meter(r.meter) == "energy_kwh" and np.ptp(r.usd_per_unit) > 1e-12 for r in instance.rates)
+
+
+def _ignoring_tariff(instance: Instance, solve: Solve) -> Alternative:
+    """The schedule of a planner that sees one mean price per kWh and no demand charge, billed at the real rates."""
+
+    def flat(rate: Rate) -> Rate:
+        if base_meter(rate.meter) != "energy_kwh":
+            return rate
+        return replace(rate, usd_per_unit=np.full(len(instance.hours), float(rate.usd_per_unit.mean())))
+
+    blind = replace(instance, rates=tuple(flat(r) for r in instance.rates), peaks=())
+    try:
+        made = solve(blind)
+    except PerTokenError as error:
+        return Alternative("ignoring the tariff", None, str(error))
+    peaks = [
+        max(k.already_kw, float(made.site_kw[k.site][k.hours].max(initial=0.0))) for k in instance.peaks
+    ]
+    return Alternative("ignoring the tariff", total_usd(instance, replace(made, peak_kw=np.array(peaks))))
