@@ -1,0 +1,275 @@
+"""From journal to money: rates in force, demand and tiers of the month, hours nobody metered, closing again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pertoken import catalog, meter
+from pertoken.errors import InputError, ScenarioError
+from pertoken.fleet import RunningFleet, load_fleet
+from pertoken.rates.energy import bill
+from pertoken.report._terms import hours_between, months_of
+from pertoken.report.books import Books, hours_in, open_books
+
+HOUR = timedelta(hours=1)
+START = datetime(2026, 11, 24, 8, tzinfo=UTC)
+PLAIN = """
+sites:
+  dc: {timezone: America/Los_Angeles, pue: 1.0, tariff: {usd_per_kwh: 0.1, demand_usd_per_kw: 10}}
+pools:
+  owned:
+    gpu: L4
+    site: dc
+    count: 2
+    price: {term: owned, usd_per_gpu: 35040, life_years: 4, wacc_fraction: 0, residual_fraction: 0,
+            method: straight-line}
+  cloud: {gpu: L4, site: dc, price: {term: on_demand, usd_per_gpu_hour: 3}}
+"""
+
+
+@pytest.fixture
+def books_of(tmp_path: Path) -> Any:
+    """Opens books on a fleet written in YAML."""
+    opened: list[Books] = []
+
+    def make(text: str, folder: str = "data") -> Books:
+        path = tmp_path / "fleet.yaml"
+        path.write_text(text)
+        opened.append(open_books(load_fleet(path), tmp_path / folder))
+        return opened[-1]
+
+    yield make
+    for books in opened:
+        books.shut()
+
+
+Make = Callable[..., Books]
+
+
+def told(books: Books, hour: datetime, name: str, quantity: float, source: str, pool: str = "owned") -> None:
+    """One record in the middle of an hour."""
+    moment = hour + timedelta(minutes=30)
+    columns = {
+        "ts": [moment.timestamp()], "source": source, "key": [f"{hour.isoformat()} {name} {quantity}"], "pool": pool,
+        "model": "m", "tenant": "t", "meter": name, "quantity": [float(quantity)],
+    }  # fmt: skip
+    books.journal.append(meter.records(columns, 1))
+
+
+def usd(books: Books, **where: str) -> dict[str, Decimal]:
+    """Cost by component."""
+    rows = books.ledger.cost("component", where={"book": "actual", **where}).to_pylist()
+    return {r["component"]: r["cost_usd"] for r in rows}
+
+
+def peaks(books: Books) -> list[tuple[datetime, Decimal]]:
+    rows = books.ledger.usage("hour", where={"meter": "peak_kw:flat"}).to_pylist()
+    return [(r["hour"], r["quantity"]) for r in rows]
+
+
+def test_a_price_holds_from_its_day_on(books_of: Make) -> None:
+    books = books_of(
+        PLAIN
+        + """
+changes:
+  - {from: 2026-12-01, pool: cloud, price: {term: on_demand, usd_per_gpu_hour: 2}}
+  - {from: 2026-12-01, pool: owned, count: 4}
+  - {from: 2026-12-01, site: dc, tariff: {usd_per_kwh: 0.2, demand_usd_per_kw: 20}}
+"""
+    )
+    midnight = datetime(2026, 12, 1, 8, tzinfo=UTC)  # in Los Angeles
+    hours = [midnight - 2 * HOUR, midnight - HOUR, midnight, midnight + HOUR]
+    for hour in hours:
+        told(books, hour, "gpu_hours", 1, "bill/cloud", pool="cloud")
+        told(books, hour, "it_energy_kwh", 5, "node/pdu")
+    books.close(hours)
+    rent = books.ledger.cost("hour", where={"pool": "cloud", "book": "actual"}).to_pylist()
+    assert [(r["hour"], r["cost_usd"]) for r in rent] == list(zip(hours, [3, 3, 2, 2], strict=True))
+    held = books.ledger.usage("hour", where={"pool": "owned", "meter": "gpu_hours"}).to_pylist()
+    assert [r["quantity"] for r in held] == [2, 2, 4, 4]
+    where = {"component": "energy_charge", "pool": "owned"}
+    energy = books.ledger.cost("hour", where=where).to_pylist()
+    assert [r["cost_usd"] for r in energy] == [Decimal(x) for x in ("0.5", "0.5", "1.0", "1.0")]
+    demand = books.ledger.cost("hour", where={"component": "demand_charge"}).to_pylist()
+    first_of_november = datetime(2026, 11, 1, 7, tzinfo=UTC)
+    assert [(r["hour"], r["cost_usd"]) for r in demand] == [(first_of_november, 50), (midnight, 100)]
+    # Closing each hour alone, in another order, gives the same books.
+    before = books.ledger.cost("hour", "pool", "component").to_pylist()
+    for hour in reversed(hours):
+        books.close([hour])
+    assert books.ledger.cost("hour", "pool", "component").to_pylist() == before
+
+
+def test_the_months_peak_is_restated_and_charged_once(books_of: Make) -> None:
+    books = books_of(PLAIN)
+    first = datetime(2026, 11, 1, 7, tzinfo=UTC)  # midnight in Los Angeles, summer time
+    for number, kwh in enumerate((5, 9, 7)):
+        told(books, START + number * HOUR, "it_energy_kwh", kwh, "node/pdu")
+        books.close_due(START + (number + 1) * HOUR)
+    assert peaks(books) == [(first, Decimal(9))]
+    assert usd(books)["demand_charge"] == 90
+    told(books, START, "it_energy_kwh", 6, "node/late")  # 11 kWh in that hour now
+    books.close_due(START + 3 * HOUR)
+    assert peaks(books) == [(first, Decimal(11))]
+    assert usd(books)["demand_charge"] == 110
+    assert usd(books)["energy_charge"] == Decimal("2.7")
+
+
+def test_a_ratchet_of_an_old_month_moves_the_later_ones(books_of: Make) -> None:
+    # Hartselle GSA-2 bills at least a share of the highest peak of the twelve months before.
+    text = PLAIN.replace("{usd_per_kwh: 0.1, demand_usd_per_kw: 10}", "Hartselle GSA-2").replace(
+        "America/Los_Angeles", "America/Chicago"
+    )
+    books = books_of(text)
+    tariff = books.fleet.sites["dc"].tariff
+    assert isinstance(tariff, str)
+    found = catalog.tariff(tariff)
+    july, august = datetime(2026, 7, 10, 20, tzinfo=UTC), datetime(2026, 8, 10, 20, tzinfo=UTC)
+    for hour, kwh in ((july, 400.0), (august, 60.0)):
+        told(books, hour, "it_energy_kwh", kwh, "node/pdu")
+        books.close([hour])
+    told(books, july + HOUR, "it_energy_kwh", 600, "node/late")
+    books.close([july + HOUR])
+    months = months_of(books.fleet.sites["dc"], july, august + HOUR)
+    hours = hours_between(months[0][0], months[-1][1])
+    load = np.zeros(len(hours))
+    for hour, kwh in ((july, 400.0), (july + HOUR, 600.0), (august, 60.0)):
+        load[int((hour - months[0][0]) / HOUR)] = kwh
+    by_hand = bill(found, hours, load, prorate=False)
+    assert float(usd(books)["demand_charge"]) == pytest.approx(sum(by_hand.demand_usd.values()), abs=1e-6)
+    assert float(usd(books, pool="owned")["energy_charge"]) == pytest.approx(by_hand.energy_usd, abs=1e-6)
+
+
+def test_tiers_are_those_of_the_whole_month(books_of: Make) -> None:
+    text = PLAIN.replace("{usd_per_kwh: 0.1, demand_usd_per_kw: 10}", "Hartselle GSA-2").replace(
+        "America/Los_Angeles", "America/Chicago"
+    )
+    books = books_of(text)
+    found = catalog.tariff("Hartselle GSA-2")
+    assert found.tiers > 1
+    hours = [START + n * HOUR for n in range(4)]
+    for hour in hours:
+        told(books, hour, "it_energy_kwh", 9000, "node/pdu")
+    for hour in reversed(hours):  # whatever the order of closing
+        books.close([hour])
+    month = months_of(books.fleet.sites["dc"], START, START + HOUR)[0]
+    span = hours_between(*month)
+    load = np.zeros(len(span))
+    for hour in hours:
+        load[int((hour - month[0]) / HOUR)] = 9000.0
+    by_hand = bill(found, span, load, prorate=False)
+    assert float(usd(books, pool="owned")["energy_charge"]) == pytest.approx(by_hand.energy_usd, abs=1e-6)
+    rows = books.ledger.usage("meter", where={"pool": "owned"}).to_pylist()
+    by_tier = {r["meter"]: r["quantity"] for r in rows if r["meter"].startswith("energy_kwh")}
+    assert len(by_tier) > 1
+    assert sum(by_tier.values()) == 36_000
+
+
+def test_hours_without_a_meter_are_paid_for_too(books_of: Make) -> None:
+    books = books_of(PLAIN)
+    books.close_due(START)
+    done = books.close_due(START + 5 * HOUR + timedelta(minutes=30))
+    assert len(done.hours) == 5
+    assert usd(books)["capital"] == 10
+    assert books.closed_until == START + 5 * HOUR
+    assert not books.due(START + 5 * HOUR)
+
+
+def test_closing_survives_a_restart(books_of: Make, tmp_path: Path) -> None:
+    books = books_of(PLAIN)
+    told(books, START, "output_tokens", 100, "engine/e")
+    books.close_due(START + HOUR)
+    books.shut()
+    again = books_of(PLAIN)
+    assert again.closed_until == START + HOUR
+    assert not again.due(START + HOUR)
+    told(again, START, "output_tokens", 1, "engine/e")
+    assert again.due(START + HOUR) == [START]
+    with pytest.raises(InputError, match="another process"):
+        open_books(again.fleet, tmp_path / "data")
+
+
+def test_unpriced_usage_keeps_its_own_hour_open_alone(books_of: Make) -> None:
+    books = books_of(PLAIN + "  api: {price: {term: api, input_usd_per_mtok: 3, output_usd_per_mtok: 15}}\n")
+    told(books, START, "output_tokens", 1_000_000, "usage/e", pool="api")
+    told(books, START + HOUR, "training_tokens", 5, "training/run", pool="api")  # sold by nobody
+    done = books.close_due(START + 3 * HOUR)
+    assert list(done.unpriced) == [START + HOUR]
+    assert "no rate for training_tokens in pool 'api'" in done.unpriced[START + HOUR]
+    assert set(done.hours) == {START, START + 2 * HOUR}
+    assert usd(books)["api"] == 15
+    assert books.ledger.cost("hour", where={"pool": "owned", "component": "capital"}).num_rows == 2
+    assert books.due(START + 3 * HOUR) == [START + HOUR]
+    again = books.close_due(START + 3 * HOUR)
+    assert list(again.unpriced) == [START + HOUR]
+
+
+def test_overheads_of_a_pool_go_to_who_held_it(books_of: Make) -> None:
+    books = books_of(
+        PLAIN.replace("count: 2", "count: 2\n    overheads: {network_usd_per_month: 730}").replace(
+            "pue: 1.0", "pue: 1.0, overheads: {staff_fte: 1, usd_per_fte_year: 8760}"
+        )
+    )
+    told(books, START, "output_tokens", 100, "engine/e")
+    books.close([START])
+    costs = books.ledger.cost("pool", "component", where={"book": "actual"}).to_pylist()
+    found = {(r["pool"], r["component"]): r["cost_usd"] for r in costs}
+    assert found["owned", "network"] == 1
+    assert found["(site:dc)", "staff"] == 1
+    site = books.ledger.cost("tenant", "phase", where={"pool": "(site:dc)", "component": "staff"}).to_pylist()
+    assert [(r["tenant"], r["phase"]) for r in site] == [("(idle)", "idle")]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("changes: [{from: 2026-12-01, pool: owend, count: 3}]", "owned"),
+        ("changes: [{from: 2026-12-01, count: 3}]", "one pool or one site"),
+        ("changes: [{from: 2026-12-01, pool: owned}]", "price or count"),
+        ("changes: [{from: 2026-12-01, site: dc, count: 3}]", "gives tariff"),
+        (
+            "changes: [{from: 2026-12-01, pool: cloud, price: {term: reserved, usd_per_gpu_hour: 1}}]",
+            "add a pool",
+        ),
+        ('sources: {scrape: [{url: "http://h/m", pool: nope}]}', "the fleet has"),
+        ('sources: {scrape: [{url: "ftp://h/m", pool: owned}]}', "pattern"),
+        ("sources: {written: [{instance: a, pool: owned}, {instance: a, pool: owned}]}", "given twice"),
+    ],
+)
+def test_a_fleet_that_cannot_run_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "fleet.yaml"
+    path.write_text(PLAIN + text + "\n")
+    with pytest.raises(ScenarioError, match=says):
+        load_fleet(path)
+
+
+def test_what_was_paid_is_written_and_never_looked_up(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.yaml"
+    path.write_text(
+        PLAIN.replace("usd_per_gpu: 35040, ", "provider: nvidia-dgx, ").replace("gpu: L4", "gpu: H100-SXM")
+    )
+    with pytest.raises(ScenarioError, match="write usd_per_gpu"):
+        load_fleet(path)
+
+
+def test_windows_are_full_hours() -> None:
+    assert hours_in(START + timedelta(minutes=20), START + timedelta(minutes=70)) == [START, START + HOUR]
+    with pytest.raises(InputError, match="no zone"):
+        hours_in(datetime(2026, 1, 1), START)  # noqa: DTZ001
+    with pytest.raises(InputError, match="not after"):
+        hours_in(START, START)
+
+
+def test_terms_are_asked_with_a_zone(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.yaml"
+    path.write_text(PLAIN)
+    fleet: RunningFleet = load_fleet(path)
+    with pytest.raises(InputError, match="no time zone"):
+        fleet.at(datetime(2026, 1, 1))  # noqa: DTZ001
