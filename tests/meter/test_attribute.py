@@ -17,8 +17,8 @@ from pertoken.errors import InputError, NoEvidenceError
 from pertoken.ledger import open_ledger
 from pertoken.meter import Attribution, attribute, concat, records, totals
 from pertoken.meter._split import MICRO, explained, quantised, split
-from pertoken.meter.api import api_pools, api_rates
 from pertoken.meter.attribute import FINDINGS, Predictor, Served, Work
+from pertoken.meter.files import api_pools
 from pertoken.scenario import Fleet
 from pertoken.tables import USAGE, rate_rows
 
@@ -174,6 +174,18 @@ def test_a_pool_nobody_watches_is_held_all_the_same() -> None:
     assert [f.kind for f in done.findings] == ["no_energy"]
 
 
+def test_a_pool_known_by_its_usage_alone_is_spent_on_it() -> None:
+    usage = told("usage/x", ("input_tokens", 300.0), ("output_tokens", 100.0), tenant="blue")
+    done = run(usage)
+    assert by(done.usage, "gpu_hours", "tenant", "phase", "basis") == {
+        ("blue", "input", "assumed:tokens"): 6,
+        ("blue", "output", "assumed:tokens"): 2,
+    }
+    seen = told("device/d", ("gpu_seen_seconds", 8 * 3600.0), ("active_seconds", 2 * 3600.0), model="")
+    done = run(usage, seen, predictor=lambda served: Work(1.0, 1.0, "fitted"))
+    assert by(done.usage, "gpu_hours", "phase") == {"idle": 6, "input": 1, "output": 1}
+
+
 def test_rejected_drafts_preemptions_and_aborts_are_waste() -> None:
     base = {**dict(ENGINE), "running_seconds": 3600.0}
     drafts = run(
@@ -317,32 +329,9 @@ def test_an_api_pool_has_tokens_and_no_hours() -> None:
         assert total(usage, "gpu_hours", "gpt") == 0
 
 
-def test_calls_are_priced_at_their_date_or_as_written() -> None:
-    counts = (
-        ("input_tokens", 70.0),
-        ("cached_input_tokens", 30.0),
-        ("output_tokens", 9.0),
-        ("requests", 1.0),
-    )
-    usage = run(told("usage/x", *counts, model="gpt-x", pool="gpt"), of=API).usage
-    rates = {r["meter"]: float(r["usd_per_unit"]) for r in api_rates(usage, API).to_pylist()}
-    assert rates == {"input_tokens": 1e-6, "cached_input_tokens": 1e-6, "output_tokens": 4e-6}
-    price = {"term": "api", "provider": "groq", "model": "openai/gpt-oss-120b"}
-    of = Fleet.model_validate({"pools": {"groq": {"price": price}}})
-    assert api_pools(of) == {("groq", "openai/gpt-oss-120b"): "groq"}
-    usage = run(told("usage/x", *counts, model="openai/gpt-oss-120b", pool="groq"), of=of).usage
-    ledger = open_ledger()
-    ledger.add_usage(usage)
-    ledger.add_rates(api_rates(usage, of))
-    ledger.close()
-    quote = catalog.api_price("groq", "openai/gpt-oss-120b", HOUR.date())
-    expected = (
-        70 * quote.input_usd_per_mtok + 30 * quote.cached_input_usd_per_mtok + 9 * quote.output_usd_per_mtok
-    )
-    (cost,) = ledger.cost().to_pylist()
-    assert float(cost["cost_usd"]) == pytest.approx(expected / 1e6, abs=1e-9)
-    with pytest.raises(InputError, match="columns"):
-        api_rates(pa.table({"a": [1]}), of)
+def test_api_calls_find_their_pools() -> None:
+    assert api_pools(API) == {("p", "gpt-x"): "gpt"}
+    assert api_pools(ONE) == {}
 
 
 def test_another_models_calls_in_an_api_pool_are_reported() -> None:

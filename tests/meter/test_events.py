@@ -153,6 +153,24 @@ def test_dictionary_encoded_arrow_is_taken_and_compressed_dictionaries_are_not()
             assert read(sink.getvalue().to_pybytes(), ARROW).column("quantity").to_pylist() == [1.0, 2.0]
 
 
+def test_arrow_columns_that_unfold_or_are_of_another_kind_are_refused() -> None:
+    columns: dict[str, Any] = {"key": ["a"] * 3, "meter": ["requests"] * 3, "quantity": [1.0] * 3}
+    huge = pa.DictionaryArray.from_arrays(pa.array([0, 0, 0], pa.int8()), pa.array(["x" * 1_000_000]))
+    for name, value in (
+        ("model", huge),
+        ("quantity", pa.array(["1", "2", "3"])),
+        ("model", pa.array([1, 2, 3])),
+        ("tenant", pa.nulls(3)),
+        ("ts", pa.array([[1], [2], [3]])),
+    ):
+        table = pa.table({**columns, name: value})
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        with pytest.raises(InputError, match=name):
+            read(sink.getvalue().to_pybytes(), ARROW)
+
+
 _NAMES = st.sampled_from([*EVENTS[0], "usage", "events", "prompt_tokens", "x"])
 _JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),

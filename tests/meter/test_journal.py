@@ -199,7 +199,7 @@ def test_a_full_disk_refuses_and_keeps_nothing_of_the_batch(
 def test_a_disk_that_fills_between_two_segments_loses_no_marks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with open_journal(tmp_path, segment_bytes=200) as journal:
+    with open_journal(tmp_path, segment_bytes=50) as journal:
         journal.append(batch("a"), marks={"engine/a": b"old"})
         real = os.write
 

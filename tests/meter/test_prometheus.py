@@ -18,7 +18,7 @@ from pertoken.errors import InputError
 from pertoken.meter._counters import State
 from pertoken.meter._exposition import parse
 from pertoken.meter._names import NAME_MAP, rules_of
-from pertoken.meter.prometheus import Target, check_target, read
+from pertoken.meter.prometheus import Target, read
 from pertoken.meter.records import EVIDENCE
 from pertoken.units import METERS
 
@@ -380,6 +380,19 @@ def test_states_of_a_flood_of_series_stay_bounded() -> None:
     assert len(state.last) <= 100_000
 
 
-def test_a_target_of_an_unknown_pool_is_refused() -> None:
-    with pytest.raises(InputError, match="h100"):
-        check_target(Target("a", pool="h10"), ["h100"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        'a{b="c"' + "  " * 40 + 'd="e"' * 3 + '  x="y"  ' * 40 + "!",
+        "a" + " " * 100_000 + "x y z",
+        'a{b="' + "\\\\" * 50_000,
+    ],
+)
+def test_a_hostile_line_takes_no_time(line: str) -> None:
+    with pytest.raises(InputError, match="line 1"):
+        parse(line)
+
+
+def test_an_exposition_of_too_many_lines_is_refused_unread() -> None:
+    with pytest.raises(InputError, match="lines"):
+        parse("a 1\n" * 1_300_000)

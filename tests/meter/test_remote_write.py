@@ -96,6 +96,12 @@ def test_a_body_that_claims_a_huge_size_is_refused_unread() -> None:
         decode(b"")
 
 
+def test_a_body_of_millions_of_empty_fields_is_refused() -> None:
+    for raw in (b"\x0a\x00" * 300_000, b"\x0a\x80\x80\x40" + b"\x12\x00" * (1 << 19)):
+        with pytest.raises(InputError, match="over 200000"):
+            decode(bytes(cramjam.snappy.compress_raw(raw)))
+
+
 def counter(value: float, at_s: float, name: str = "vllm:generation_tokens_total", **labels: str) -> Series:
     return {"__name__": name, "job": "v", "instance": "a:8000", "model_name": "m", **labels}, [
         (int(at_s * 1000), value)

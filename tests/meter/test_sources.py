@@ -1,4 +1,4 @@
-"""Files, NVML, training logs and scraped targets become records."""
+"""Files, NVML and training logs become records."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,6 @@ from pertoken.errors import InputError, MissingExtraError, UnknownNameError
 from pertoken.meter import concat, files, nvml, open_journal, training
 from pertoken.meter._counters import State
 from pertoken.meter.prometheus import Target
-from pertoken.meter.targets import Fetched, fetched, load_sources, sweep, targets
 
 NOW = 1_795_503_600.0
 HERE = Path(__file__).parent
@@ -426,103 +423,3 @@ def test_a_log_read_again_counts_once(tmp_path: Path) -> None:
 def test_any_log_is_read_or_refused(lines: list[str]) -> None:
     _, refused = training.read(lines, RUN, now_s=NOW)
     assert all(r.startswith("line ") for r in refused)
-
-
-# -- targets
-
-
-class _Handler(BaseHTTPRequestHandler):
-    text = ""
-
-    def do_GET(self) -> None:
-        if self.path == "/metrics":
-            self.send_response(200)
-            self.send_header("Content-Type", "text/plain; version=0.0.4")
-            self.end_headers()
-            self.wfile.write(type(self).text.encode())
-        else:
-            self.send_error(503)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Quiet."""
-
-
-@pytest.fixture
-def server() -> Any:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as http:
-        thread = threading.Thread(target=http.serve_forever)
-        thread.start()
-        yield f"127.0.0.1:{http.server_port}"
-        http.shutdown()
-        thread.join()
-
-
-def test_a_sweep_scrapes_real_servers_and_names_the_silent(server: str, tmp_path: Path) -> None:
-    (tmp_path / "sd.json").write_text(
-        json.dumps([{"targets": [server], "labels": {"pertoken_model": "m", "pertoken_gpus": "2"}}])
-    )
-    (tmp_path / "broken.json").write_text("{}")
-    file = tmp_path / "sources.yaml"
-    file.write_text(
-        "targets:\n"
-        f"  - {{name: down, url: 'http://{server}/no', pool: h100}}\n"
-        "  - {name: gone, url: 'http://127.0.0.1:1/metrics', pool: h100}\n"
-        "  - {name: written, pool: h100}\n"
-        "file_sd:\n  - {files: ['*.json'], pool: h100}\n"
-    )
-    wanted, problems = targets(load_sources(file, ["h100"]), tmp_path)
-    assert sorted(wanted) == sorted([server, "down", "gone", "written"])
-    assert "broken.json" in problems[0]
-    states: dict[str, State] = {}
-    with open_journal(tmp_path / "journal") as journal:
-        for number, value in enumerate((100, 130, 170)):
-            _Handler.text = f"llamacpp:tokens_predicted_total {value}\n"
-            done = sweep(wanted, states, now_s=NOW + 15 * number, watching_s=NOW)
-            journal.append(done.records, done.marks)
-            states = {name: State.from_bytes(mark) for name, mark in journal.marks.items()}
-            assert set(done.silent) == {"down", "gone"}
-            assert "503" in done.silent["down"]
-        (hour,) = journal.dirty_hours()
-        sums = {(r["meter"], r["model"]): r["quantity"] for r in journal.totals(hour).records.to_pylist()}
-    assert sums["output_tokens", "m"] == 70
-    assert sums["held_gpus", "m"] == 60
-
-
-def test_a_sweep_that_was_not_journaled_is_counted_by_the_next() -> None:
-    target = {"a": Target("a", pool="p", url="http://a/")}
-    states: dict[str, State] = {}
-    total = 0.0
-    for number, (value, kept) in enumerate(((0, True), (10, False), (25, True))):
-        text = f"llamacpp:tokens_predicted_total {value}\n".encode()
-        answer = Fetched(text, False)
-        done = sweep(
-            target, states, now_s=NOW + 15 * number, watching_s=NOW, fetch={"http://a/": answer}.__getitem__
-        )
-        if kept:
-            states = dict(done.states)
-            total += sum(r["quantity"] for r in done.records.to_pylist() if r["meter"] == "output_tokens")
-    assert total == 25
-    broken = sweep(target, states, now_s=NOW + 60, watching_s=NOW, fetch=lambda _: Fetched(b"<html>", False))
-    assert "line 1" in broken.silent["a"]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("targets: [{name: a, url: 'ftp://x', pool: h100}]", "targets.0.url"),
-        ("targets: [{name: a, url: 'http://x', pool: h10}]", "h100"),
-        ("targets: [{name: a, pool: h100}, {name: a, pool: h100}]", "two targets"),
-        ("target: []", "target"),
-        ("[", "cannot be read"),
-    ],
-)
-def test_a_sources_file_that_is_wrong_says_where(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "sources.yaml"
-    path.write_text(text)
-    with pytest.raises(InputError, match=message):
-        load_sources(path, ["h100"])
-
-
-def test_only_http_is_fetched() -> None:
-    with pytest.raises(InputError, match="no http address"):
-        fetched("file:///etc/passwd")

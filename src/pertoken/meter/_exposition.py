@@ -15,6 +15,7 @@ from pertoken.units import MILLISECONDS_PER_SECOND
 
 MAX_BYTES = 64 * 1024 * 1024
 MAX_SERIES = 400_000
+_MAX_LINES = 3 * MAX_SERIES
 _REMEMBERED_CHARACTERS = 64 * 1024 * 1024
 
 
@@ -34,15 +35,16 @@ class Samples(NamedTuple):
     times_s: dict[int, float]
 
 
-_LABEL = r'(?:[a-zA-Z_][a-zA-Z0-9_]*|"(?:[^"\\]|\\.)*")\s*=\s*"(?:[^"\\]|\\.)*"'
 _NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
-_QUOTED = r'"(?:[^"\\]|\\.)*"'
+_QUOTED = r'"(?:[^"\\]|\\.)*+"'
+_LABEL = rf"(?:[a-zA-Z_][a-zA-Z0-9_]*+|{_QUOTED})\s*+=\s*+{_QUOTED}"
+# Possessive throughout: no line makes this go back and try again, however it was made.
 _LINE = re.compile(
-    rf"\s*(?P<name>{_NAME})?\s*(?:\{{\s*(?:(?P<quoted>{_QUOTED})\s*(?:,|(?=\}})))?"
-    rf"(?P<labels>\s*(?:{_LABEL}\s*,?\s*)*)\}})?\s*(?P<value>[^\s#{{}}]+)"
-    r"(?:[ \t]+(?P<time>[-+.0-9eE]+))?[ \t]*(?:# .*)?"
+    rf"\s*+(?P<name>{_NAME})?+\s*+(?:\{{\s*+(?:(?P<quoted>{_QUOTED})\s*+(?:,\s*+|(?=\}})))?"
+    rf"(?P<labels>(?:{_LABEL}\s*+(?:,\s*+)?+)*+)\}})?+\s*+(?P<value>[^\s#{{}}]++)"
+    r"(?:[ \t]++(?P<time>[-+.0-9eE]++))?+[ \t]*+(?:# .*)?"
 )
-_PAIR = re.compile(rf'({_NAME}|{_QUOTED})\s*=\s*"((?:[^"\\]|\\.)*)"\s*(,?)\s*')
+_PAIR = re.compile(rf'({_NAME}|{_QUOTED})\s*+=\s*+"((?:[^"\\]|\\.)*+)"\s*+(,?)\s*+')
 _FAST_NAME = re.compile(_NAME)
 _FAST_LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _ESCAPE = re.compile(r'\\[\\n"]')
@@ -72,6 +74,8 @@ def parse(text: str | bytes, *, openmetrics: bool = False) -> Samples:
             text = text.decode()
         except UnicodeDecodeError as error:
             raise InputError(f"an exposition is not UTF-8 at byte {error.start}") from error
+    if text.count("\n") > _MAX_LINES:
+        raise InputError(f"an exposition of over {_MAX_LINES} lines is refused")
     samples = Samples([], [], {})
     add_series, add_value, known = samples.series.append, samples.values.append, _remembered.get
     for number, line in enumerate(text.split("\n"), 1):

@@ -11,11 +11,14 @@ Source: Prometheus remote-write 1.0 specification. Fields we do not know are ski
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
 from pertoken.errors import InputError
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 MAX_DECODED_BYTES = 64 * 1024 * 1024
+MAX_SAMPLES = 1_000_000
+MAX_FIELDS = 200_000
 _DOUBLE = struct.Struct("<d")
 
 Written = list[tuple[dict[str, str], list[tuple[int, float]]]]
@@ -29,9 +32,19 @@ def decode(body: bytes) -> Written:
     """
     raw = unpack(body)
     try:
-        return [_series(raw, start, end) for start, end in _messages(raw, 0, len(raw), 1)]
+        return list(_all(raw))
     except (IndexError, struct.error, UnicodeDecodeError, ValueError) as error:
         raise InputError(f"a remote-write request cannot be read: {error}") from error
+
+
+def _all(raw: bytes) -> Iterator[tuple[dict[str, str], list[tuple[int, float]]]]:
+    count = 0
+    for start, end in _messages(raw, 0, len(raw), 1):
+        labels, samples = _series(raw, start, end)
+        count += len(samples)
+        if count > MAX_SAMPLES:
+            raise ValueError(f"over {MAX_SAMPLES} samples in one request")
+        yield labels, samples
 
 
 def unpack(body: bytes) -> bytes:
@@ -86,6 +99,8 @@ def _messages(raw: bytes, at: int, end: int, wanted: int) -> list[tuple[int, int
         if tag == wanted << 3 | 2:
             length, at = _varint(raw, at)
             found.append((at, at + length))
+            if len(found) > MAX_FIELDS:
+                raise ValueError(f"over {MAX_FIELDS} fields in one message")
             at += length
         else:
             at = _skip(raw, at, tag & 7)

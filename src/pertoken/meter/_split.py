@@ -15,8 +15,8 @@ MICRO = 1_000_000
 def quantised(quantity: float) -> int:
     """A quantity in millionths, rounded half to even.
 
-    >>> quantised(0.0000025), quantised(8.0)
-    (2, 8000000)
+    >>> quantised(8.0), quantised(0.0000004)
+    (8000000, 0)
     """
     return int((Decimal(quantity) * MICRO).to_integral_value(ROUND_HALF_EVEN))
 

@@ -56,9 +56,8 @@ def tokens(block: UsageBlock) -> Tokens:
 
     Raises InputError where more tokens were cached than sent, or the block holds no count at all.
 
-    >>> tokens(UsageBlock(prompt_tokens=100, completion_tokens=40,
-    prompt_tokens_details=_Details(cached_tokens=64))) Tokens(input_tokens=36, cached_input_tokens=64,
-    output_tokens=40)
+    >>> tokens(UsageBlock(prompt_tokens=100, completion_tokens=40, cache_read_input_tokens=64))
+    Tokens(input_tokens=36, cached_input_tokens=64, output_tokens=40)
     >>> tokens(UsageBlock(input_tokens=36, cache_read_input_tokens=64, output_tokens=40))
     Tokens(input_tokens=36, cached_input_tokens=64, output_tokens=40)
     """

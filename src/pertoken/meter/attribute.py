@@ -276,6 +276,8 @@ class _Pool:
             for (model, tenant), amount in self.tally.billed_to().items():
                 claim.parts[model, tenant, "idle", "assumed:unseen"] += amount
                 claimed += amount
+            if not self.tally.billed_to():
+                claimed += self._unwatched(max(0.0, held - claimed), tokens, claim)
         if claimed > held * (1 + 1e-6):
             text = f"{claimed:.3f} GPU·h are claimed, {held:.3f} are held: claims were scaled down"
             self._found("overcommitted", text, claimed - held)
@@ -294,30 +296,56 @@ class _Pool:
         claim: _Claim,
     ) -> None:
         """One engine instance's GPU-hours: unseen, idle, and busy by model, phase and tenant."""
-        tally = self.tally
-        models = tally.models(instance)
+        models = self.tally.models(instance)
         only = next(iter(models)) if len(models) == 1 else ""
-        seen = 1.0 if stated else min(1.0, tally.of(instance, "seen_seconds") / SECONDS_PER_HOUR)
-        busy, how = self._busy(instance)
-        if not models:
-            busy = 0.0
+        seen = 1.0 if stated else min(1.0, self.tally.of(instance, "seen_seconds") / SECONDS_PER_HOUR)
         if seen < 1.0:
             claim.parts[only, IDLE, "idle", "assumed:unseen"] += held * (1.0 - seen)
-        claim.parts[only, IDLE, "idle", how] += held * seen * (1.0 - busy)
-        if not busy:
-            return
-        work, method = self._work(instance, models)
+        busy, how = self._busy(instance)
+        self._spend(instance, models, (held * seen, busy, how), tokens, claim)
+
+    def _unwatched(
+        self, held: float, tokens: Mapping[tuple[str, str, str, str], int], claim: _Claim
+    ) -> float:
+        """GPU-hours of a pool whose engines nobody scrapes, by the tokens that were served; what was claimed."""
+        record = next((k for k in ("gateway", "usage") if self.tally.tokens(k)), "")
+        models: dict[str, dict[str, float]] = defaultdict(dict)
+        for (model, meter), by_tenant in self.tally.tokens(record).items():
+            models[model][meter] = sum(by_tenant.values()) / MICRO
+        if not models:
+            return 0.0
+        gpus, active = (
+            self.tally.sum("device", "gpu_seen_seconds"),
+            self.tally.sum("device", "active_seconds"),
+        )
+        busy = (min(1.0, active / gpus), "measured:gpu_active") if gpus else (1.0, "assumed:held")
+        self._spend("the pool's engines", models, (held, *busy), tokens, claim)
+        return held
+
+    def _spend(
+        self,
+        who: str,
+        models: Mapping[str, Mapping[str, float]],
+        hours: tuple[float, float, str],
+        tokens: Mapping[tuple[str, str, str, str], int],
+        claim: _Claim,
+    ) -> None:
+        """GPU-hours that were seen, the share of them that was busy, and how that is known, to who used them."""
+        held, busy, how = hours
+        only = next(iter(models)) if len(models) == 1 else ""
+        work, method = self._work(who, models) if models and busy else ({}, "")
         mass = sum(p + d for p, d in work.values())
         if not mass:
-            claim.parts[only, IDLE, "idle", how] += held * seen * busy
+            claim.parts[only, IDLE, "idle", how] += held
             return
+        claim.parts[only, IDLE, "idle", how] += held * (1.0 - busy)
         for model, seconds in work.items():
-            wasted = self._wasted(instance, model)
+            wasted = _wasted(models[model])
             for phase, amount, lost in zip(("input", "output"), seconds, wasted, strict=True):
-                hours = held * seen * busy * amount / mass
+                spent = held * busy * amount / mass
                 for tenant, part in _tenants(tokens, model, phase).items():
-                    claim.parts[model, tenant, phase, method] += hours * part * (1.0 - lost)
-                    claim.parts[model, tenant, "waste", method] += hours * part * lost
+                    claim.parts[model, tenant, phase, method] += spent * part * (1.0 - lost)
+                    claim.parts[model, tenant, "waste", method] += spent * part * lost
 
     def _busy(self, instance: str) -> tuple[float, str]:
         """Share of the seen time an instance was busy, and how that is known."""
@@ -369,22 +397,6 @@ class _Pool:
             counts.get("output_tokens", 0.0), counts.get("requests", 0.0),
         )  # fmt: skip
 
-    def _wasted(self, instance: str, model: str) -> tuple[float, float]:
-        """Shares of a model's prefill and decode that came to nothing."""
-        counts = self.tally.models(instance)[model]
-        output, computed = counts.get("output_tokens", 0.0), _prompt(counts)
-        finished, aborted = counts.get("requests", 0.0), counts.get("aborted_requests", 0.0)
-        lost = aborted / (finished + aborted) if aborted else 0.0
-        lost_output = counts["aborted_tokens"] / output if output and "aborted_tokens" in counts else lost
-        rejected = max(0.0, counts.get("drafted_tokens", 0.0) - counts.get("accepted_draft_tokens", 0.0))
-        drafts = rejected / (rejected + output) if rejected else 0.0
-        again = counts.get("recomputed_tokens", 0.0)
-        preempted = counts.get("preemptions", 0.0)
-        if preempted and not again and finished:
-            again = preempted * (computed + output / 2) / finished  # a prompt and, on average, half an answer
-        recomputed = again / (again + computed) if again else 0.0
-        return 1 - (1 - lost) * (1 - recomputed), 1 - (1 - min(1.0, lost_output)) * (1 - drafts)
-
     # -- energy
 
     def _energy(
@@ -409,6 +421,22 @@ def _prompt(counts: Mapping[str, float]) -> float:
     """Prompt tokens computed: all less the cached, plus those an engine counts as computed."""
     prompt = counts.get("prompt_tokens", 0.0)
     return counts.get("input_tokens", 0.0) + prompt - min(counts.get("cached_input_tokens", 0.0), prompt)
+
+
+def _wasted(counts: Mapping[str, float]) -> tuple[float, float]:
+    """Shares of a model's prefill and decode that came to nothing."""
+    output, computed = counts.get("output_tokens", 0.0), _prompt(counts)
+    finished, aborted = counts.get("requests", 0.0), counts.get("aborted_requests", 0.0)
+    lost = aborted / (finished + aborted) if aborted else 0.0
+    lost_output = counts["aborted_tokens"] / output if output and "aborted_tokens" in counts else lost
+    rejected = max(0.0, counts.get("drafted_tokens", 0.0) - counts.get("accepted_draft_tokens", 0.0))
+    drafts = rejected / (rejected + output) if rejected else 0.0
+    again = counts.get("recomputed_tokens", 0.0)
+    preempted = counts.get("preemptions", 0.0)
+    if preempted and not again and finished:
+        again = preempted * (computed + output / 2) / finished  # a prompt and, on average, half an answer
+    recomputed = again / (again + computed) if again else 0.0
+    return 1 - (1 - lost) * (1 - recomputed), 1 - (1 - min(1.0, lost_output)) * (1 - drafts)
 
 
 def _tenants(tokens: Mapping[tuple[str, str, str, str], int], model: str, phase: str) -> dict[str, float]:

@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 
 from pertoken.errors import InputError
 from pertoken.meter._usage_block import UsageBlock, tokens
-from pertoken.meter.records import RECORDS, empty, phase_of, records
+from pertoken.meter.records import RECORDS, check_texts, empty, phase_of, records
 
-MAX_BODY_BYTES = 64 * 1024 * 1024
+MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_EVENTS = 1_000_000
 CONTENT_TYPES = {
     "application/json": "json",
@@ -225,12 +225,11 @@ def _from_arrow(body: bytes, source: str, now_s: float, pool: str, tenant: str) 
         _refuse_compressed(body)
         with pa.ipc.open_stream(body) as stream:
             table = stream.read_all()
+        if table.num_rows > MAX_EVENTS:
+            raise InputError(f"{table.num_rows} events in one body: at most {MAX_EVENTS} are taken")
         table.validate(full=True)
-        table = table.unify_dictionaries()
     except (pa.ArrowException, OSError, ValueError, IndexError) as error:
         raise InputError(f"an Arrow stream cannot be read: {error}") from error
-    if table.num_rows > MAX_EVENTS:
-        raise InputError(f"{table.num_rows} events in one body: at most {MAX_EVENTS} are taken")
     known = {"ts", "key", "pool", "model", "tenant", "meter", "quantity", "phase"}
     unknown = set(table.column_names) - known
     missing = {"key", "meter", "quantity"} - set(table.column_names)
@@ -254,11 +253,25 @@ def _from_arrow(body: bytes, source: str, now_s: float, pool: str, tenant: str) 
 
 
 def _plain(table: pa.Table, name: str) -> Any:
-    column = table.column(name).combine_chunks()
+    column = table.column(name)
+    kind = column.type
+    coded = pa.types.is_dictionary(kind)
+    value = kind.value_type if coded else kind
+    if name in ("ts", "quantity"):
+        good = pa.types.is_integer(value) or pa.types.is_floating(value) or pa.types.is_timestamp(value)
+    else:
+        good = pa.types.is_string(value) or pa.types.is_large_string(value)
+    if not good or (coded and name in ("ts", "quantity")):
+        raise InputError(f"column {name!r} of an Arrow stream is {kind}, not {RECORDS.field(name).type}")
     try:
-        if name == "ts" and not pa.types.is_timestamp(column.type):
-            return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
-        return column.cast(RECORDS.field(name).type)
+        if coded:
+            # A text kept once and pointed to a million times is small here and huge when spelled out.
+            chunks: list[Any] = column.chunks
+            for chunk in chunks:
+                check_texts({name: [str(t) for t in chunk.dictionary.to_pylist()]})
+        if name == "ts" and not pa.types.is_timestamp(value):
+            return column.cast(pa.float64()).to_numpy()
+        return column.cast(RECORDS.field(name).type).combine_chunks()
     except (pa.ArrowException, ValueError) as error:
         raise InputError(f"column {name!r} of an Arrow stream cannot be read: {error}") from error
 

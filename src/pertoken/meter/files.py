@@ -22,6 +22,7 @@ from pertoken.errors import InputError, UnknownNameError
 from pertoken.meter._usage_block import UsageBlock
 from pertoken.meter.events import Event, from_events
 from pertoken.meter.records import records
+from pertoken.scenario import Api, Fleet
 from pertoken.units import SECONDS_PER_HOUR
 
 BATCH = 50_000
@@ -85,6 +86,15 @@ class Where:
     pool: str = ""
     pools: Mapping[tuple[str, str], str] | None = None
     names: Mapping[str, str] | None = None
+
+
+def api_pools(fleet: Fleet) -> dict[tuple[str, str], str]:
+    """The fleet's API pools by (provider, model): what `Where.pools` wants."""
+    return {
+        (pool.price.provider, pool.price.model): name
+        for name, pool in fleet.pools.items()
+        if isinstance(pool.price, Api)
+    }
 
 
 def read(path: Path, format_name: str, where: Where, *, now_s: float) -> Iterator[FileBatch]:

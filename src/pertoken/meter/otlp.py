@@ -25,7 +25,7 @@ from pertoken.meter.prometheus import Target, by_instance
 from pertoken.meter.records import concat, records
 from pertoken.units import GIGA
 
-MAX_BODY_BYTES = 32 * 1024 * 1024
+MAX_BODY_BYTES = 8 * 1024 * 1024
 CONTENT_TYPES = ("application/x-protobuf", "application/json")
 
 NAME_MAP: dict[str, tuple[str, ...]] = {

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from pertoken.errors import InputError, nearest
 from pertoken.meter._counters import MAX_GAP_S, Quantity, Reading, State, advance, device_of, hours_of
 from pertoken.meter._exposition import Series, parse
 from pertoken.meter._names import rules_of
@@ -175,7 +174,7 @@ def _table(quantities: list[Quantity], target: Target, now_s: float) -> pa.Table
         {
             "ts": [k[5] for k in keys],
             "source": [f"{k[0]}/{target.name}" for k in keys],
-            "key": [f"{k[5]:.3f}@{now_s:.3f}:{k[1]}:{k[2]}:{k[4]}" for k in keys],
+            "key": [f"{k[5]:.3f}@{now_s:.6f}:{k[1]}:{k[2]}:{k[4]}" for k in keys],
             "pool": [k[1] for k in keys],
             "model": [k[2] for k in keys],
             "tenant": target.tenant,
@@ -217,13 +216,3 @@ _CONTINUOUS = {m.name for m in METERS.values() if m.unit not in ("token", "reque
     "prefill_seconds", "decode_seconds", "running_seconds", "active_seconds", "seen_seconds",
     "gpu_seen_seconds", "gap_seconds", "held_gpus",
 }  # fmt: skip
-
-
-def check_target(target: Target, pools: Iterable[str]) -> Target:
-    """The target, if its pools are the fleet's. Raises InputError naming the nearest pools."""
-    known = list(pools)
-    for pool in (target.pool, *target.pools.values()):
-        if pool and pool not in known:
-            near = ", ".join(nearest(pool, known)) or ", ".join(known)
-            raise InputError(f"target {target.name!r} names the pool {pool!r}, the fleet has {near}")
-    return target
