@@ -27,6 +27,7 @@ from pertoken.perf._coefficients import (
     DIRECTIONS,
     NAMES,
     Coefficients,
+    Spread,
     coefficients_of,
     fitted,
     level_keys,
@@ -42,6 +43,7 @@ TARGET = ROOT / "src" / "pertoken" / "perf" / "data" / "serving.json"
 COVERAGE = 0.8
 SMALLEST = 0.002
 QUANTITIES = ("tokens_per_s", "tpot_s", "ttft_s")
+SPREAD_ORDER = Spread._fields
 
 MOE = ("routed", "grouped", "grouped_prefill", "expert_us")
 BROAD = ("reading", "computing", "latency", "handling")
@@ -57,6 +59,8 @@ STAGES: tuple[Levels, ...] = (
 particular cannot pull it away. Per level: what its effects may move, and their prior standard deviation in
 log space. Chosen by cross-validation over models and GPUs left out; architecture and model effects of their
 own did not help there."""
+GENERAL = 2
+"""Stages that reach beyond a configuration."""
 SCALE = {"prefill": 0.5, "attention": 0.7, "request_ms": 1.5, "first_ms": 1.5, "eager": 1.5, "queue": 1.5}
 """Prior deviations relative to their level's: narrow where physics leaves little room, wide where it says
 little."""
@@ -97,7 +101,7 @@ def batch(rows: Sequence[Row]) -> Batch:
             continue
         works.append(w)
         kept.append(row)
-        keys.append(level_keys(m, g, row.engine, row.precision))
+        keys.append(level_keys(m, g, row.engine, row.precision, split=row.prefill_gpus > 0))
 
     def column(name: str) -> Floats:
         return np.array([getattr(r, name) for r in kept], dtype=np.float64)
@@ -249,9 +253,11 @@ def cross_validate(split: str, rows: Sequence[Row] | None = None) -> list[Scored
     that architecture left out), ``gpu``, ``architecture``, ``stack`` (architecture × engine × precision).
     """
     rows = load_rows() if rows is None else rows
+    # Effects of one configuration say nothing of rows whose configuration is left out.
+    stages = STAGES if split == "random" else STAGES[:GENERAL]
     out: list[Scored] = []
     for fold in sorted({fold_of(r, split) for r in rows if r.scored}, key=str):
-        found = fit(batch([r for r in rows if fold_of(r, split) != fold]))
+        found = fit(batch([r for r in rows if fold_of(r, split) != fold]), stages)
         out += score(found, [r for r in rows if fold_of(r, split) == fold and r.scored])
     return out
 
@@ -338,6 +344,26 @@ def spreads(results: dict[str, list[Scored]]) -> dict[str, dict[str, float]]:
     return out
 
 
+OWN_ROWS = 15.0
+"""Rows of a configuration at which its own errors weigh as much as all rows' in the width of its interval."""
+
+
+def own_spreads(scored: Sequence[Scored]) -> dict[str, list[float]]:
+    """Half-widths of configurations with rows of their own: theirs over random folds, drawn to all rows'."""
+    groups: dict[str, list[Scored]] = {}
+    for s in scored:
+        keys = level_keys(model_of(s.row.model), gpu_of(s.row.gpu), s.row.engine, s.row.precision)
+        groups.setdefault(keys["configuration"], []).append(s)
+    everyone = [half_width(scored, q) for q in SPREAD_ORDER]
+    return {
+        key: [
+            round((len(group) * half_width(group, q) + OWN_ROWS * common) / (len(group) + OWN_ROWS), 3)
+            for q, common in zip(SPREAD_ORDER, everyone, strict=True)
+        ]
+        for key, group in sorted(groups.items())
+    }
+
+
 def tables(found: Fit) -> dict[str, Any]:
     """Effects as the file holds them: rounded; the smallest left out, but every key kept, which says it was
     seen."""
@@ -362,6 +388,7 @@ def write(found: Fit, rows: Sequence[Row], results: dict[str, list[Scored]], pat
         "scored": sum(r.scored for r in b.rows),
         "base": {name: getattr(Coefficients(), name) for name in NAMES},
         "spread": spreads(results),
+        "spread_own": own_spreads(results["random"]),
         "residuals": {split: summary(scored) for split, scored in results.items()},
         "coverage": {
             split: {q: round(coverage(scored, split, q), 3) for q in QUANTITIES}

@@ -85,10 +85,10 @@ HARDWARE: Mapping[str, Mapping[str, float]] = {
     "gaudi3": {"reading": 0.15, "computing": 0.35, "latency": 0.60},
     "apple-m3": {"reading": 0.05, "computing": 0.10},
 }
-"""Log offsets an architecture starts from, before any row of ours: share of datasheet peak that matrix and
-copy benchmarks reach against Hopper's, and the maturity of its kernels. MI300X: 620 of 1307 TFLOP/s bf16 and
-4.0 to 4.3 of 5.3 TB/s against H100's 720 of 989 and 3.0 of 3.35 (SemiAnalysis, 2024-12-22; Chips and Cheese,
-2024-06-25)."""
+"""Log offsets an architecture starts from, before any row of ours: the share of datasheet peak that matrix and
+copy benchmarks reach against Hopper's, and the maturity of its kernels. Assumed, guided by what SemiAnalysis
+(2024-12) and Chips and Cheese (2024-06) report of MI300X against H100 (about 47 and 73 % of the bf16 peak);
+neither was read again for this table, and the offsets of latency and handling are judgement."""
 
 
 class Spread(NamedTuple):
@@ -126,18 +126,19 @@ def signature(model: Model) -> str:
 
     >>> from pertoken.catalog.models import model
     >>> signature(model("meta-llama/Llama-3.1-8B"))
-    '8.0B-A8.0B'
+    '8.0B-A7.5B'
     """
     scale = 1e9
     return f"{model.parameters / scale:.1f}B-A{model.gemm_parameters / scale:.1f}B"
 
 
-def level_keys(model: Model, gpu: Gpu, engine: str, precision: str) -> dict[str, str]:
-    """The key of a configuration at each level of effects."""
+def level_keys(model: Model, gpu: Gpu, engine: str, precision: str, *, split: bool = False) -> dict[str, str]:
+    """The key of a configuration at each level of effects; `split`: prefill and decode on GPUs of their own."""
     precision = precision_name(precision)
     family = engine_family(engine)
     native = formats(gpu, precision).compute == precision
     kind = precision if native else f"{precision}-weights"
+    own = f"{kind}|{signature(model)}" + ("|split" if split else "")
     return {
         "all": "all",
         "vendor": gpu.vendor.lower(),
@@ -151,8 +152,8 @@ def level_keys(model: Model, gpu: Gpu, engine: str, precision: str) -> dict[str,
         "gpu": gpu.name,
         "model": signature(model),
         "engine|model": f"{family}|{signature(model)}",
-        "configuration": f"{gpu.name}|{family}|{kind}|{signature(model)}",
-        "release": f"{gpu.name}|{engine.lower()}|{kind}|{signature(model)}",
+        "configuration": f"{gpu.name}|{family}|{own}",
+        "release": f"{gpu.name}|{engine.lower()}|{own}",
     }
 
 
@@ -216,12 +217,13 @@ def _lookup(keys: tuple[tuple[str, str], ...]) -> Lookup:
     basis = "roofline" if novelty in ("architecture", "vendor") else "fitted"
     text = f"roofline fitted {file['date']} to {file['rows']} measured points ({label}): {NOVELTY[novelty]}"
     text += "; not this model there" if new_model else ""
-    return Lookup(found, _spread(file, novelty, new_model), basis, text)
+    own = None if new_model or novelty != "none" else file["spread_own"].get(named["configuration"])
+    return Lookup(found, Spread(*own) if own else _spread(file, novelty, new_model), basis, text)
 
 
-def lookup(model: Model, gpu: Gpu, engine: str, precision: str) -> Lookup:
+def lookup(model: Model, gpu: Gpu, engine: str, precision: str, *, split: bool = False) -> Lookup:
     """Coefficients for a configuration, the interval they deserve and what supports them."""
-    return _lookup(tuple(level_keys(model, gpu, engine, precision).items()))
+    return _lookup(tuple(level_keys(model, gpu, engine, precision, split=split).items()))
 
 
 def stack(items: list[Coefficients]) -> Coefficients:

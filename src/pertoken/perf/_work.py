@@ -35,7 +35,9 @@ WORKSPACE_BYTES = 2e9
 MESSAGE_BYTES = 2.0
 """Bytes per activation value sent between GPUs (bf16)."""
 NVLINK_CLASS_BYTES_PER_S = 100e9
-"""Links slower than this go through the host's PCIe, where a message takes about three times as long."""
+FAR_MESSAGE = 15.0
+"""Messages over links slower than that (the host's PCIe) or between nodes, in messages of a fast link. Assumed: small
+all-reduces take 20 to 40 µs there; no fitted row has such links."""
 
 
 def precision_name(precision: str) -> str:
@@ -146,7 +148,7 @@ class Work:
     window: FloatLike
     top: FloatLike
     messages: FloatLike
-    """Collectives per step, weighted by hops: a message over PCIe or between nodes counts three."""
+    """Collectives per step, weighted by hops: one over PCIe or between nodes counts FAR_MESSAGE."""
     message_s: FloatLike
     """Bytes on links, per token of a step."""
     kv_full_bytes: FloatLike
@@ -200,8 +202,8 @@ def _link(gpu: Gpu, group: int) -> tuple[float, float]:
     """Link rate [bytes/s] within a group of that many GPUs, and its latency class."""
     if group <= max(gpu.scale_up_gpus, gpu.gpus_per_node):
         rate = gpu.intra_node_bytes_per_s
-        return rate, 1.0 if rate >= NVLINK_CLASS_BYTES_PER_S else 3.0
-    return gpu.inter_node_bytes_per_s, 3.0
+        return rate, 1.0 if rate >= NVLINK_CLASS_BYTES_PER_S else FAR_MESSAGE
+    return gpu.inter_node_bytes_per_s, FAR_MESSAGE
 
 
 def _messages(model: Model, gpu: Gpu, layout: Layout) -> tuple[float, float]:

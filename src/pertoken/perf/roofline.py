@@ -69,7 +69,7 @@ def utilisations(model: Model, gpu: Gpu, point: Point) -> tuple[Floats, Floats, 
 def _answer(model: Model, gpu: Gpu, point: Point) -> tuple[Loop, Used, Lookup, Formats]:
     fmt = formats(gpu, point.precision, point.kv_precision)
     layout_work = work(model, gpu, checked_layout(point.layout), fmt)
-    found = lookup(model, gpu, point.engine, point.precision)
+    found = lookup(model, gpu, point.engine, point.precision, split=point.prefill_gpus > 0)
     arrays = checked_point(model, point)
     shape = arrays[0].shape
     flat = [np.ravel(a) for a in arrays]
