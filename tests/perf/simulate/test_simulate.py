@@ -26,10 +26,15 @@ from pertoken.perf.simulate import (
     Requests,
     Simulation,
     Slo,
+    Trace,
     Traffic,
     find_replicas,
+    per_accepted_token,
+    serving_slo,
+    serving_source,
     simulate,
 )
+from pertoken.scenario import Serving, load, requests_per_hour
 
 DATA = Path(__file__).parents[3] / ".." / "shared" / "data"
 
@@ -54,6 +59,16 @@ def requests(arrival: Any, input_: Any, output: Any, **more: Any) -> Requests:
     return Requests(
         np.asarray(arrival, np.float64), np.asarray(input_, np.int32), np.asarray(output, np.int32), **more
     )
+
+
+def hashed(at: list[int], blocks: list[int], hashes: list[int]) -> Requests:
+    """One request of 20 tokens, two whole blocks of 8."""
+    arrays = {
+        "at": np.array(at, np.int64),
+        "blocks": np.array(blocks, np.int32),
+        "hashes": np.array(hashes, np.int64),
+    }
+    return requests([0.0], [20], [2], **arrays)
 
 
 def test_one_request_by_hand() -> None:
@@ -391,11 +406,17 @@ def test_settings_that_make_no_sense(change: dict[str, Any], message: str) -> No
         (requests([0.0], [1], [2**30]), "output_tokens must lie in"),
         (requests([math.nan], [1], [1]), "finite"),
         (requests([0.0], [1], [1], priority=np.array([3], np.int32)), "priority must lie in 0..0"),
+        (requests([0.0], [1], [1], cached_tokens=np.array([-1], np.int32)), "cached_tokens must lie in"),
+        (requests([0.0, 1.0], [1], [1]), "2 arrival_s for 1 input_tokens"),
+        (requests([1e15], [1], [1]), "take a larger bin_s, or check the times"),
+        (hashed([0], [1], [-5]), "must not be negative"),
+        (hashed([0], [3], [1, 2, 3]), "whole blocks of the prompt"),
+        (hashed([1], [2], [1, 2]), "lie in `hashes`"),
     ],
 )
 def test_requests_that_make_no_sense(bad: Requests, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        simulate(Given(bad), [ReplicaGroup("p", times())])
+        simulate(Given(bad, block_tokens=8 if bad.at is not None else 0), [ReplicaGroup("p", times())])
 
 
 def test_generator_keeps_its_shape() -> None:
@@ -417,6 +438,32 @@ def test_generator_keeps_its_shape() -> None:
     assert busy.var() / busy.mean() ** 2 == pytest.approx(4.0, rel=0.1)
     per_hour = replace(source, hourly=(1.0,) * 24, weekly=(1.0,) * 7, per_hour=(0.0, 1.0), duration_s=7200.0)
     assert min(c.arrival_s[0] for c in per_hour.chunks()) >= 3600.0
+
+
+def test_speculation_keeps_several_tokens_of_a_step() -> None:
+    t = per_accepted_token(times(1, context_s=0.0), 2.0, 0.25)
+    found = simulate(Given(requests([0.0], [10], [101])), [ReplicaGroup("p", t)])
+    assert found.mean_s("tpot") == pytest.approx(0.00604 * 1.25 / 2, rel=0.004)
+
+
+def test_a_scenario_workload_is_a_source() -> None:
+    scenario = load(Path(__file__).parents[3] / "examples" / "shop.yaml")
+    workload = next(w for w in scenario.workloads.values() if isinstance(w, Serving) and w.slo)
+    per_hour = requests_per_hour(scenario, workload)[:48]
+    source = serving_source(workload, per_hour, seed=4)
+    arrival = np.concatenate([c.arrival_s for c in source.chunks()])
+    assert len(arrival) == pytest.approx(per_hour.sum(), rel=0.05)
+    hours = np.bincount((arrival // 3600).astype(int), minlength=48)
+    assert np.corrcoef(hours, per_hour)[0, 1] > 0.99 or np.ptp(per_hour) == 0
+    slo = serving_slo(workload)
+    assert slo is not None
+    assert workload.slo is not None
+    assert slo.met_fraction == workload.slo.percentile / 100
+    assert slo.ttft_s == workload.slo.ttft_s
+    trace = workload.model_copy(
+        update={"trace": Path(__file__).parents[3] / "examples" / "traces" / "chat.csv"}
+    )
+    assert isinstance(serving_source(trace, per_hour), Trace)
 
 
 def closed_loop_rows() -> list[dict[str, str]]:

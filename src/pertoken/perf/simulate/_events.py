@@ -5,9 +5,10 @@ from __future__ import annotations
 from math import ceil, inf, sqrt
 from typing import Any
 
+from pertoken.perf.simulate._accounts import flush, rest_until
 from pertoken.perf.simulate._cache import match
 from pertoken.perf.simulate._handoffs import pop
-from pertoken.perf.simulate._kernel import commit, decode_s, evict_by, flush, plan, rest_until
+from pertoken.perf.simulate._kernel import commit, decode_s, evict_by, plan
 from pertoken.perf.simulate._memory import (
     add,
     entry,

@@ -19,7 +19,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 F = TypeVar("F", bound=Callable[..., Any])
-_FILES = ("_memory", "_state", "_cache", "_handoffs", "_kernel", "_events")
+_FILES = ("_memory", "_state", "_accounts", "_cache", "_handoffs", "_kernel", "_events")
 
 
 def jit(function: F) -> F:
@@ -43,7 +43,10 @@ def entry(function: F) -> F:
     code = function.__code__.replace(co_freevars=("digest",))
     closed = FunctionType(code, function.__globals__, function.__name__, None, (CellType(digest),))
     closed.__doc__ = function.__doc__
-    return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(closed))
+    try:
+        return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(closed))
+    except RuntimeError:  # nowhere to write a cache: compiled afresh in each process
+        return cast(F, jit_call(closed))
 
 
 def record_at(dtype: np.dtype[np.void]) -> Any:

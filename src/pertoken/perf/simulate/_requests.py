@@ -75,15 +75,21 @@ class Given:
         r = self.requests
         for begin in range(0, len(r), CHUNK):
             cut = slice(begin, begin + CHUNK)
+            at, blocks, hashes = r.at, r.blocks, r.hashes
+            if at is not None and blocks is not None:
+                at, blocks = at[cut], blocks[cut]
+                first = int(at.min())
+                hashes = hashes[first : int((at + blocks).max())]
+                at = at - first
             yield Requests(
                 r.arrival_s[cut],
                 r.input_tokens[cut],
                 r.output_tokens[cut],
                 None if r.cached_tokens is None else r.cached_tokens[cut],
                 None if r.priority is None else r.priority[cut],
-                None if r.at is None else r.at[cut],
-                None if r.blocks is None else r.blocks[cut],
-                r.hashes,
+                at,
+                blocks,
+                hashes,
                 min(1.0, (begin + CHUNK) / len(r)),
             )
 

@@ -105,6 +105,8 @@ class Simulation:
 
     def seconds(self, phase: str) -> float:
         """Replica-seconds spent on a phase: ``input``, ``output``, ``waste`` or ``idle`` [s]."""
+        if phase not in _PHASES:
+            raise InputError(f"unknown phase {phase!r}: one of {', '.join(_PHASES)}")
         return float(self.sums[:, :, _PHASES[phase]].sum())
 
     def phase_seconds(self) -> dict[str, Floats]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pertoken.errors import CannotServeError
+from pertoken.errors import CannotServeError, InputError
 from pertoken.perf.simulate._memory import address, record_at
 
 WHEEL = 4096
@@ -43,6 +43,7 @@ HISTOGRAM_FIRST = (1023 - 24) << 7
 HISTOGRAM_BINS = 128 * 50
 """Up to 2**26 s, two years."""
 _MOST_BLOCKS = 1 << 26
+_MOST_BINS = 2_500_000
 
 REPLICA = np.dtype(
     [
@@ -206,6 +207,11 @@ class State:
             self.handoff_s = np.concatenate([self.handoff_s, np.zeros(size - old)])
             self.handoff = np.concatenate([self.handoff, np.zeros(size - old, np.int32)])
         bins = int(until_s / self.world["bin_s"][0]) + 2
+        if bins * len(self.group) > _MOST_BINS:
+            raise InputError(
+                f"{until_s:,.0f} s are {bins:,} bins of {self.world['bin_s'][0]:g} s: take a larger bin_s, "
+                "or check the times of the trace"
+            )
         if bins > self.sums.shape[1]:
             sums = np.zeros((self.sums.shape[0], max(bins, self.sums.shape[1] * 5 // 4), FIELDS))
             sums[:, : self.sums.shape[1]] = self.sums

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
+from pertoken.perf.point import StepTimes
 from pertoken.perf.simulate._requests import Source, Traffic
 from pertoken.perf.simulate._result import Slo
 from pertoken.perf.simulate._traces import read_trace
@@ -47,7 +51,7 @@ class Workload(Protocol):
 
 
 def serving_source(
-    workload: Workload, requests_per_hour: Sequence[float], *, burstiness: float = 1.0, seed: int = 0
+    workload: Workload, requests_per_hour: npt.ArrayLike, *, burstiness: float = 1.0, seed: int = 0
 ) -> Source:
     """The workload's trace where it names one, else seeded traffic of its shape and lengths.
 
@@ -57,7 +61,7 @@ def serving_source(
     """
     if workload.trace is not None:
         return read_trace(workload.trace)
-    per_hour = tuple(float(n) for n in requests_per_hour)
+    per_hour = tuple(np.asarray(requests_per_hour, np.float64).tolist())
     input_mean, input_sigma = _lengths(workload.input_tokens)
     output_mean, output_sigma = _lengths(workload.output_tokens)
     return Traffic(
@@ -79,6 +83,15 @@ def serving_slo(workload: Workload) -> Slo | None:
     if workload.slo is None:
         return None
     return Slo(workload.slo.ttft_s, workload.slo.tpot_s, met_fraction=workload.slo.percentile / _PERCENT)
+
+
+def per_accepted_token(times: StepTimes, accepted_per_step: float, draft_fraction: float = 0.0) -> StepTimes:
+    """Step times of one token kept, where a step keeps several: decode × (1 + draft_fraction) / accepted_per_step.
+
+    Parameters as in a Point; `times` are those of a step that verifies the draft.
+    """
+    factor = (1.0 + draft_fraction) / accepted_per_step
+    return replace(times, decode_s=times.decode_s * factor, context_s=times.context_s * factor)
 
 
 def _lengths(tokens: float | _Tokens) -> tuple[float, float]:
