@@ -124,7 +124,7 @@ def test_power_lies_between_idle_and_limit() -> None:
     [
         ({"precision": "fp8"}, "A100-80GB-SXM", "Llama-3.1-8B", "has no fp8"),
         ({"precision": "fp4"}, "H100", "Llama-3.1-8B", "has no fp4"),
-        ({"gpus": 1, "precision": "bf16"}, "H100", "Llama-3.1-70B", "at least 18 GPUs"),
+        ({"gpus": 1, "precision": "bf16"}, "H100", "Llama-3.1-70B", "at least 14 GPUs"),
         (
             {"gpus": 8, "sequence_tokens": 1_000_000, "precision": "bf16"},
             "H100",

@@ -31,9 +31,10 @@ WORKSPACE_BYTES = 4e9
 RESIDENT_SHARE = 0.55
 """Share of memory that weights and gradients may take before tensor parallelism is widened; the rest is for
 activations and optimiser state."""
-STATE_BYTES = {"weights": 2.0, "gradients": 4.0, "optimiser": 12.0}
-"""Bytes per trained weight of mixed-precision Adam: bf16 weight, fp32 gradient, fp32 master copy and two
-moments."""
+STATE_BYTES = {"weights": 2.0, "gradients": 4.0}
+"""Bytes per weight that stay on each model replica: bf16 weight, fp32 gradient; the optimiser is sharded."""
+LEAST_STATE_BYTES = 14.0
+"""Bytes per weight a job holds at the least, fully sharded: fp32 weight, Adam's two moments, bf16 gradient."""
 DEFAULT_STEP_TOKENS = 16_384
 """Tokens per GPU and optimiser step where no global batch is given."""
 MICRO_BATCH_TOKENS = 8_192
@@ -117,8 +118,7 @@ def check_state(model: Model, gpu: Gpu, point: TrainingPoint) -> None:
         fewest = math.ceil(need / room)
         raise CannotServeError(
             f"{verb} {model.name} needs {need / BYTES_PER_GB:.1f} GB for {what}; {point.gpus} × {gpu.name} "
-            f"holds {room * point.gpus / BYTES_PER_GB:.1f} GB of it: at least {fewest} GPUs are "
-            "needed"
+            f"holds {room * point.gpus / BYTES_PER_GB:.1f} GB of it: at least {fewest} GPUs are needed"
         )
 
 
@@ -127,11 +127,11 @@ def _usable_bytes(gpu: Gpu) -> float:
 
 
 def _state_bytes(model: Model, point: TrainingPoint) -> float:
-    """Bytes per weight a job holds somewhere: the frozen base alone with LoRA, else all of mixed-precision
-    Adam."""
+    """Bytes per weight a job holds somewhere: the frozen base alone with LoRA, else Adam in mixed precision,
+    fully sharded."""
     if point.kind == "lora":
         return 2.0 if training_precision(point.precision) == "bf16" else 1.0
-    return sum(STATE_BYTES.values())
+    return LEAST_STATE_BYTES
 
 
 def training_layout(model: Model, gpu: Gpu, point: TrainingPoint) -> TrainingLayout:

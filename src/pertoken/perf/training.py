@@ -105,8 +105,8 @@ def predict_training(model: Model, gpu: Gpu, point: TrainingPoint) -> TrainingPr
     >>> from pertoken.catalog.models import model
     >>> predict_training(model("Llama-3.1-8B"), gpu("L4"), TrainingPoint(1))
     Traceback (most recent call last):
-    pertoken.errors.CannotServeError: pretraining meta-llama/Llama-3.1-8B needs 144.5 GB for weights, \
-gradients and optimiser; 1 × L4 holds 18.2 GB of it: at least 8 GPUs are needed
+    pertoken.errors.CannotServeError: pretraining meta-llama/Llama-3.1-8B needs 112.4 GB for weights, \
+gradients and optimiser; 1 × L4 holds 18.2 GB of it: at least 7 GPUs are needed
     """
     precision = training_precision(point.precision)
     _check(model, gpu, point, precision)
