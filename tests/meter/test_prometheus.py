@@ -121,6 +121,7 @@ def test_what_prometheus_client_writes_is_read_back(
 def test_any_text_is_read_or_refused(text: str | bytes) -> None:
     try:
         found = parse(text)
+        assert all(isinstance(s.labels, dict) for s in found.series)
     except InputError:
         return
     assert len(found.series) == len(found.values)
@@ -176,8 +177,8 @@ def test_timestamps_exemplars_quoted_names_and_odd_blanks() -> None:
     ],
 )
 def test_what_is_no_exposition_is_named(line: str) -> None:
-    with pytest.raises(InputError, match="line 2"):
-        parse(f"ok 1\n{line}\n")
+    with pytest.raises(InputError, match=r"line 2|stands twice"):
+        samples(f"ok 1\n{line}\n")
 
 
 def test_every_name_maps_to_a_meter_we_have() -> None:

@@ -16,14 +16,30 @@ from pertoken.units import MILLISECONDS_PER_SECOND
 MAX_BYTES = 64 * 1024 * 1024
 MAX_SERIES = 400_000
 _MAX_LINES = 3 * MAX_SERIES
-_REMEMBERED_CHARACTERS = 64 * 1024 * 1024
+_REMEMBERED_CHARACTERS = 32 * 1024 * 1024
 
 
-class Series(NamedTuple):
-    """A metric name with its labels."""
+class Series:
+    """A metric name with its labels, which are taken apart when they are first asked for."""
 
-    name: str
-    labels: Mapping[str, str]
+    __slots__ = ("_labels", "_text", "name")
+
+    def __init__(self, name: str, labels: Mapping[str, str] | None = None, text: str = "") -> None:
+        self.name, self._labels, self._text = name, labels, text
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """Labels by name. Raises InputError where a label stands twice."""
+        if self._labels is None:
+            pairs = _FAST_PAIR.findall(self._text)
+            labels = dict(pairs)
+            if len(labels) != len(pairs):
+                raise InputError(f"a label stands twice in {self.name}{{{self._text[:120]}}}")
+            self._labels = labels
+        return self._labels
+
+    def __repr__(self) -> str:
+        return f"Series({self.name!r}, {dict(self.labels)!r})"
 
 
 class Samples(NamedTuple):
@@ -35,7 +51,7 @@ class Samples(NamedTuple):
     times_s: dict[int, float]
 
 
-_NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
+_NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*+"
 _QUOTED = r'"(?:[^"\\]|\\.)*+"'
 _LABEL = rf"(?:[a-zA-Z_][a-zA-Z0-9_]*+|{_QUOTED})\s*+=\s*+{_QUOTED}"
 # Possessive throughout: no line makes this go back and try again, however it was made.
@@ -45,15 +61,12 @@ _LINE = re.compile(
     r"(?:[ \t]++(?P<time>[-+.0-9eE]++))?+[ \t]*+(?:# .*)?"
 )
 _PAIR = re.compile(rf'({_NAME}|{_QUOTED})\s*+=\s*+"((?:[^"\\]|\\.)*+)"\s*+(,?)\s*+')
-_FAST_NAME = re.compile(_NAME)
-_FAST_LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+_FAST_PAIR = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*+)="([^"\\]*+)"')
+_FAST_HEAD = re.compile(rf'({_NAME})(?:\{{((?:[a-zA-Z_][a-zA-Z0-9_]*+="[^"\\]*+"(?:,|(?=\}})))++)\}})?+')
 _ESCAPE = re.compile(r'\\[\\n"]')
 _ESCAPES = {"\\\\": "\\", "\\n": "\n", '\\"': '"'}
 
 _remembered: dict[str, Series] = {}
-_pairs: dict[str, tuple[str, str]] = {}
-_names: set[str] = set()
-_label_names: set[str] = set()
 _characters = 0
 
 
@@ -65,7 +78,7 @@ def parse(text: str | bytes, *, openmetrics: bool = False) -> Samples:
     Source: Prometheus exposition formats, text version 0.0.4, and OpenMetrics 1.0.
 
     >>> parse('up{job="a"} 1')
-    Samples(series=[Series(name='up', labels={'job': 'a'})], values=[1.0], times_s={})
+    Samples(series=[Series('up', {'job': 'a'})], values=[1.0], times_s={})
     """
     if len(text) > MAX_BYTES:
         raise InputError(f"an exposition of {len(text)} bytes is refused: at most {MAX_BYTES} are read")
@@ -103,53 +116,23 @@ def parse(text: str | bytes, *, openmetrics: bool = False) -> Samples:
 def forget_series() -> None:
     """Forget the lines seen: the next exposition is parsed as if it were the first."""
     global _characters
-    for memory in (_remembered, _pairs):
-        memory.clear()
-    for names in (_names, _label_names):
-        names.clear()
+    _remembered.clear()
     _characters = 0
 
 
 def _plain_head(head: str) -> Series | None:
-    """The series of a line's part before its number, where it has no blanks, escapes or timestamp; else
-    None."""
-    name, brace, rest = head.partition("{")
-    labels: dict[str, str] = {}
-    if brace:
-        if rest[-2:] != '"}' or "\\" in rest:
-            return None
-        parts = rest[:-2].split('",')
-        # Two quotes per label and no more: then no quote hides in a name or value, and each part is a pair.
-        if rest.count('"') != 2 * len(parts):
-            return None
-        pairs = [_pairs.get(part) or _pair(part) for part in parts]
-        if not all(pairs):
-            return None
-        labels = dict(pairs)  # type: ignore[arg-type]
-        if len(labels) != len(parts):
-            return None
-    if name not in _names and not _learn(name, _names, _FAST_NAME):
+    """The series of a line's part before its number, if it has no blanks, escapes or timestamp."""
+    global _characters
+    match = _FAST_HEAD.fullmatch(head)
+    if match is None:
         return None
-    series = Series(name, labels)
-    _remember(head, series)
+    name, text = match.groups("")
+    series = Series(name, None, text)
+    if _characters > _REMEMBERED_CHARACTERS or len(_remembered) >= MAX_SERIES:
+        forget_series()
+    _remembered[head] = series
+    _characters += len(head)
     return series
-
-
-def _learn(name: str, known: set[str], form: re.Pattern[str]) -> bool:
-    if not form.fullmatch(name):
-        return False
-    if len(known) < MAX_SERIES:
-        known.add(name)
-    return True
-
-
-def _pair(part: str) -> tuple[str, str] | None:
-    label, equals, value = part.partition('="')
-    if not equals or (label not in _label_names and not _learn(label, _label_names, _FAST_LABEL)):
-        return None
-    if len(_pairs) < MAX_SERIES:
-        _pairs[part] = (label, value)
-    return label, value
 
 
 def _slowly(line: str, number: int, openmetrics: bool, samples: Samples) -> None:
@@ -169,14 +152,6 @@ def _slowly(line: str, number: int, openmetrics: bool, samples: Samples) -> None
         samples.times_s[len(samples.series)] = time_s if openmetrics else time_s / MILLISECONDS_PER_SECOND
     samples.series.append(Series(name or _plain(quoted[1:-1]), labels))
     samples.values.append(value)
-
-
-def _remember(head: str, series: Series) -> None:
-    global _characters
-    if _characters > _REMEMBERED_CHARACTERS:
-        forget_series()
-    _remembered[head] = series
-    _characters += len(head)
 
 
 def _number(text: str) -> float:

@@ -82,7 +82,9 @@ class Window:
     def add(self, new: Identities) -> None:
         """Remember identities, all fresh."""
         if self._young.count + len(new) > self._rows and self._young.count:
-            self._old, self._young = self._young, _Table(len(new))
+            # The oldest generation's memory is taken again: fresh pages cost more than clearing known ones.
+            self._old, self._young = self._young, self._old
+            self._young.clear()
         self._young.add(new)
 
 
@@ -92,6 +94,10 @@ class _Table:
     def __init__(self, expected: int) -> None:
         self.count = 0
         self._slots = np.zeros(_size(expected), np.uint64)
+
+    def clear(self) -> None:
+        self.count = 0
+        self._slots.fill(0)
 
     def has(self, wanted: Identities) -> npt.NDArray[np.bool_]:
         if not self.count:
