@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pertoken.perf._steps import utilisation
+from pertoken.perf._coefficients import NAMES, Coefficients
+from pertoken.perf._steps import closed_loop, utilisation
 
 Floats = npt.NDArray[np.float64]
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,18 +113,40 @@ def coverage(result: Result) -> float:
     return 100 * float(np.mean(inside))
 
 
-def serving_results(serving: ModuleType) -> Results:
+class ServingFits:
+    """Serving fits that left something out, each made once: the serving and the power tables share them."""
+
+    def __init__(self, serving: ModuleType) -> None:
+        self.serving = serving
+        self.rows = serving.load_rows()
+        self._made: dict[tuple[str, Hashable], Any] = {}
+
+    def without(self, split: str, unit: Hashable) -> Any:
+        """The fit to all rows but those of that fold, model or GPU."""
+        s = self.serving
+        if (split, unit) not in self._made:
+            # Effects of one configuration say nothing of rows whose configuration is left out.
+            stages = s.STAGES if split == "random" else s.STAGES[: s.GENERAL]
+            kept = [r for r in self.rows if s.fold_of(r, split) != unit]
+            self._made[split, unit] = s.fit(s.batch(kept), stages)
+        return self._made[split, unit]
+
+
+def serving_results(fits: ServingFits) -> Results:
     """Throughput and latencies of the serving predictor."""
+    s = fits.serving
     out: Results = {"tokens_per_s": {}, "tpot_s": {}, "ttft_s": {}}
-    rows = serving.load_rows()
+    counted = [r for r in fits.rows if r.scored]
     for split in SPLITS:
-        scored = serving.cross_validate(split, rows)
+        scored: list[Any] = []
+        for unit in sorted({s.fold_of(r, split) for r in counted}, key=str):
+            scored += s.score(fits.without(split, unit), [r for r in counted if s.fold_of(r, split) == unit])
         for quantity, by_split in out.items():
             by_split[split] = Result(
-                np.asarray(serving.errors(scored, quantity)),
-                tuple(serving.fold_of(s.row, split) for s in scored),
-                tuple(s.row.gpu for s in scored),
-                tuple(s.row.model for s in scored),
+                np.log([getattr(x, quantity) / getattr(x.row, quantity) for x in scored]),
+                tuple(s.fold_of(x.row, split) for x in scored),
+                tuple(x.row.gpu for x in scored),
+                tuple(x.row.model for x in scored),
             ).known()
     return out
 
@@ -144,88 +167,70 @@ def training_results(training: ModuleType) -> Results:
     }
 
 
-def power_results(power: ModuleType, serving: ModuleType) -> Results:
+def power_results(power: ModuleType, fits: ServingFits) -> Results:
     """Power and joules per output token; throughput and use of the hardware come from serving fits that did not see
-    the row either."""
+    the row either. Models of one architecture share a serving fit: it sees none of them."""
+    s = fits.serving
     out: Results = {}
     base = power.load_rows()
+    asked = [
+        s.Row(
+            gpu=r.gpu.name,
+            model=r.name,
+            engine=r.point.engine,
+            precision=r.precision,
+            layout=r.point.layout,
+            prefill_gpus=0.0,
+            input_tokens=r.point.input_tokens,
+            output_tokens=r.point.output_tokens,
+            concurrency=r.point.concurrency,
+            tokens_per_s=np.nan,
+            ttft_s=np.nan,
+            tpot_s=np.nan,
+            source="power",
+        )
+        for r in base
+    ]
     for split in SPLITS:
-        labels = power.groups(split, base)
-        rows = _with_left_out_serving(base, labels, serving, split)
-        for quantity, errors in power.cross_validate(split, rows).items():
+        units = [s.fold_of(a, split) for a in asked]
+        rows = list(base)
+        for unit in sorted(set(units), key=str):
+            own = [i for i, u in enumerate(units) if u == unit]
+            served = _served(fits.without(split, unit), [asked[i] for i in own], s)
+            for i, seen in zip(own, served, strict=True):
+                rows[i] = _as_served(rows[i], *seen)
+        labels = power.groups(split, rows) if split != "random" else units
+        for quantity, errors in power.cross_validate(split, rows, labels=labels).items():
             out.setdefault(quantity, {})[split] = Result(
                 errors, tuple(labels), tuple(r.gpu.name for r in rows), tuple(r.name for r in rows)
             )
     return out
 
 
-def _with_left_out_serving(
-    rows: Sequence[Any], labels: Sequence[Hashable], serving: ModuleType, split: str
-) -> list[Any]:
-    """Power rows with the throughput and shares in use that a serving fit without their group predicts.
-
-    Models of one architecture share a serving fit: it sees none of them.
-    """
-    known = serving.load_rows()
-    units = [serving.signature(r.model) for r in rows] if split == "model" else list(labels)
-    out: list[Any] = list(rows)
-    for unit in sorted(set(units), key=str):
-        own = [i for i, u in enumerate(units) if u == unit]
-        left = {_key(rows[i]) for i in own}
-        kept = [r for r in known if not _left_out(r, split, unit, left, serving)]
-        found = serving.fit(serving.batch(kept))
-        served = _served(found, [rows[i] for i in own], serving)
-        for i, (tokens_per_s, compute, memory) in zip(own, served, strict=True):
-            row = rows[i]
-            scale = row.tokens_per_s / tokens_per_s
-            out[i] = replace(
-                row,
-                predicted_tokens_per_s=tokens_per_s,
-                predicted_shares=(compute, memory),
-                shares=(min(compute * scale, 1.0), min(memory * scale, 1.0)),
-            )
-    return out
-
-
-def _left_out(row: Any, split: str, unit: Hashable, left: set[Any], serving: ModuleType) -> bool:
-    if split == "model":
-        return bool(serving.signature(serving.model_of(row.model)) == unit)
-    if split == "gpu":
-        return bool(row.gpu == unit)
-    return row.source == "mlenergy" and _key_of_serving(row) in left
-
-
-def _key(row: Any) -> tuple[Any, ...]:
-    return (
-        row.gpu.name,
-        row.name,
-        row.point.layout,
-        round(row.point.concurrency, 2),
-        round(row.point.output_tokens, 1),
+def _as_served(row: Any, tokens_per_s: float, compute: float, memory: float) -> Any:
+    """A power row with what a serving fit predicts of it: throughput and shares in use of one GPU."""
+    each = tokens_per_s / row.gpus
+    scale = row.tokens_per_s / each
+    return replace(
+        row,
+        predicted_tokens_per_s=each,
+        predicted_shares=(compute, memory),
+        shares=(min(compute * scale, 1.0), min(memory * scale, 1.0)),
     )
 
 
-def _key_of_serving(row: Any) -> tuple[Any, ...]:
-    return row.gpu, row.model, row.layout, round(row.concurrency, 2), round(row.output_tokens, 1)
-
-
-def _served(found: Any, rows: Sequence[Any], serving: ModuleType) -> Iterable[tuple[float, float, float]]:
-    """Tokens per second per GPU, and shares of compute and memory in use, of power rows under a serving fit."""
-    asked = [
-        serving.Row(
-            r.gpu.name, r.name, r.point.engine, r.precision, r.point.layout, 0.0, r.point.input_tokens,
-            r.point.output_tokens, r.point.concurrency, np.nan, np.nan, np.nan, "power",
-        )
-        for r in rows
-    ]  # fmt: skip
+def _served(found: Any, asked: Sequence[Any], serving: ModuleType) -> list[tuple[float, float, float]]:
+    """Tokens per second of the replica, and shares of compute and memory in use, under a serving fit."""
     b = serving.batch(asked)
-    assert len(b.rows) == len(asked)
+    if len(b.rows) != len(asked):
+        raise RuntimeError("a measured configuration does not fit memory: the power rows cannot be aligned")
     logs = found.logs(b)
-    c = serving.Coefficients(**{name: np.exp(logs[:, i]) for i, name in enumerate(serving.NAMES)})
-    loop = serving.closed_loop(b.work, c, b.requests, b.concurrency)
+    c = Coefficients(**{name: np.exp(logs[:, i]) for i, name in enumerate(NAMES)})
+    loop = closed_loop(b.work, c, b.requests, b.concurrency)
     compute, memory, _ = utilisation(b.work, b.requests, loop)
-    for i, r in enumerate(rows):
-        yield float(loop.tokens_per_s[i]) / r.gpus, float(compute[i]), float(memory[i])
+    return [
+        (float(t), float(u), float(m)) for t, u, m in zip(loop.tokens_per_s, compute, memory, strict=True)
+    ]
 
 
 # --- the document ---
@@ -367,7 +372,8 @@ RESIDUALS = """## What the residuals show
 
 def main() -> None:
     serving, power, training = (bench(name) for name in ("serving", "power", "training"))
-    results = serving_results(serving) | training_results(training) | power_results(power, serving)
+    fits = ServingFits(serving)
+    results = serving_results(fits) | training_results(training) | power_results(power, fits)
     counts = {
         "serving": len(results["tokens_per_s"]["random"].errors),
         "power": len(results["power_w"]["random"].errors),

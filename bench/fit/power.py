@@ -167,13 +167,15 @@ def groups(split: str, rows: Sequence[Row], folds: int = 5) -> list[Hashable]:
     return list(np.random.default_rng(0).integers(0, folds, len(rows)))
 
 
-def cross_validate(split: str, rows: Sequence[Row], at: At = "measured") -> dict[str, Floats]:
+def cross_validate(
+    split: str, rows: Sequence[Row], at: At = "measured", labels: Sequence[Hashable] | None = None
+) -> dict[str, Floats]:
     """log(predicted / measured) of each row, by fits that did not see it.
 
     ``power_w`` and ``joules_per_output_token`` with shares and throughput as the shipped serving predictor
     has them; ``power_w at measured throughput`` the power model alone.
     """
-    labels = groups(split, rows)
+    labels = groups(split, rows) if labels is None else labels
     alone, watts = np.zeros(len(rows)), np.zeros(len(rows))
     for label in sorted(set(labels), key=str):
         out = np.array([g == label for g in labels])
