@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # numba takes half a second to import
 
 Spec = dict[str, Any]
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
+_HOURS = {"field": "hour", "type": "quantitative", "title": "hours from the start", "scale": {"nice": False}}
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
 _LATENCIES = {"ttft": "time to first token", "tpot": "per further token", "e2e": "end to end"}
 _COUNTS = (
@@ -55,11 +56,9 @@ def _render(result: Simulation, found: Found | None) -> RenderableType:
 
 
 def _answer(result: Simulation, found: Found) -> str:
-    tried = ", ".join(f"{n}: {share:.2%}" for n, share in found.tried)
-    return (
-        f"{found.replicas} replicas meet {result.slo.text()} for {result.slo.met_fraction:.4g} of requests; "
-        f"tried {tried} (below the SLO: at most)"
-    )
+    wanted = result.slo.met_fraction
+    tried = ", ".join(f"{n}: {_share(share) if share >= wanted else 'no'}" for n, share in found.tried)
+    return f"{found.replicas} replicas meet {result.slo.text()} for {wanted:.4g} of requests (tried {tried})"
 
 
 def _latency_table(result: Simulation) -> RenderableType:
@@ -109,6 +108,7 @@ def _group_table(result: Simulation) -> RenderableType:
 def _notes(result: Simulation) -> list[str]:
     bases = ", ".join(dict.fromkeys(t.basis for t in result.times))
     notes = [f"Step times: {bases}. Percentiles to 0.4 %. Energy at the GPU boards, idle included."]
+    notes.append("Busy: a step was running, however small its batch.")
     if result.count("rejected"):
         notes.append("Rejected: the queue was full, or the request never fits the KV cache; not in SLO.")
     return notes
@@ -249,7 +249,7 @@ def _load(result: Simulation) -> Spec:
         for hour, value in zip(hours, _means(values, group, len(hours)), strict=True)
     ]
     encoding = {
-        "x": {"field": "hour", "type": "quantitative", "title": "hours from the start"},
+        "x": _HOURS,
         "y": {"field": "value", "type": "quantitative", "title": None},
         "tooltip": [
             {"field": "what"},
@@ -279,7 +279,7 @@ def _phases(result: Simulation) -> Spec:
     ]
     colours = {p: PHASE_COLOURS[p] for p in (*_BUSY_PHASES, "idle")}
     encoding = {
-        "x": {"field": "hour", "type": "quantitative", "title": "hours from the start"},
+        "x": _HOURS,
         "y": {
             "field": "share", "type": "quantitative", "stack": "zero", "title": "share of replica time",
             "axis": {"format": "%"}, "scale": {"domain": [0, 1]},
