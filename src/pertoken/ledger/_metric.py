@@ -58,6 +58,8 @@ def metric_sql(
 
     One row per group that has cost or usage; a metric whose denominator is zero there is NULL.
     """
+    if not names:
+        raise InputError(f"name at least one metric: {', '.join(METRICS)}")
     metrics = [metric_named(name) for name in names]
     keys = columns(by, DIMENSIONS)
     where, parameters = where_clause(filters, DIMENSIONS, window)

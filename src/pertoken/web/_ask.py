@@ -192,7 +192,7 @@ def _where(own: str, filters: dict[str, list[str]]) -> dict[str, list[str]]:
 
 def _split(values: list[str]) -> list[str]:
     """``?by=pool,model`` and ``?by=pool&by=model`` are the same."""
-    return [part for value in values for part in value.split(",") if part]
+    return list(dict.fromkeys(part for value in values for part in value.split(",") if part))
 
 
 def _rows(table: pa.Table) -> list[dict[str, Any]]:

@@ -1,0 +1,164 @@
+"""`doctor` names what is wrong, once, in words that say what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pertoken import meter
+from pertoken.errors import InputError
+from pertoken.fleet import load_fleet
+from pertoken.meter import prometheus
+from pertoken.meter._counters import State
+from pertoken.meter.attribute import FINDINGS
+from pertoken.report.books import HOUR, SCRAPED, WRITTEN, Books, open_books
+from pertoken.report.doctor import KINDS, Complaint, Diagnosis, Process, examine, told
+
+NOW = datetime(2026, 11, 24, 12, 10, tzinfo=UTC)
+FLEET = """
+sites:
+  dc: {timezone: UTC, pue: 1.2, tariff: {usd_per_kwh: 0.1}}
+pools:
+  owned: {gpu: L4, site: dc, count: 2, price: {term: owned, usd_per_gpu: 2500}}
+  api: {price: {term: api, input_usd_per_mtok: 3, output_usd_per_mtok: 15}}
+sources:
+  scrape: [{url: "http://vllm-0:8000/metrics", pool: owned}]
+  written: [{instance: "vllm-1:8000", pool: owned}]
+"""
+
+
+@pytest.fixture
+def books(tmp_path: Path) -> Iterator[Books]:
+    path = tmp_path / "fleet.yaml"
+    path.write_text(FLEET)
+    with open_books(load_fleet(path), tmp_path / "data") as found:
+        yield found
+
+
+def told_at(
+    books: Books, moment: datetime, name: str, quantity: float, source: str, pool: str = "owned"
+) -> None:
+    columns: dict[str, Any] = {
+        "ts": [moment.timestamp()], "source": source, "key": [f"{moment} {name}"], "pool": pool, "model": "m",
+        "tenant": "t", "meter": name, "quantity": [quantity],
+    }  # fmt: skip
+    books.journal.append(meter.records(columns, 1))
+
+
+def read(books: Books, mark: str, seconds_ago: float) -> None:
+    state = State(0.0, last_s=NOW.timestamp() - seconds_ago)
+    books.journal.append(meter.RECORDS.empty_table(), marks={mark: state.to_bytes()})
+
+
+def texts(found: Diagnosis, kind: str) -> list[str]:
+    return [c.text for c in found.complaints if c.kind == kind]
+
+
+def test_healthy_books_have_nothing_to_complain_of(books: Books) -> None:
+    read(books, SCRAPED + "vllm-0:8000", 10)
+    read(books, WRITTEN + "vllm-1:8000", 10)
+    books.close_due(NOW)
+    found = examine(books, NOW)
+    assert found.complaints == ()
+    assert "nothing to complain of" in str(found)
+    assert found.facts["closed until"] == "2026-11-24 12:00 UTC"
+
+
+def test_silent_sources_are_named(books: Books) -> None:
+    read(books, SCRAPED + "vllm-0:8000", 600)
+    told_at(books, NOW - 5 * HOUR, "output_tokens", 5, "usage/gateway-a", "api")
+    told_at(books, NOW - timedelta(minutes=30), "output_tokens", 5, "usage/gateway-b", "api")
+    errors = {"vllm-0:8000": "it answers 503"}
+    found = texts(examine(books, NOW, process=Process(errors=errors)), "silent")
+    assert found == [
+        "no event from 'usage/gateway-a' since 2026-11-24 08:00 UTC",
+        "scrape vllm-0:8000 has told nothing since 2026-11-24 12:00 UTC: it answers 503",
+        "written vllm-1:8000 was never read",
+    ]
+
+
+def test_usage_without_a_rate_is_named(books: Books) -> None:
+    told_at(books, NOW - HOUR, "training_tokens", 5, "training/run", "api")
+    books.close_due(NOW)
+    (text,) = texts(examine(books, NOW), "unpriced")
+    assert (
+        text
+        == "training_tokens has no rate from 2026-11-24 11:00 UTC on: give the fleet its price, 0 if free"
+    )
+
+
+def test_totals_that_disagree_are_named_with_the_difference(books: Books) -> None:
+    hour = NOW.replace(minute=0) - HOUR
+    target = prometheus.Target("e", "owned", gpus=2)
+    state = State(hour.timestamp())
+    for seconds, count in ((0, 0), (60, 1000)):
+        text = f'vllm:generation_tokens_total{{model_name="m"}} {count}\n'
+        rows, state = prometheus.read(text, target, state, now_s=hour.timestamp() + seconds)
+        books.journal.append(rows)
+    told_at(books, hour + timedelta(minutes=1), "output_tokens", 1500, "usage/gw")
+    found = examine(books, NOW, hours=1)
+    (complaint,) = [c for c in found.complaints if c.kind == "disagree"]
+    assert "500 more output_tokens" in complaint.text
+    assert (complaint.pool, complaint.amount, complaint.severity) == ("owned", 500.0, "look")
+
+
+def test_a_torn_and_a_damaged_journal_are_told_apart(books: Books, tmp_path: Path) -> None:
+    for number in range(3):
+        told_at(books, NOW + timedelta(seconds=number), "output_tokens", 5, "usage/gw", "api")
+    books.shut()
+    (segment,) = (tmp_path / "data" / "journal" / "segments").glob("*.ptj")
+    whole = segment.read_bytes()
+    segment.write_bytes(whole[:-7])
+    with open_books(books.fleet, tmp_path / "data") as torn:
+        (text,) = texts(examine(torn, NOW), "journal")
+    assert "cut off by a crash; nothing acknowledged was in them" in text
+    broken = bytearray(whole)
+    broken[30] ^= 0xFF
+    segment.write_bytes(bytes(broken))
+    with open_books(books.fleet, tmp_path / "data") as damaged:
+        (text,) = texts(examine(damaged, NOW), "journal")
+    assert "the disk lost records that were acknowledged" in text
+
+
+def test_what_a_running_service_knows_is_told(books: Books) -> None:
+    process = Process(
+        clock_jumps=[(NOW.timestamp(), -3600.0)],
+        unknown_instances={"evil\x1b[31m": 3},
+        refused={"a time out of range": 2, "the journal takes nothing": 1},
+        closing="no price",
+        journal="the disk is full",
+    )
+    found = examine(books, NOW, process=process)
+    assert texts(found, "clock") == [
+        "2 batches were refused, and stayed with their senders: a time out of range",
+        "this machine's clock jumped by -3600 s at 2026-11-24 12:10 UTC",
+    ]
+    assert "the disk is full" in texts(found, "journal")
+    assert "no price" in texts(found, "closing")
+    assert "\x1b" not in str(found)
+    assert [c.severity for c in found.complaints] == sorted(
+        (c.severity for c in found.complaints), reverse=True
+    )
+
+
+def test_hours_nobody_closed_are_named(books: Books) -> None:
+    told_at(books, NOW - 3 * HOUR, "output_tokens", 5, "usage/gw", "api")
+    (complaint,) = [c for c in examine(books, NOW).complaints if c.kind == "closing"]
+    assert complaint.hours == 2  # the one that ended ten minutes ago may still be under way
+    assert "2026-11-24 09:00 UTC is the oldest" in complaint.text
+
+
+def test_every_finding_of_attribution_has_a_place_here() -> None:
+    assert set(FINDINGS) <= set(KINDS)
+
+
+def test_the_window_is_bounded_and_words_are_printable(books: Books) -> None:
+    with pytest.raises(InputError, match="0 hours"):
+        examine(books, NOW, hours=0)
+    nasty = Diagnosis((Complaint("gap", "a\x1b[2Jb\nc", "p"),), {"x": "\x07"})
+    assert "\x1b" not in told(nasty.to_dict())
+    assert "a\\x1b[2Jb\\nc" in str(nasty)
