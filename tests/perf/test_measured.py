@@ -110,6 +110,15 @@ def test_unusable_rows_are_kept_with_their_reason(tmp_path: Path) -> None:
     assert "saturation" in reasons[7]
 
 
+def test_a_measurement_the_model_calls_impossible_bends_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "points.csv"
+    path.write_text(HEADER + "h100,1,Llama-3.1-8B,fp8,vllm,200000,500,8,100,,,\n", encoding="utf-8")
+    found = predict_measured(load_points(path), LLAMA, H100, point(8), predict)
+    assert found is not None
+    assert found.tokens_per_s.value == predict(LLAMA, H100, point(8)).tokens_per_s.value
+    assert found.basis != "measured"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

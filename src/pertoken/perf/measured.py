@@ -18,7 +18,7 @@ import numpy as np
 
 from pertoken.catalog.gpus import Gpu, gpu
 from pertoken.catalog.models import Model, model
-from pertoken.errors import InputError, UnknownNameError
+from pertoken.errors import CannotServeError, InputError, UnknownNameError
 from pertoken.perf._points import MeasuredRow as MeasuredRow
 from pertoken.perf._points import read_rows as read_rows
 from pertoken.perf._work import engine_family, precision_name
@@ -86,18 +86,23 @@ def _configuration(row: MeasuredRow) -> tuple[str, str, str, str]:
     return name, gpu(row.gpu).name, precision_name(row.precision), engine_family(row.engine)
 
 
-def serving_point(row: MeasuredRow) -> Point:
-    """The operating point of a measured serving row."""
+def serving_points(rows: Sequence[MeasuredRow]) -> Point:
+    """Measured rows that share all but lengths and concurrency, as one point of arrays of shape (len(rows),)."""
+
+    def column(name: str) -> Floats:
+        return np.array([getattr(row, name) for row in rows], dtype=np.float64)
+
+    first = rows[0]
     return Point(
-        row.input_tokens,
-        row.output_tokens,
-        row.concurrency,
-        row.cached_tokens,
-        precision=row.precision,
-        engine=row.engine,
-        layout=row.layout,
-        accepted_per_step=row.accepted_per_step,
-        prefill_gpus=row.prefill_gpus,
+        column("input_tokens"),
+        column("output_tokens"),
+        column("concurrency"),
+        column("cached_tokens"),
+        precision=first.precision,
+        engine=first.engine,
+        layout=first.layout,
+        accepted_per_step=first.accepted_per_step,
+        prefill_gpus=first.prefill_gpus,
     )
 
 
@@ -122,10 +127,8 @@ def predict_measured(
     if not rows:
         return None
     answer = base(model, gpu, point)
-    fits = {
-        q: _bend(q, [r for r in rows if q in r.measured], model, gpu, point, answer, base)
-        for q in _QUANTITIES
-    }
+    ratios = _log_ratios(rows, model, gpu, point, base)
+    fits = {q: _bend(_interval(answer, q), point, rows, ratios[q]) for q in _QUANTITIES}
     power = fits["power_w"][0]
     removed = fits["tokens_per_s"][1]
     near = bool((removed >= NEAR).all())
@@ -157,20 +160,13 @@ def _same_layout(rows: Sequence[MeasuredRow], point: Point) -> list[MeasuredRow]
 
 
 def _bend(
-    quantity: str,
-    rows: Sequence[MeasuredRow],
-    model: Model,
-    gpu: Gpu,
-    point: Point,
-    answer: Prediction,
-    base: Predictor,
+    own: Interval, point: Point, rows: Sequence[MeasuredRow], ratios: Floats
 ) -> tuple[Interval, Floats]:
     """The bent interval of one quantity, and the share of the model's variance that the rows removed."""
-    own = _interval(answer, quantity)
-    if not rows:
+    known = np.isfinite(ratios)
+    if not known.any():
         return own, np.zeros_like(own.value)
-    ratios = np.array([_log_ratio(quantity, r, model, gpu, point, base) for r in rows])
-    at = np.array([[r.concurrency, r.input_tokens, r.output_tokens] for r in rows])
+    at = np.array([[r.concurrency, r.input_tokens, r.output_tokens] for r in rows])[known]
     sd = np.log(own.high / own.low) / (2 * Z80)
     query = np.stack(
         [
@@ -179,7 +175,7 @@ def _bend(
         ],
         axis=1,
     )
-    mean, removed = _posterior(query, at, ratios, float(np.median(sd)))
+    mean, removed = _posterior(query, at, ratios[known], float(np.median(sd)))
     mean, removed = mean.reshape(own.value.shape), removed.reshape(own.value.shape)
     left = np.sqrt(sd**2 * (1 - removed) + NOISE**2)
     value = own.value * np.exp(mean)
@@ -202,15 +198,26 @@ def _posterior(query: Floats, at: Floats, ratios: Floats, sd: float) -> tuple[Fl
     return np.asarray(weights.T @ ratios), removed
 
 
-def _log_ratio(
-    quantity: str, row: MeasuredRow, model: Model, gpu: Gpu, point: Point, base: Predictor
-) -> float:
-    own = serving_point(row)
-    predicted = float(
-        _interval(base(model, gpu, replace(own, kv_precision=point.kv_precision)), quantity).value
-    )
-    scale = own.layout.gpus + own.prefill_gpus if quantity == "tokens_per_s" else 1.0
-    return math.log(row.measured[quantity] * scale / predicted)
+def _log_ratios(
+    rows: Sequence[MeasuredRow], model: Model, gpu: Gpu, point: Point, base: Predictor
+) -> dict[str, Floats]:
+    """ln(measured / predicted) of each row by quantity, NaN where not measured or not predictable; one
+    prediction per layout."""
+    found = {q: np.full(len(rows), np.nan) for q in _QUANTITIES}
+    shapes = [(r.layout, r.prefill_gpus, r.engine, r.precision) for r in rows]
+    for shape in dict.fromkeys(shapes):
+        own = [i for i, s in enumerate(shapes) if s == shape]
+        asked = replace(serving_points([rows[i] for i in own]), kv_precision=point.kv_precision)
+        try:
+            told = base(model, gpu, asked)
+        except CannotServeError:
+            continue  # measured, yet impossible by the model: its ratio to the model does not exist
+        for quantity, ratios in found.items():
+            predicted = np.ravel(_interval(told, quantity).value)
+            for k, i in enumerate(own):
+                each = rows[i].layout.gpus + rows[i].prefill_gpus if quantity == "tokens_per_s" else 1.0
+                ratios[i] = math.log(rows[i].measured.get(quantity, math.nan) * each / predicted[k])
+    return found
 
 
 def _interval(answer: Prediction, quantity: str) -> Interval:

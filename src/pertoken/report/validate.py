@@ -22,7 +22,7 @@ from pertoken.errors import CannotServeError, InputError, NoEvidenceError, PerTo
 from pertoken.perf import predict, utilisations
 from pertoken.perf._training_work import training_precision
 from pertoken.perf._work import engine_family, precision_name
-from pertoken.perf.measured import MeasuredRow, read_rows, serving_point
+from pertoken.perf.measured import MeasuredRow, read_rows, serving_points
 from pertoken.perf.point import Floats, Interval, Layout, Point
 from pertoken.perf.power import gpu_power_w
 from pertoken.perf.training import predict_training, training_point
@@ -304,22 +304,14 @@ def _check_prefill_worker(key: _Key) -> None:
 
 def _point(key: _Key, rows: Sequence[MeasuredRow]) -> Point:
     """All rows as one point of arrays; saturation is as many requests as fit in memory."""
-    columns = {
-        name: np.array([getattr(row, name) for row in rows], dtype=np.float64)
-        for name in ("input_tokens", "output_tokens", "concurrency", "cached_tokens")
-    }
-    saturated = np.isinf(columns["concurrency"])
-    point = replace(
-        serving_point(rows[0]),
-        input_tokens=columns["input_tokens"],
-        output_tokens=columns["output_tokens"],
-        cached_input_tokens=columns["cached_tokens"],
-        concurrency=np.where(saturated, 1.0, columns["concurrency"]),
-    )
+    point = serving_points(rows)
+    concurrency = np.asarray(point.concurrency)
+    saturated = np.isinf(concurrency)
     if not saturated.any():
         return point
-    most = predict(key.model, key.gpu, point).max_concurrency
-    return replace(point, concurrency=np.where(saturated, most, columns["concurrency"]))
+    one = replace(point, concurrency=np.where(saturated, 1.0, concurrency))
+    most = predict(key.model, key.gpu, one).max_concurrency
+    return replace(point, concurrency=np.where(saturated, most, concurrency))
 
 
 def _media_power(key: _Key, point: Point, text: Interval) -> Interval:
