@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+PREDICT = ("predict", "--model", "Llama-3.1-8B", "--input-tokens", "1", "--output-tokens", "1")
 SHOP = Path(__file__).parents[1] / "examples" / "shop.yaml"
 
 
@@ -48,6 +49,13 @@ def test_quick_is_the_vendors_equation(price: str, speed: str, usd: str) -> None
         (("quick", "--usd-per-gpu-hour", "1", "--tokens-per-second-per-gpu", "0"), "must be above 0"),
         (("compare", "nowhere.yaml"), "no file at nowhere.yaml"),
         (("compare", str(SHOP), "--tokens", "lots"), "--tokens 'lots' is no share"),
+        (("compare", str(SHOP), "--nonsense"), "No such option: --nonsense"),
+        (("compare",), "Missing argument 'scenario'"),
+        (("comparé", str(SHOP)), "No such command"),
+        ((*PREDICT, "--gpu", "H1000"), "unknown GPU 'H1000'"),
+        (("catalog", "gpuz"), "unknown catalogue 'gpuz'"),
+        (("validate", "nowhere.csv"), "nowhere.csv"),
+        (("simulate", str(SHOP), "--pool", "h100-ownd"), "h100-owned"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_line_and_exit_code_2(arguments: tuple[str, ...], expected: str) -> None:

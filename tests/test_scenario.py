@@ -43,7 +43,7 @@ def test_the_shop_is_read() -> None:
         ("gpu: L40S", "gpu: L41S", "pools.l40s-owned.gpu: unknown GPU 'L41S': did you mean L40S"),
         ("SMUD CI-TOD1 21-299 kW", "SMUD CI-TOD1 21-299 kV", "sites.warehouse.tariff: unknown tariff 'SMUD CI-TOD1 21-299 kV': did you mean SMUD CI-TOD1 21-299 kW"),
         ("model: Qwen/Qwen3-8B", "model: Qwen3-5B", "workloads.recommender.model: unknown model 'Qwen3-5B': did you mean"),
-        ("site: colo", "site: kolo", "site 'kolo': did you mean colo?"),
+        ("site: colo", "site: kolo", "pools.h100-colocated.site: unknown site 'kolo': did you mean colo?"),
         ("requests_per_day: 150000", "requests_per_day: -5", "requests_per_day: Input should be greater than 0; found -5"),
         ("requests_per_day: 150000", "requests_per_day: .nan", "requests_per_day: Input should be a finite number"),
         ("requests_per_day: 150000", "requests_per_dya: 150000", "requests_per_dya: unknown field: did you mean requests_per_day"),
@@ -59,6 +59,10 @@ def test_the_shop_is_read() -> None:
         ("tariff: SMUD CI-TOD1 21-299 kW", "carbon_free: true", "carbon_free: unknown field"),
         ("price: {term: api, provider: groq, model: llama-3.3-70b-versatile}", "price: {term: api, provider: groq, model: llama-4-70b}", "llama-4-70b"),
         ("price: {term: on_demand, usd_per_gpu_hour: 2.95}", "price: {term: on_demand}", "give usd_per_gpu_hour, or provider"),
+        ("start: 2027-02-01 ", "start: 9999-12-20 ", "horizon.start: a horizon starts between 1970 and 2200"),
+        ("interruptions_per_hour: 0.05", "interruptions_per_hour: 50", "pools.h100-spot.price.interruptions_per_hour: so many interruptions"),
+        ("usd_per_gpu: 11500", "provider: nobody", "pools.l40s-owned.price: unknown provider 'nobody'"),
+        ("requests_per_day: 150000", "requests_per_day: 1e18", "requests_per_day: Input should be less than or equal to 1000000000000"),
         ("tokens_per_week: 2e9", "tokens_per_week: 2e9\n    tokens: 1e9", "give exactly one of tokens and tokens_per_week"),
     ],
 )  # fmt: skip
@@ -114,6 +118,27 @@ def test_ten_megabytes_of_garbage_are_refused_unread(tmp_path: Path) -> None:
     path.write_bytes(np.random.default_rng(0).bytes(100_000))
     with pytest.raises(ScenarioError, match="not text: byte"):
         load(path)
+
+
+def test_a_device_or_folder_is_no_scenario(tmp_path: Path) -> None:
+    for path in (Path("/dev/zero"), tmp_path):
+        with pytest.raises(ScenarioError, match="not a file"):
+            load(path)
+
+
+def test_a_horizon_without_requests_is_said(tmp_path: Path) -> None:
+    path = changed(tmp_path, "weekend_fraction: 0.8", "weekend_fraction: 0")
+    text = (
+        path.read_text(encoding="utf-8")
+        .replace("start: 2027-02-01", "start: 2027-02-06")
+        .replace("days: 28", "days: 2")
+    )
+    path.write_text(text, encoding="utf-8")
+    scenario = load(path)
+    workload = scenario.workloads["assistant"]
+    assert isinstance(workload, Serving)
+    with pytest.raises(InputError, match="no request falls in the horizon"):
+        requests_per_hour(scenario, workload)
 
 
 def test_a_missing_file_offers_its_neighbours() -> None:

@@ -12,6 +12,15 @@ from pertoken.errors import ScenarioError, nearest
 
 MAX_BYTES = 1 << 20
 
+
+class MisplacedError(ValueError):
+    """A value that does not fit what stands elsewhere in the document; `place` is the path of keys to it."""
+
+    def __init__(self, message: str, *place: str) -> None:
+        super().__init__(message)
+        self.place = place
+
+
 Document = TypeVar("Document", bound=BaseModel)
 
 
@@ -41,6 +50,8 @@ def load_yaml(path: Path, kind: type[Document]) -> Document:
 
 def _read(path: Path) -> str:
     try:
+        if path.exists() and not path.is_file():
+            raise ScenarioError(f"{path}: not a file")
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise ScenarioError(f"{path}: {size} bytes is no scenario: at most {MAX_BYTES} are read")
@@ -75,7 +86,9 @@ def _explain(error: ValidationError, path: Path, node: yaml.Node | None, kind: t
     problems = error.errors(include_url=False)
     # A union reports one problem per member: keep those that got furthest into the document.
     first = max(problems, key=lambda p: (p["type"] != "missing", len(_position(node, p["loc"])[1])))
-    line, known = _position(node, first["loc"])
+    cause = first.get("ctx", {}).get("error")
+    place = (*first["loc"], *(cause.place if isinstance(cause, MisplacedError) else ()))
+    line, known = _position(node, place)
     field = ".".join(known) or "(top)"
     message = first["msg"].removeprefix("Value error, ")
     last = str(first["loc"][-1]) if first["loc"] else ""
@@ -86,7 +99,7 @@ def _explain(error: ValidationError, path: Path, node: yaml.Node | None, kind: t
     elif first["type"] == "missing":
         field = ".".join([*known, last])
         message = "this field is missing"
-    else:
+    elif not isinstance(first["input"], dict):
         message += f"; found {_found(first['input'])}"
     more = len({p["loc"][:3] for p in problems}) - 1
     tail = f" (and {more} more)" if more > 0 else ""

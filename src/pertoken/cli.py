@@ -44,11 +44,12 @@ def compare(
     from pertoken.report.compare import compare as run
 
     extra = _fraction(tokens, "--tokens") if tokens else None
+    _check_writable(html, csv, png)
     with _progress("comparing") as progress:
         found = run(scenario, sensitivity=sensitivity, extra_tokens=extra, progress=progress)
-    _print(found.to_dict() if as_json else found, as_json)
     for path, write in ((html, found.to_html), (csv, found.to_csv), (png, found.to_png)):
         _write(path, write)
+    _print(found.to_dict() if as_json else found, as_json)
 
 
 @app.command()
@@ -308,7 +309,16 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def main() -> None:
     """Run the command; a PerTokenError is one line on standard error and exit code 2."""
     try:
-        app()
+        app(standalone_mode=False)
+    except _usage_errors() as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            sys.stdout.write(f"{error.format_message()}\n")
+            raise SystemExit(0) from None
+        where = getattr(getattr(error, "ctx", None), "command_path", "") or "pertoken"
+        sys.stderr.write(f"pertoken: {' '.join(error.format_message().split())} (see {where} --help)\n")
+        raise SystemExit(2) from None
+    except typer.Abort:
+        raise SystemExit(130) from None
     except PerTokenError as error:
         line = " ".join(str(error).split())
         sys.stderr.write(f"pertoken: {line}\n")
@@ -330,6 +340,11 @@ def _moment(text: str, option: str) -> datetime:
     if found.tzinfo is None:
         raise InputError(f"{option} {text!r} has no time zone: write {text}Z for UTC")
     return found
+
+
+def _usage_errors() -> type[Any]:
+    """What typer raises on options it does not understand; it keeps the class to itself."""
+    return typer.BadParameter.__mro__[2]
 
 
 def _fraction(text: str, option: str) -> float:
@@ -358,6 +373,27 @@ def _print_rich(renderable: Any) -> None:
 
     console = Console() if sys.stdout.isatty() else Console(width=100)
     console.print(renderable)
+
+
+def _check_writable(*paths: Path | None) -> None:
+    """Refuse a file that cannot be written before the work is done, not after."""
+    import os
+
+    for path in paths:
+        if path is None:
+            continue
+        folder = path.parent
+        while not folder.exists():
+            folder = folder.parent
+        reason = ""
+        if path.is_dir():
+            reason = "it is a folder"
+        elif not folder.is_dir():
+            reason = f"{folder} is not a folder"
+        elif not os.access(folder, os.W_OK):
+            reason = f"no right to write in {folder}"
+        if reason:
+            raise InputError(f"cannot write {path}: {reason}")
 
 
 def _write(path: Path | None, write: Callable[[Path], None]) -> None:

@@ -23,11 +23,11 @@ from pydantic import (
 )
 
 from pertoken import catalog
-from pertoken._yaml import load_yaml
-from pertoken.errors import InputError, nearest
+from pertoken._yaml import MisplacedError, load_yaml
+from pertoken.errors import InputError, PerTokenError, nearest
 from pertoken.rates._local import local_hours
 from pertoken.tables import Hours
-from pertoken.units import HOURS_PER_DAY
+from pertoken.units import HOURS_PER_DAY, MINUTES_PER_HOUR
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -162,6 +162,19 @@ class Site(_Strict):
             _in_catalogue(catalog.tariff, value)
         return value
 
+    @model_validator(mode="after")
+    def _charges_known(self) -> Self:
+        if isinstance(self.tariff, str):
+            charges = [d.name for d in catalog.tariff(self.tariff).demand]
+            for field in ("previous_peaks_kw", "peak_so_far_kw"):
+                for name in getattr(self, field):
+                    if name not in charges:
+                        known = ", ".join(charges) or "none"
+                        raise MisplacedError(
+                            f"the tariff has no demand charge {name!r}: it has {known}", field, name
+                        )
+        return self
+
 
 class Bought(_Strict):
     """Hardware that was bought: annuity on price less the residual's present value, or straight line."""
@@ -248,6 +261,16 @@ class Spot(_Rented):
     """To load weights and warm up again."""
     lost_minutes: NotNegative = 0.0
     """Work lost at an interruption beyond the reload; for training: half the checkpoint interval is added."""
+
+    @model_validator(mode="after")
+    def _gets_on(self) -> Self:
+        lost = self.interruptions_per_hour * (self.reload_minutes + self.lost_minutes) / MINUTES_PER_HOUR
+        if lost >= 1:
+            raise MisplacedError(
+                f"so many interruptions cost {lost:.2f} hours an hour: nothing would get done",
+                "interruptions_per_hour",
+            )
+        return self
 
 
 class Api(_Strict):
@@ -397,7 +420,7 @@ class Serving(_Workload):
 
     kind: Literal["serving"]
     """What it is."""
-    requests_per_day: Positive
+    requests_per_day: Annotated[float, Field(gt=0, le=1e12)]
     """On a weekday."""
     input_tokens: Positive | Tokens
     """Prompt tokens per request, cached ones included."""
@@ -498,6 +521,9 @@ class Training(_Workload):
 Workload = Annotated[Serving | Batch | Training, Field(discriminator="kind")]
 
 
+_YEARS = (1970, 2200)
+
+
 class Horizon(_Strict):
     """The hours that are priced: whole local days."""
 
@@ -512,6 +538,13 @@ class Horizon(_Strict):
     @classmethod
     def _zone(cls, name: str) -> str:
         return _timezone(name)
+
+    @field_validator("start")
+    @classmethod
+    def _year(cls, start: date) -> date:
+        if not _YEARS[0] <= start.year < _YEARS[1]:
+            raise ValueError(f"a horizon starts between {_YEARS[0]} and {_YEARS[1]}")
+        return start
 
 
 class Budget(_Strict):
@@ -536,15 +569,35 @@ class Fleet(_Strict):
     @model_validator(mode="after")
     def _sites_known(self) -> Self:
         for name, pool in self.pools.items():
+            here = ("pools", name)
             if pool.site and pool.site not in self.sites:
-                raise ValueError(f"pool {name!r} is at {_unknown('site', pool.site, self.sites)}")
-            if pool.price.term in ("owned", "colocated") and self.sites[pool.site].tariff is None:
+                raise MisplacedError(f"unknown {_unknown('site', pool.site, self.sites)}", *here, "site")
+            if isinstance(pool.price, Bought) and self.sites[pool.site].tariff is None:
                 included = isinstance(pool.price, Colocated) and pool.price.energy_included
                 if not included:
-                    raise ValueError(
-                        f"pool {name!r} pays for its electricity, but site {pool.site!r} has no tariff: add one"
+                    raise MisplacedError(
+                        f"the pool pays for its electricity, but site {pool.site!r} has no tariff: add one",
+                        *here,
+                        "site",
                     )
+            if isinstance(pool.price, Bought | OnDemand | Reserved | Spot) and pool.price.provider:
+                _catalogue_price(pool, *here, "price")
         return self
+
+
+def _catalogue_price(pool: Pool, *place: str) -> None:
+    price = pool.price
+    assert isinstance(price, Bought | OnDemand | Reserved | Spot)
+    term = "purchase" if isinstance(price, Bought) else price.term
+    exact = {} if isinstance(price, Bought) else {"instance": price.instance, "region": price.region}
+    years = price.commitment_years if isinstance(price, Reserved) else None
+    written = price.usd_per_gpu if isinstance(price, Bought) else price.usd_per_gpu_hour
+    if written is not None:
+        return
+    try:
+        catalog.price(price.provider, pool.gpu, term, commitment_years=years, **exact)
+    except PerTokenError as error:
+        raise MisplacedError(str(error), *place) from error
 
 
 class Scenario(Fleet):
@@ -566,19 +619,25 @@ class Scenario(Fleet):
         for name, workload in self.workloads.items():
             for pool in workload.pools:
                 if pool not in self.pools:
-                    raise ValueError(f"workload {name!r} names {_unknown('pool', pool, self.pools)}")
+                    known = _unknown("pool", pool, self.pools)
+                    raise MisplacedError(f"unknown {known}", "workloads", name, "pools")
         return self
 
     @property
     def hours(self) -> Hours:
         """UTC hours of the horizon, shape (T,); local midnight to local midnight, so 23- and 25-hour days count."""
+        return np.arange(self._midnight(0), self._midnight(self.horizon.days))
+
+    @property
+    def midnights(self) -> list[int]:
+        """The hour of the horizon each of its local days begins in, and that after its last."""
+        first = self._midnight(0)
+        return [int((self._midnight(d) - first).astype(np.int64)) for d in range(self.horizon.days + 1)]
+
+    def _midnight(self, day: int) -> np.datetime64:
         zone = ZoneInfo(self.horizon.timezone)
-        first = datetime.combine(self.horizon.start, time(), zone).astimezone(UTC)
-        last_day = self.horizon.start + timedelta(days=self.horizon.days)
-        last = datetime.combine(last_day, time(), zone).astimezone(UTC)
-        return np.arange(
-            np.datetime64(first.replace(tzinfo=None), "h"), np.datetime64(last.replace(tzinfo=None), "h")
-        )
+        local = datetime.combine(self.horizon.start + timedelta(days=day), time(), zone)
+        return np.datetime64(local.astimezone(UTC).replace(tzinfo=None), "h")
 
 
 def load(path: str | Path) -> Scenario:
@@ -610,6 +669,10 @@ def requests_per_hour(scenario: Scenario, workload: Serving) -> np.ndarray[Any, 
     result: np.ndarray[Any, np.dtype[np.float64]] = (
         workload.requests_per_day * shares * np.where(local.weekend, workload.weekend_fraction, 1.0)
     )
+    if not result.any():
+        raise InputError(
+            "no request falls in the horizon: weekend_fraction and profile leave none of its hours any"
+        )
     return result
 
 

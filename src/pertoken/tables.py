@@ -19,6 +19,8 @@ from pertoken.units import COMPONENTS, METERS, PHASES, base_meter
 HOUR: pa.DataType = pa.timestamp("us", tz="UTC")
 QUANTITY: pa.DataType = pa.decimal128(19, 6)
 RATE: pa.DataType = pa.decimal128(18, 12)
+QUANTITY_STEPS = 1e6
+"""Steps of the quantity column per unit."""
 COST: pa.DataType = pa.decimal128(20, 9)
 
 USAGE = pa.schema(
@@ -77,8 +79,8 @@ def usage_rows(
     """Usage rows of one book, pool, model and tenant.
 
     Parameters: hours [UTC, shape (T,)]; quantities by (phase, meter), each a scalar or shape (T,) in the
-    meter's unit. Zero quantities leave no row. Token and request meters are rounded to whole numbers so that
-    their running sum never strays by more than a half. Raises InputError on a quantity that is not finite or
+    meter's unit. Zero quantities leave no row. Tokens and requests are rounded to whole numbers, all else to the
+    table's six decimals, so that the running sum never strays by more than half a step. Raises InputError on a quantity that is not finite or
     is negative, on an unknown phase or meter.
     """
     kept: list[tuple[str, str, Floats, npt.NDArray[np.bool_]]] = []
@@ -93,8 +95,9 @@ def usage_rows(
             raise InputError(
                 f"{meter} of pool {pool!r}, phase {phase!r} has a negative or non-finite quantity"
             )
-        if known.unit in ("token", "request"):
-            values = np.diff(np.round(np.cumsum(values)), prepend=0.0)
+        # Rounding the running sum and not each hour: small quantities add up instead of vanishing.
+        steps = 1.0 if known.unit in ("token", "request") else QUANTITY_STEPS
+        values = np.diff(np.round(np.cumsum(values) * steps), prepend=0.0) / steps
         keep = values > 0
         if keep.any():
             kept.append((phase, meter, values[keep], keep))

@@ -281,3 +281,20 @@ def test_what_close_refuses_can_be_listed(ledger: Ledger) -> None:
     assert ledger.unpriced("actual") == []
     priced(ledger, "egress_gb", 0.0)
     assert ledger.unpriced() == []
+
+
+def test_a_question_without_a_metric_is_refused(ledger: Ledger) -> None:
+    with pytest.raises(InputError, match="name at least one metric: usd_per_mtok_output"):
+        ledger.metric()
+
+
+def test_many_rates_at_once_are_all_there(ledger: Ledger) -> None:
+    # DuckDB 2.0.0 lost rows of 122,880 and more from a staging table made in the same transaction.
+    hours: Hours = np.arange("2020-01-01T00", "2035-01-01T00", dtype="datetime64[h]")
+    rates = rate_rows(
+        hours, 1.5, pool="p", meter="gpu_hours", component="rent", basis="quoted", source="test"
+    )
+    assert rates.num_rows > 130_000
+    for _ in range(2):
+        ledger.add_rates(rates)
+        assert ledger.rates().num_rows == rates.num_rows

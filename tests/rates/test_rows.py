@@ -27,6 +27,7 @@ from pertoken.rates.pool import (
     storage_rate_rows,
 )
 from pertoken.rates.site import (
+    UTILITY_HOURS,
     demand_rate_rows,
     energy_rate_rows,
     fixed_rate_rows,
@@ -86,7 +87,7 @@ def test_rows_times_usage_is_the_bill(load: Floats, name: str) -> None:
                 basis="assumed",
             ),
             peak_usage_rows("plan:x", "s", resolved, load),
-            site_usage_rows("plan:x", "s", resolved.hours_utc),
+            site_usage_rows("plan:x", "s", resolved.hours_utc, meter=UTILITY_HOURS),
         ],
         USAGE,
     )

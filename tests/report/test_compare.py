@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -149,11 +150,21 @@ def test_break_even_is_where_costs_cross(shop: Comparison) -> None:
     assert own == pytest.approx(api, rel=0.02)
 
 
-def test_sensitivity_has_the_widest_first_and_staff_moves_with_staff(shop: Comparison) -> None:
-    swings = shop.workloads[1].sensitivity
-    widths = [abs(s.high_usd_per_mtok - s.low_usd_per_mtok) for s in swings]
-    assert widths == sorted(widths, reverse=True)
-    assert all(s.low_usd_per_mtok != s.high_usd_per_mtok for s in swings)
+def test_sensitivity_has_the_widest_first_and_every_option_something(shop: Comparison) -> None:
+    for workload in shop.workloads:
+        for option in workload.options:
+            if option.refused:
+                continue
+            swings = workload.sensitivity[option.facts["pool"]]
+            assert swings
+            widths = [abs(s.high_usd_per_mtok - s.low_usd_per_mtok) for s in swings]
+            assert widths == sorted(widths, reverse=True)
+    owned = {s.parameter: s for s in shop.workloads[1].sensitivity["h100-owned"]}
+    assert {"capital price", "life", "WACC", "PUE", "power price", "staff"} <= set(owned)
+    assert owned["capital price"].low_usd_per_mtok < owned["capital price"].high_usd_per_mtok
+    assert owned["life"].low_usd_per_mtok > owned["life"].high_usd_per_mtok
+    api = {s.parameter: s for s in shop.workloads[1].sensitivity["together-api"]}
+    assert api["GPU or token price"].high_usd_per_mtok == pytest.approx(0.88 * 1.2, rel=1e-6)
 
 
 def test_extra_tokens_cost_their_marginal_price(shop: Comparison) -> None:
@@ -342,9 +353,122 @@ def test_waste_heat_sold_lowers_energy_cost() -> None:
 def test_years_three_to_six_of_owned_hardware_by_hand() -> None:
     from pertoken.plan.whatif import life_costs_usd_per_gpu_hour
 
-    costs = life_costs_usd_per_gpu_hour(load(SHOP).pools["h100-owned"], 35_000)
+    costs = life_costs_usd_per_gpu_hour(Market(load(SHOP)), "h100-owned")
     # 35,000 USD, 9 %, 10 % residual, 3 years: (35,000 − 3,500 × 1.09^−3) × 0.09 / (1 − 1.09^−3) / 8,760.
     by_hand = (35_000 - 3_500 * 1.09**-3) * 0.09 / (1 - 1.09**-3) / 8_760
     assert costs[3] == pytest.approx(by_hand)
     assert list(costs) == [3, 4, 5, 6]
     assert costs[3] > costs[4] > costs[5] > costs[6]
+
+
+def test_every_training_week_counts_and_part_weeks_in_part() -> None:
+    from pertoken.plan._training import runs_asked
+    from pertoken.scenario import Training
+
+    shop = load(SHOP)
+    job = shop.workloads["recommender"]
+    assert isinstance(job, Training)
+    for days, tokens in ((28, 8e9), (30, 8e9 + 2e9 * 2 / 7), (13, 2e9 + 2e9 * 6 / 7), (1, 2e9 / 7)):
+        horizon = shop.horizon.model_copy(update={"days": days})
+        asked = runs_asked(shop.model_copy(update={"horizon": horizon}), job)
+        assert sum(t for *_, t in asked) == pytest.approx(tokens)
+    spring = shop.horizon.model_copy(update={"start": date(2027, 3, 1)})
+    asked = runs_asked(shop.model_copy(update={"horizon": spring}), job)
+    assert [end - start for start, end, _ in asked] == [168, 167, 168, 168]
+
+
+def test_a_rented_pool_at_a_metered_site_pays_no_fixed_charge() -> None:
+    shop = flat(load(SHOP))
+    rented = shop.pools["h100-rented"].model_copy(update={"site": "warehouse"})
+    site = shop.sites["warehouse"].model_copy(update={"fixed_charge_fraction": 1.0})
+    moved = shop.model_copy(
+        update={
+            "pools": {**shop.pools, "h100-rented": rented},
+            "sites": {**shop.sites, "warehouse": site},
+        }
+    )
+    found = compare(moved)
+    options = {o.facts["pool"]: o for o in found.workloads[0].options}
+    assert options["h100-rented"].usd_per_month_by_component["energy_charge"] == 0
+    # 412.90 USD a month, scaled from the horizon's 672 h to 730 h.
+    with_charge = options["h100-owned"].usd_per_month_by_component["energy_charge"]
+    without = {o.facts["pool"]: o for o in compare(shop).workloads[0].options}["h100-owned"]
+    assert with_charge - without.usd_per_month_by_component["energy_charge"] == pytest.approx(
+        412.90 * 730 / 672, abs=0.01
+    )
+
+
+def test_api_prices_step_by_each_workloads_own_prompt() -> None:
+    from pertoken.scenario import Api, Pool
+
+    pool = Pool(price=Api(term="api", provider="google", model="gemini-2.5-pro"))
+    shop = load(SHOP)
+    short = shop.workloads["assistant"].model_copy(update={"slo": None})
+    long = short.model_copy(update={"input_tokens": 300_000.0, "requests_per_day": 1.0})
+    both = shop.model_copy(update={"pools": {"gemini": pool}, "workloads": {"short": short, "long": long}})
+    alone = shop.model_copy(update={"pools": {"gemini": pool}, "workloads": {"short": short}})
+    first = compare(both).workloads[0].options[0]
+    assert first.headline == pytest.approx(compare(alone).workloads[0].options[0].headline)
+    assert compare(both).workloads[1].options[0].metrics["usd_per_mtok_input"] > (
+        first.metrics["usd_per_mtok_input"] or 0
+    )
+
+
+def test_idle_overheads_belong_to_nobody(shop: Comparison) -> None:
+    rows = shop.ledger.cost("tenant", where={"phase": "idle"}).to_pylist()
+    assert {r["tenant"] for r in rows} == {"(idle)"}
+
+
+def test_cooling_is_capital_and_is_paid_back_once() -> None:
+    shop = flat(load(SHOP))
+    pool = shop.pools["h100-owned"]
+    price = pool.price.model_copy(update={"cooling_usd_per_kw": 2000.0})
+    cooled = shop.model_copy(
+        update={"pools": {**shop.pools, "h100-owned": pool.model_copy(update={"price": price})}}
+    )
+    before = {o.facts["pool"]: o for o in compare(shop).workloads[0].options}["h100-owned"]
+    after = {o.facts["pool"]: o for o in compare(cooled).workloads[0].options}["h100-owned"]
+    assert after.usd_per_month_by_component["capital"] > before.usd_per_month_by_component["capital"]
+    others = [c for c in before.usd_per_month_by_component if c != "capital"]
+    for component in others:
+        assert after.usd_per_month_by_component[component] == pytest.approx(
+            before.usd_per_month_by_component[component]
+        )
+    assert after.facts["purchase_usd"] - before.facts["purchase_usd"] == pytest.approx(
+        8 * 2000 * (700 + 350) / 1000
+    )
+
+
+def test_tiny_demand_keeps_its_split() -> None:
+    small = compare(flat(load(SHOP), requests_per_day=1.0)).workloads[0]
+    more = compare(flat(load(SHOP), requests_per_day=1000.0)).workloads[0]
+    for one, thousand in zip(small.options, more.options, strict=False):
+        if one.refused or not one.facts["gpu"] or one.facts["pool"] != thousand.facts["pool"]:
+            continue
+        assert one.metrics["usd_per_mtok_output_with_idle"] > 0
+    api = next(o for o in small.options if o.facts["pool"] == "together-api")
+    assert api.metrics["usd_per_mtok_total"] == pytest.approx(0.88, rel=1e-3)
+
+
+def test_what_nobody_used_or_met_is_said(shop: Comparison) -> None:
+    text = " ".join(str(shop).split())
+    assert "the horizon never meets these prices of tariff SMUD CI-TOD1 21-299 kW: summer-peak" in text
+    assert "tables must not be added up" in text
+    assert "how fast an API answers is not known here" in text
+
+
+def test_a_percentile_slo_is_simulated() -> None:
+    from pertoken.scenario import Slo
+
+    scenario = flat(
+        load(SHOP), slo=Slo(ttft_s=1.0, tpot_s=0.05, percentile=99.0), pools=["h100-rented", "groq-api"]
+    )
+    found = compare(scenario)
+    option = next(o for o in found.workloads[0].options if o.facts["pool"] == "h100-rented")
+    assert option.facts["requests_in_slo_fraction"] >= 0.99
+    row = found.ledger.metric(
+        "slo_attainment", "usd_per_mtok_in_slo", where={"book": option.facts["book"]}
+    ).to_pylist()[0]
+    assert row["slo_attainment"] == pytest.approx(option.facts["requests_in_slo_fraction"], abs=1e-4)
+    assert row["usd_per_mtok_in_slo"] > 0
+    assert any("simulation of the busiest day" in line for line in found.workloads[0].notes)

@@ -174,8 +174,11 @@ def tariff(name: str) -> Tariff:
     return known[plain[_plain(name)]]
 
 
-def flat_tariff(usd_per_kwh: float, *, usd_per_kw_month: float = 0.0, source: str = "scenario") -> Tariff:
-    """A tariff of one energy price [USD/kWh] and, where given, one demand charge [USD/kW and month]; assumed.
+def flat_tariff(
+    usd_per_kwh: float, *, usd_per_kw_month: float = 0.0, timezone: str = "UTC", source: str = "scenario"
+) -> Tariff:
+    """A tariff of one energy price [USD/kWh] and, where given, one demand charge [USD/kW and month of
+    the time zone]; assumed.
 
     Raises InputError on a price that is not a finite number.
 
@@ -190,7 +193,7 @@ def flat_tariff(usd_per_kwh: float, *, usd_per_kw_month: float = 0.0, source: st
     return Tariff(
         name=f"flat {usd_per_kwh:g} USD/kWh",
         utility="",
-        timezone="UTC",
+        timezone=timezone,
         energy=(EnergyBand("flat", (Tier(usd_per_kwh),)),),
         weekday=ZERO,
         weekend=ZERO,

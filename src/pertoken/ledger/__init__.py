@@ -88,9 +88,6 @@ class Ledger:
         checked = _checked(rows, RATES)
         keys = ("hour", "pool", "meter", "component")
         with self._engine.transaction():
-            self._engine.execute(
-                "CREATE TABLE IF NOT EXISTS rates_incoming AS SELECT * FROM rates WHERE FALSE"
-            )
             self._engine.execute("DELETE FROM rates_incoming")
             self._engine.load("rates_incoming", checked)
             match = " AND ".join(f"i.{k} = rates.{k}" for k in keys)

@@ -5,8 +5,9 @@ option of `compare` and never has to be dearer.
 
 - A serving workload runs on each pool in up to three replica sizes: the smallest that works, the one with most
   requests per GPU, and the one `compare` would take.
-- Where its token counts have a spread (`cv`), its requests fall into size buckets of equal number; a bucket's work is
-  the predicted work of its own mean, scaled so that all buckets together are the work `compare` predicts.
+- Where its token counts have a spread (`cv`), its requests fall into three size buckets of equal number, prompt and
+  answer taken to grow together; a bucket's work is the predicted work of its own mean, scaled so that all buckets
+  together are the work `compare` predicts.
 - Load is packed: replicas work at their operating point or rest, which makes power linear in load.
 - Owned, colocated and reserved machines are the planner's to take or leave, for the whole horizon, up to the count
   written; what is taken is paid used or not.
@@ -40,7 +41,6 @@ from pertoken.scenario import Api, Batch, Pool, Scenario, Serving, Spot, Tokens,
 from pertoken.units import (
     BYTES_PER_GB,
     HOURS_PER_DAY,
-    HOURS_PER_WEEK,
     MINUTES_PER_HOUR,
     SECONDS_PER_HOUR,
     WATTS_PER_KILOWATT,
@@ -129,19 +129,12 @@ def _classes(scenario: Scenario, name: str) -> Iterator[_Class]:
     if isinstance(workload, Training):
         return
     inputs, outputs = _scales(workload.input_tokens), _scales(workload.output_tokens)
-    if len(inputs) == len(outputs) == 1:
+    count = max(len(inputs), len(outputs))
+    if count == 1:
         yield _Class(name, name, 1.0, 1.0, 1.0)
         return
-    for a, long_in in enumerate(inputs):
-        for b, long_out in enumerate(outputs):
-            label = "/".join(
-                part for part in (_label("in", a, len(inputs)), _label("out", b, len(outputs))) if part
-            )
-            yield _Class(name, f"{name} ({label})", 1 / (len(inputs) * len(outputs)), long_in, long_out)
-
-
-def _label(what: str, number: int, count: int) -> str:
-    return "" if count == 1 else f"{what} {('short', 'middle', 'long')[number]}"
+    for n, label in enumerate(("short", "middle", "long")):
+        yield _Class(name, f"{name} ({label})", 1 / count, (inputs * count)[n], (outputs * count)[n])
 
 
 def _scales(tokens: float | Tokens) -> list[float]:

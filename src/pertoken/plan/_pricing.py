@@ -43,7 +43,6 @@ from pertoken.scenario import (
     Pool,
     Reserved,
     Scenario,
-    Serving,
     Site,
     Spot,
     TariffFile,
@@ -72,7 +71,12 @@ def resolved_tariff(site: Site, hours: Hours, *, prorate: bool = True) -> Tariff
     if isinstance(spec, str):
         found = catalog.tariff(spec)
     elif isinstance(spec, InlineTariff):
-        found = flat_tariff(spec.usd_per_kwh, usd_per_kw_month=spec.demand_usd_per_kw, source=WRITTEN)
+        found = flat_tariff(
+            spec.usd_per_kwh,
+            usd_per_kw_month=spec.demand_usd_per_kw,
+            timezone=site.timezone,
+            source=WRITTEN,
+        )
     else:
         found = _from_file(spec, site)
     return resolve(found, hours, prorate=prorate)
@@ -99,17 +103,15 @@ def pool_rates(
     tariff: TariffHours | None,
     *,
     on: date,
-    prompt_tokens: float = 0.0,
 ) -> pa.Table:
     """All rate rows of one pool over the hours.
 
-    Parameters: tariff of its site over the same hours; on, the day whose catalogue prices hold; prompt_tokens,
-    the length [tokens] of the prompts sent to an API, whose price may have steps by it.
+    Parameters: tariff of its site over the same hours; on, the day whose catalogue prices hold.
     Raises UnknownNameError or InputError where a price is to come from the catalogue and is not there.
     """
     pool = fleet.pools[pool_name]
     if isinstance(pool.price, Api):
-        parts = [_api(pool_name, pool.price, hours, on, prompt_tokens)]
+        parts = [_api(pool_name, pool.price, hours, on)]
     else:
         site = fleet.sites[pool.site]
         parts = _gpu_price(pool_name, pool, hours, on)
@@ -170,7 +172,7 @@ def purchase_usd(scenario: Scenario, pool: Pool) -> float:
     """What the pool's hardware costs to buy, per GPU [USD], cooling capital included; 0 where it is rented."""
     if not isinstance(pool.price, Bought):
         return 0.0
-    return _usd_per_gpu(pool, pool.price, scenario.horizon.start)[
+    return usd_per_gpu(pool, pool.price, scenario.horizon.start)[
         0
     ] + pool.price.cooling_usd_per_kw * _kw_per_gpu(pool)
 
@@ -222,7 +224,8 @@ def _cited(row: PriceRow) -> str:
     return "; ".join(part for part in parts if part)
 
 
-def _usd_per_gpu(pool: Pool, price: Bought, on: date) -> tuple[float, str, str]:
+def usd_per_gpu(pool: Pool, price: Bought, on: date) -> tuple[float, str, str]:
+    """Purchase price per GPU [USD] as written or from the catalogue, its basis and source."""
     if price.usd_per_gpu is not None:
         return price.usd_per_gpu, "assumed", WRITTEN
     row = catalog.price(price.provider, pool.gpu, "purchase", on=on)
@@ -231,7 +234,7 @@ def _usd_per_gpu(pool: Pool, price: Bought, on: date) -> tuple[float, str, str]:
 
 
 def _owned(name: str, pool: Pool, price: Bought, hours: Hours, on: date) -> list[pa.Table]:
-    usd, basis, source = _usd_per_gpu(pool, price, on)
+    usd, basis, source = usd_per_gpu(pool, price, on)
     parts = [
         owned_rate_rows(
             name,
@@ -265,7 +268,16 @@ def _owned(name: str, pool: Pool, price: Bought, hours: Hours, on: date) -> list
             wacc_fraction=price.wacc_fraction,
             method=price.method,
         )
-        hosting(cooling, "capital of cooling and power distribution")
+        parts.append(
+            gpu_hour_rate_rows(
+                name,
+                hours,
+                cooling,
+                component="capital",
+                basis="assumed",
+                source="cooling and power distribution, annuity like the hardware's",
+            )
+        )
     if isinstance(price, Colocated):
         rent = colocation_usd_per_gpu_hour(
             usd_per_kw_month=price.usd_per_kw_month,
@@ -277,27 +289,45 @@ def _owned(name: str, pool: Pool, price: Bought, hours: Hours, on: date) -> list
     return parts
 
 
-def _api(name: str, price: Api, hours: Hours, on: date, prompt_tokens: float) -> pa.Table:
+def _api(name: str, price: Api, hours: Hours, on: date) -> pa.Table:
+    """Token prices; a provider's steps by prompt length are meters of their own (`api_meter`)."""
+    meters = ("input_tokens", "cached_input_tokens", "output_tokens")
     if price.input_usd_per_mtok is not None and price.output_usd_per_mtok is not None:
         cached = first_written(price.cached_input_usd_per_mtok, price.input_usd_per_mtok)
         assert cached is not None
-        prices = (price.input_usd_per_mtok, cached, price.output_usd_per_mtok)
-        basis, source = "assumed", WRITTEN
-    else:
-        found = catalog.api_price(price.provider, price.model, on=on, input_tokens=prompt_tokens)
-        prices = (found.input_usd_per_mtok, found.cached_input_usd_per_mtok, found.output_usd_per_mtok)
-        basis, source = "quoted", found.source
-    meters = ("input_tokens", "cached_input_tokens", "output_tokens")
-    return api_rate_rows(name, hours, dict(zip(meters, prices, strict=True)), basis=basis, source=source)
+        written = dict(
+            zip(meters, (price.input_usd_per_mtok, cached, price.output_usd_per_mtok), strict=True)
+        )
+        return api_rate_rows(name, hours, written, basis="assumed", source=WRITTEN)
+    found = catalog.api_price(price.provider, price.model, on=on)
+    source = "; ".join(
+        p for p in (found.source, found.note, "older than half a year by then" * found.stale) if p
+    )
+    steps = {0: (found.input_usd_per_mtok, found.cached_input_usd_per_mtok, found.output_usd_per_mtok)}
+    steps |= {
+        t.above_input_tokens: (t.input_usd_per_mtok, t.cached_input_usd_per_mtok, t.output_usd_per_mtok)
+        for t in found.tiers
+    }
+    prices = {
+        api_meter(meter, above): usd
+        for above, of in steps.items()
+        for meter, usd in zip(meters, of, strict=True)
+    }
+    return api_rate_rows(name, hours, prices, basis="quoted", source=source)
 
 
-def longest_prompt_tokens(scenario: Scenario, pool_name: str) -> float:
-    """The longest mean prompt that could be sent to the API: prices may have tiers by context length."""
-    from pertoken.plan._serving import mean_tokens
+def api_meter(meter: str, above_tokens: int) -> str:
+    """Meter of tokens of requests whose prompt is longer than a price step.
 
-    lengths = [
-        mean_tokens(w.input_tokens)
-        for w in scenario.workloads.values()
-        if isinstance(w, Serving) and (not w.pools or pool_name in w.pools)
-    ]
-    return max(lengths, default=0.0)
+    >>> api_meter("input_tokens", 0), api_meter("input_tokens", 200_000)
+    ('input_tokens', 'input_tokens:above200000')
+    """
+    return f"{meter}:above{above_tokens}" if above_tokens else meter
+
+
+def price_step(price: Api, on: date, prompt_tokens: float) -> int:
+    """The price step (its lower end [tokens]) a prompt of that length falls in; 0 where the API has none."""
+    if price.input_usd_per_mtok is not None:
+        return 0
+    steps = [t.above_input_tokens for t in catalog.api_price(price.provider, price.model, on=on).tiers]
+    return max((above for above in steps if prompt_tokens > above), default=0)

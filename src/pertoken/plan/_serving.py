@@ -16,11 +16,20 @@ from pertoken.errors import CannotServeError
 from pertoken.perf import Point, Prediction, predict, search
 from pertoken.perf.measured import load_points, predict_measured
 from pertoken.perf.search import Candidate
+from pertoken.plan._pricing import api_meter
 from pertoken.plan._usage import Quantities, Use
 from pertoken.rates.capital import spot_lost_fraction
+from pertoken.rates.energy import utility_kwh
 from pertoken.scenario import ModelFile, Pool, Scenario, Serving, Spot, Tokens
 from pertoken.tables import Floats
-from pertoken.units import BYTES_PER_GB, IDLE, MINUTES_PER_HOUR, SECONDS_PER_HOUR, WATTS_PER_KILOWATT
+from pertoken.units import (
+    BYTES_PER_GB,
+    IDLE,
+    MINUTES_PER_HOUR,
+    SECONDS_PER_HOUR,
+    SERVED_TOKEN_METERS,
+    WATTS_PER_KILOWATT,
+)
 
 _GRID = np.unique(np.round(np.geomspace(1, 4096, 49)))
 
@@ -311,7 +320,7 @@ def load_fraction(
 
 def energy(phase: str, gpu_kwh: Any, it_kwh: Any, pue: float, carbon_g_per_kwh: float | None) -> Quantities:
     """Energy quantities of a phase at the three boundaries: GPU board, server plug, utility meter; and its carbon."""
-    kwh = np.maximum(it_kwh, 0.0) * pue
+    kwh = np.asarray(utility_kwh(np.maximum(it_kwh, 0.0), pue=pue))
     found: Quantities = {
         (phase, "gpu_energy_kwh"): np.maximum(gpu_kwh, 0.0),
         (phase, "it_energy_kwh"): np.maximum(it_kwh, 0.0),
@@ -335,12 +344,19 @@ def token_quantities(workload: Serving, requests: Floats) -> Quantities:
     }
 
 
-def api_serving(name: str, workload: Serving, pool_name: str, requests: Floats) -> list[Use]:
-    """Usage of an API that answers `requests` [per hour, shape (T,)]: tokens alone, its machines are its own."""
+def api_serving(name: str, workload: Serving, pool_name: str, requests: Floats, step: int) -> list[Use]:
+    """Usage of an API that answers `requests` [per hour, shape (T,)]: tokens alone, its machines are its own.
+
+    `step`: the price step of its prompts (`_pricing.price_step`).
+    """
     quantities = token_quantities(workload, requests)
     del quantities["output", "egress_gb"]
+    stepped = {
+        (phase, api_meter(meter, step) if meter in SERVED_TOKEN_METERS else meter): quantity
+        for (phase, meter), quantity in quantities.items()
+    }
     model = resolve_model(workload.model).name
-    return [Use(pool_name, model, workload.tenant or name, "quoted", quantities)]
+    return [Use(pool_name, model, workload.tenant or name, "quoted", stepped)]
 
 
 def committed(pool: Pool) -> bool:

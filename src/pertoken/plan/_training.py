@@ -19,7 +19,6 @@ from pertoken.scenario import ModelFile, Pool, Scenario, Training
 from pertoken.tables import Floats
 from pertoken.units import DAYS_PER_WEEK, HOURS_PER_DAY, IDLE, SECONDS_PER_HOUR, WATTS_PER_KILOWATT
 
-HOURS_PER_WEEK = DAYS_PER_WEEK * HOURS_PER_DAY
 MAX_FLEET_GPUS = 256
 """GPUs a pool without a count is tried with at most."""
 
@@ -33,10 +32,6 @@ class Job:
     tokens_per_s: float
     retained_fraction: float
     precision: str
-
-    def run_hours(self, tokens: float) -> float:
-        """Hours the job runs for `tokens` retained tokens, restarts included."""
-        return tokens / (self.tokens_per_s * self.retained_fraction) / SECONDS_PER_HOUR
 
 
 @dataclass(frozen=True)
@@ -150,30 +145,42 @@ def schedule(
 ) -> Runs:
     """The job from the start of the horizon (or of each of its weeks) on, without a pause.
 
-    Raises CannotServeError where it misses its deadline, or the horizon.
+    Weeks are seven local days from the horizon's start; a part week at its end asks for its share of the tokens.
+    Raises CannotServeError where a run misses its deadline, or the horizon.
     """
-    hours = len(scenario.hours)
     speed = throughput_of(job, case) * factor * job.retained_fraction * SECONDS_PER_HOUR
-    running = np.zeros(hours)
-    if workload.tokens is not None:
-        tokens, starts, room = workload.tokens * scale, [0], hours
-    else:
-        assert workload.tokens_per_week is not None
-        tokens, room = workload.tokens_per_week * scale, min(HOURS_PER_WEEK, hours)
-        starts = list(range(0, hours - room + 1, HOURS_PER_WEEK))
-    deadline = min(room, (workload.deadline_days or math.inf) * HOURS_PER_DAY)
-    needed = tokens / speed
-    if needed > deadline + 1e-9:
-        raise CannotServeError(
-            f"{tokens:,.0f} tokens take {needed / HOURS_PER_DAY:.1f} days on {job.gpus} GPUs, "
-            f"{deadline / HOURS_PER_DAY:.1f} days are given"
-        )
-    for start in starts:
+    running = np.zeros(len(scenario.hours))
+    longest, total = 0.0, 0.0
+    for start, end, tokens in runs_asked(scenario, workload):
+        needed = tokens * scale / speed
+        deadline = min(end - start, (workload.deadline_days or math.inf) * HOURS_PER_DAY)
+        if needed > deadline + 1e-9:
+            raise CannotServeError(
+                f"{tokens * scale:,.0f} tokens take {needed / HOURS_PER_DAY:.1f} days on {job.gpus} GPUs, "
+                f"{deadline / HOURS_PER_DAY:.1f} days are given"
+            )
         whole = int(needed)
         running[start : start + whole] = 1.0
         if needed > whole:
             running[start + whole] = needed - whole
-    return Runs(running, needed, needed / HOURS_PER_DAY, tokens * len(starts))
+        longest, total = max(longest, needed), total + tokens * scale
+    return Runs(running, longest, longest / HOURS_PER_DAY, total)
+
+
+def runs_asked(scenario: Scenario, workload: Training) -> list[tuple[int, int, float]]:
+    """(first hour, hour after the last, tokens) of every run the horizon asks for, hours counted from its start."""
+    hours = len(scenario.hours)
+    if workload.tokens is not None:
+        return [(0, hours, workload.tokens)]
+    assert workload.tokens_per_week is not None
+    days = scenario.horizon.days
+    midnights = scenario.midnights
+    found = []
+    for first in range(0, days, DAYS_PER_WEEK):
+        last = min(first + DAYS_PER_WEEK, days)
+        share = (last - first) / DAYS_PER_WEEK
+        found.append((midnights[first], midnights[last], workload.tokens_per_week * share))
+    return found
 
 
 def gpu_training(

@@ -15,9 +15,9 @@ from pertoken.errors import CannotServeError
 from pertoken.plan._bursts import burst, is_simulated
 from pertoken.plan._pricing import (
     left_out,
-    longest_prompt_tokens,
     pays_for_energy,
     pool_rates,
+    price_step,
     purchase_usd,
     resolved_tariff,
     site_rates,
@@ -30,6 +30,7 @@ from pertoken.plan._serving import (
     gpu_serving,
     load_fraction,
     machines_for,
+    mean_tokens,
     operations,
     replicas_for,
     spot_loss,
@@ -37,10 +38,10 @@ from pertoken.plan._serving import (
 from pertoken.plan._training import Job, Runs, gpu_training, jobs, schedule
 from pertoken.plan._usage import Prices, Quantities, Use, prices_of, rows, total_usd, uses_of
 from pertoken.rates.energy import TariffHours, tier_shares
-from pertoken.rates.site import peak_usage_rows, split_kwh
+from pertoken.rates.site import UTILITY_HOURS, peak_usage_rows, split_kwh
 from pertoken.scenario import Api, Scenario, Serving, Training, requests_per_hour
 from pertoken.tables import Floats
-from pertoken.units import site_pool
+from pertoken.units import IDLE, SERVED_TOKEN_METERS, base_meter, site_pool
 
 CASES = ("expected", "low", "high")
 """Where in the predictor's 80 % interval throughput is: its value, its low end, its high end."""
@@ -93,7 +94,6 @@ class Market:
                 self.hours,
                 self.tariff(site) if site else None,
                 on=self.scenario.horizon.start,
-                prompt_tokens=longest_prompt_tokens(self.scenario, pool),
             )
         return self._rates[pool]
 
@@ -184,7 +184,8 @@ def _serving(market: Market, base: Option, workload: Serving, factor: float, sca
     pool = scenario.pools[base.pool]
     requests = requests_per_hour(scenario, workload) * scale
     if isinstance(pool.price, Api):
-        uses = api_serving(base.workload, workload, base.pool, requests)
+        step = price_step(pool.price, scenario.horizon.start, mean_tokens(workload.input_tokens))
+        uses = api_serving(base.workload, workload, base.pool, requests, step)
         uses += _overhead_hours(market, base.pool, uses)
         return Option(base.workload, base.pool, base.case, tuple(uses))
     peak = float(requests.max())
@@ -334,7 +335,7 @@ def _overhead_hours(market: Market, pool_name: str, uses: list[Use]) -> list[Use
     by_phase: dict[str, Floats] = {}
     for use in uses:
         for (phase, name), quantity in use.quantities.items():
-            if name == meter or (meter is None and name.endswith("_tokens")):
+            if name == meter or (meter is None and base_meter(name) in SERVED_TOKEN_METERS):
                 by_phase[phase] = by_phase.get(phase, np.zeros(len(market.hours))) + quantity
     total = np.sum(list(by_phase.values()), axis=0)
     some = total > 0
@@ -343,11 +344,18 @@ def _overhead_hours(market: Market, pool_name: str, uses: list[Use]) -> list[Use
         for phase, part in by_phase.items()
     }
     # An hour in which nothing is held is still an hour of staff and network: nobody's.
-    rest = np.where(some, 0.0, 1.0)
-    shares["idle", "site_hours"] = shares.get(("idle", "site_hours"), np.zeros_like(total)) + rest
-    priced = {pool for pool, name, _ in market.prices(pool_name) if name == "site_hours"}
-    pools = [p for p in (pool_name, site_pool(site_name)) if p in priced]
-    return [Use(p, uses[0].model, uses[0].tenant, "assumed", shares) for p in pools]
+    idle = shares.pop(("idle", "site_hours"), np.zeros_like(total)) + np.where(some, 0.0, 1.0)
+    utility = UTILITY_HOURS if pays_for_energy(market.scenario.pools[pool_name]) else "site_hours"
+    found = []
+    for pool in (pool_name, site_pool(site_name)):
+        named = {name for of, name, _ in market.prices(pool_name) if of == pool}
+        meters = [m for m in dict.fromkeys(("site_hours", utility)) if m in named]
+        whole = {("idle", meter): idle for meter in meters}
+        parts = {(phase, meter): share for (phase, _), share in shares.items() for meter in meters}
+        if meters:
+            found.append(Use(pool, uses[0].model, uses[0].tenant, "assumed", parts))
+            found.append(Use(pool, uses[0].model, IDLE, "assumed", whole))
+    return found
 
 
 def facts(market: Market, option: Option) -> dict[str, object]:
@@ -369,7 +377,9 @@ def facts(market: Market, option: Option) -> dict[str, object]:
         found |= _serving_facts(option.operation, option.machines)
         workload = scenario.workloads[option.workload]
         assert isinstance(workload, Serving)
-        load = load_fraction(option.operation, option.machines, requests_per_hour(scenario, workload), option.case)
+        load = load_fraction(
+            option.operation, option.machines, requests_per_hour(scenario, workload), option.case
+        )
         found["capacity_used_fraction"] = float(load.mean())
     if option.job is not None and option.runs is not None:
         found |= _training_facts(option.job, option.runs)

@@ -5,18 +5,21 @@ All by Σ quantity × rate over the options' usage (`Market.cost_usd`), the prod
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from pertoken.plan._pricing import usd_per_gpu
 from pertoken.plan._serving import mean_tokens
-from pertoken.plan._training import jobs
+from pertoken.plan._training import jobs, runs_asked
 from pertoken.plan._usage import total_usd
 from pertoken.plan.options import Market, Option, evaluate
-from pertoken.scenario import Bought, Pool, Scenario, Training, Workload, requests_per_hour
+from pertoken.rates.capital import payback_years
+from pertoken.scenario import Bought, Scenario, Training, Workload, requests_per_hour
 from pertoken.tables import Floats
-from pertoken.units import DAYS_PER_WEEK, HOURS_PER_DAY, HOURS_PER_MONTH, TOKENS_PER_MTOK
+from pertoken.units import HOURS_PER_MONTH, MONTHS_PER_YEAR, TOKENS_PER_MTOK
 
 VOLUMES = np.geomspace(0.02, 50.0, 35)
 """Volumes tried for a break-even, relative to the scenario's."""
@@ -26,15 +29,17 @@ SWING = 0.2
 
 @dataclass(frozen=True)
 class BreakEven:
-    """Where an option stops being dearer than another.
+    """Volumes [tokens per month] at which an option costs no more than another.
 
-    tokens_per_month: the volume from which on it costs no more (0: at every volume tried; infinity: at none);
-    up_to_tokens_per_month: the highest volume tried that both can carry.
+    ranges: (from, to) pairs, smallest volumes first; the last reaches up_to_tokens_per_month where the option stays
+    cheaper at the highest volume both can carry. tokens_per_month: the lower end of that last range (0: at every
+    volume tried; infinity: there is none).
     """
 
     other: str
     tokens_per_month: float
     up_to_tokens_per_month: float
+    ranges: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,12 +78,7 @@ def tokens_per_month(scenario: Scenario, workload: Workload) -> float:
     """Tokens a workload asks for in an average month: input and output served, or tokens trained."""
     horizon_hours = len(scenario.hours)
     if isinstance(workload, Training):
-        if workload.tokens is not None:
-            tokens = workload.tokens
-        else:
-            tokens = (workload.tokens_per_week or 0.0) * max(
-                horizon_hours // (DAYS_PER_WEEK * HOURS_PER_DAY), 1
-            )
+        tokens = sum(asked for _, _, asked in runs_asked(scenario, workload))
     else:
         per_request = mean_tokens(workload.input_tokens) + mean_tokens(workload.output_tokens)
         tokens = float(requests_per_hour(scenario, workload).sum()) * per_request
@@ -96,9 +96,10 @@ def volume_costs(market: Market, workload: str, pool: str) -> Floats:
 
 
 def break_even(market: Market, option: Option, other: str, costs: dict[str, Floats]) -> BreakEven:
-    """Where `option` stops being dearer than the pool `other`, from `volume_costs` of both.
+    """Where `option` costs no more than the pool `other`, from `volume_costs` of both.
 
-    Between two tried volumes the crossing is put where straight lines through them cross.
+    Between two tried volumes of different answer the crossing is bisected to 1 %; a window that opens and closes
+    between two tried volumes is not seen.
     """
     unit = tokens_per_month(market.scenario, market.scenario.workloads[option.workload])
     gap = costs[option.pool] - costs[other]
@@ -106,29 +107,55 @@ def break_even(market: Market, option: Option, other: str, costs: dict[str, Floa
     if not len(both):
         return BreakEven(other, math.inf, 0.0)
     up_to = float(VOLUMES[both[-1]]) * unit
-    dearer = both[gap[both] > 0]
-    if not len(dearer):
-        return BreakEven(other, 0.0, up_to)
-    last = dearer[-1]
-    after = both[both > last]
-    if not len(after):
-        return BreakEven(other, math.inf, up_to)
-    following = after[0]
-    share = gap[last] / (gap[last] - gap[following])
-    at = VOLUMES[last] + share * (VOLUMES[following] - VOLUMES[last])
-    return BreakEven(other, float(at) * unit, up_to)
+    ranges: list[tuple[float, float]] = []
+    opened = float(VOLUMES[both[0]]) if gap[both[0]] <= 0 else None
+    for left, right in itertools.pairwise(both):
+        if (gap[left] <= 0) == (gap[right] <= 0):
+            continue
+        at = _crossing(market, option, other, float(VOLUMES[left]), float(VOLUMES[right]))
+        if opened is None:
+            opened = at
+        else:
+            ranges.append((opened * unit, at * unit))
+            opened = None
+    if opened is None:
+        return BreakEven(other, math.inf, up_to, tuple(ranges))
+    always = not ranges and gap[both[0]] <= 0
+    ranges.append((opened * unit, up_to))
+    return BreakEven(other, 0.0 if always else opened * unit, up_to, tuple(ranges))
+
+
+def _crossing(market: Market, option: Option, other: str, low: float, high: float) -> float:
+    """The volume between two, relative to the scenario's, at which the dearer of two pools changes."""
+
+    def cheaper(scale: float) -> bool:
+        own, its = (evaluate(market, option.workload, pool, scale=scale) for pool in (option.pool, other))
+        if own.refused or its.refused:
+            return not own.refused
+        return market.cost_usd(own) <= market.cost_usd(its)
+
+    at_low = cheaper(low)
+    while high / low > 1.01:
+        middle = math.sqrt(low * high)
+        if cheaper(middle) == at_low:
+            low = middle
+        else:
+            high = middle
+    return high
 
 
 def payback_months(market: Market, option: Option, purchase_usd: float, alternative: Option) -> float:
-    """Months until what was bought has saved its price against an alternative: price / saving per month.
+    """Months until what was bought has saved its price against an alternative, at the pool's cost of capital.
 
-    The saving leaves out the option's own capital cost. Infinity where it saves nothing.
+    The saving leaves out the option's own capital cost. Infinity where it never does.
     """
-    scale = HOURS_PER_MONTH / len(market.hours)
+    price = market.scenario.pools[option.pool].price
+    assert isinstance(price, Bought)
     prices = {k: v for k, v in market.prices(option.pool).items() if k[2] != "capital"}
     running = total_usd(option.uses, prices)
-    saving = (market.cost_usd(alternative) - running) * scale
-    return purchase_usd / saving if saving > 0 else math.inf
+    saving_usd_per_hour = (market.cost_usd(alternative) - running) / len(market.hours)
+    years = payback_years(purchase_usd, saving_usd_per_hour, wacc_fraction=price.wacc_fraction)
+    return years * MONTHS_PER_YEAR
 
 
 def extra_tokens(market: Market, option: Option, fraction: float) -> Extra:
@@ -173,13 +200,15 @@ def time_costs(market: Market, workload_name: str, pool: str) -> list[TimeCost]:
 def sensitivity(market: Market, option: Option) -> list[Swing]:
     """Cost per M tokens with each input moved by ±20 %, the widest first.
 
-    Throughput and utilisation (the volume of requests on the same hardware rules), power price (energy and demand
-    charge), PUE, capital price, life, WACC and staff. An input the option does not have is left out.
+    Throughput and utilisation (the volume of requests on the same hardware rules), GPU or token price (rent,
+    commitment, API), power price (energy and demand charge), PUE, capital price (with maintenance and cooling),
+    life, WACC and staff. An input that moves nothing in this option is left out.
     """
     found = []
     for parameter in (
         "throughput",
         "utilisation",
+        "GPU or token price",
         "power price",
         "PUE",
         "capital price",
@@ -200,24 +229,26 @@ def sensitivity(market: Market, option: Option) -> list[Swing]:
     return sorted(found, key=lambda s: -abs(s.high_usd_per_mtok - s.low_usd_per_mtok))
 
 
+_PRICED = {
+    "GPU or token price": ("rent", "commitment", "api"),
+    "power price": ("energy_charge", "demand_charge"),
+    "staff": ("staff",),
+}
+"""Inputs that are rates: the components they scale."""
+
+
 def _moved(market: Market, option: Option, parameter: str, by: float) -> float | None:
     """USD per M tokens with a parameter multiplied, None where the option cannot run then."""
-    scenario = market.scenario
     tokens = _horizon_tokens(market, option)
     if parameter in ("throughput", "utilisation"):
         factor, scale = (by, 1.0) if parameter == "throughput" else (1.0, by)
         moved = evaluate(market, option.workload, option.pool, factor=factor, scale=scale)
         return None if moved.refused else market.cost_usd(moved) / (tokens * scale) * TOKENS_PER_MTOK
-    components = {
-        "power price": ("energy_charge", "demand_charge"),
-        "capital price": ("capital",),
-        "staff": ("staff",),
-    }.get(parameter)
-    if components is not None:
+    if parameter in _PRICED:
+        components = _PRICED[parameter]
         prices = {k: v * (by if k[2] in components else 1.0) for k, v in market.prices(option.pool).items()}
         return total_usd(option.uses, prices) / tokens * TOKENS_PER_MTOK
-    pool = scenario.pools[option.pool]
-    changed = _changed(scenario, option.pool, pool, parameter, by)
+    changed = _changed(market.scenario, option.pool, parameter, by)
     if changed is None:
         return None
     other = Market(changed)
@@ -225,20 +256,27 @@ def _moved(market: Market, option: Option, parameter: str, by: float) -> float |
     return None if moved.refused else other.cost_usd(moved) / tokens * TOKENS_PER_MTOK
 
 
-def _changed(scenario: Scenario, name: str, pool: Pool, parameter: str, by: float) -> Scenario | None:
+def _changed(scenario: Scenario, name: str, parameter: str, by: float) -> Scenario | None:
+    pool = scenario.pools[name]
     if parameter == "PUE":
         if not pool.site:
             return None
         site = scenario.sites[pool.site]
         moved = site.model_copy(update={"pue": max(1.0, site.pue * by)})
         return scenario.model_copy(update={"sites": {**scenario.sites, pool.site: moved}})
-    if not isinstance(pool.price, Bought):
+    price = pool.price
+    if not isinstance(price, Bought):
         return None
-    field = {"life": "life_years", "WACC": "wacc_fraction"}[parameter]
-    price = pool.price.model_copy(update={field: getattr(pool.price, field) * by})
-    return scenario.model_copy(
-        update={"pools": {**scenario.pools, name: pool.model_copy(update={"price": price})}}
-    )
+    update = {
+        "life": {"life_years": price.life_years * by},
+        "WACC": {"wacc_fraction": price.wacc_fraction * by},
+        "capital price": {
+            "usd_per_gpu": usd_per_gpu(pool, price, scenario.horizon.start)[0] * by,
+            "cooling_usd_per_kw": price.cooling_usd_per_kw * by,
+        },
+    }[parameter]
+    changed = pool.model_copy(update={"price": price.model_copy(update=update)})
+    return scenario.model_copy(update={"pools": {**scenario.pools, name: changed}})
 
 
 def _pue(market: Market, option: Option) -> float:
@@ -251,20 +289,17 @@ def _horizon_tokens(market: Market, option: Option) -> float:
     return tokens_per_month(market.scenario, workload) * len(market.hours) / HOURS_PER_MONTH
 
 
-def life_costs_usd_per_gpu_hour(pool: Pool, usd_per_gpu: float) -> dict[int, float]:
+def life_costs_usd_per_gpu_hour(market: Market, pool_name: str) -> dict[int, float]:
     """Capital per GPU hour if the hardware lasts 3, 4, 5 or 6 years, all else as written; empty where rented."""
-    from pertoken.rates.capital import capital_usd_per_hour
-
-    price = pool.price
-    if not isinstance(price, Bought):
+    pool = market.scenario.pools[pool_name]
+    if not isinstance(pool.price, Bought):
         return {}
-    return {
-        years: capital_usd_per_hour(
-            usd_per_gpu,
-            life_years=years,
-            wacc_fraction=price.wacc_fraction,
-            residual_fraction=price.residual_fraction,
-            method=price.method,
+    found = {}
+    for years in (3, 4, 5, 6):
+        price = pool.price.model_copy(update={"life_years": float(years)})
+        changed = pool.model_copy(update={"price": price})
+        other = Market(
+            market.scenario.model_copy(update={"pools": {**market.scenario.pools, pool_name: changed}})
         )
-        for years in (3, 4, 5, 6)
-    }
+        found[years] = float(other.prices(pool_name)[pool_name, "gpu_hours", "capital"][0])
+    return found

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pertoken.errors import InputError
 from pertoken.rates.capital import ANNUITY, capital_usd_per_hour
 from pertoken.tables import RATES, concat, rate_rows
-from pertoken.units import HOURS_PER_MONTH, HOURS_PER_YEAR, TOKEN_METERS, TOKENS_PER_MTOK
+from pertoken.units import HOURS_PER_MONTH, HOURS_PER_YEAR, TOKEN_METERS, TOKENS_PER_MTOK, base_meter
 
 Floats = npt.NDArray[np.float64]
 Hours = npt.NDArray[np.datetime64]
@@ -119,7 +119,7 @@ def api_rate_rows(
     """
     parts = []
     for meter, price in usd_per_mtok.items():
-        if meter not in TOKEN_METERS:
+        if base_meter(meter) not in TOKEN_METERS:
             raise InputError(f"API price of {meter!r}: not a token meter ({', '.join(TOKEN_METERS)})")
         if not 0 <= price < np.inf:
             raise InputError(f"API price of {meter} must be a number of 0 or more, found {price}")

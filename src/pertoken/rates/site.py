@@ -21,6 +21,9 @@ from pertoken.units import HOURS_PER_MONTH, HOURS_PER_YEAR, IDLE, PHASES, site_p
 Floats = npt.NDArray[np.float64]
 Hours = npt.NDArray[np.datetime64]
 
+UTILITY_HOURS = "site_hours:utility"
+"""Meter of the hours a site is connected to the utility: what its fixed charge prices."""
+
 
 def tier_meter(tier: int) -> str:
     """Meter of an energy tier, counted from 0: the first is plain ``energy_kwh``.
@@ -183,13 +186,13 @@ def peak_usage_rows(
 
 
 def fixed_rate_rows(site: str, resolved: TariffHours) -> pa.Table:
-    """The tariff's fixed charge per ``site_hours`` in pool ``(site:...)``: USD per month spread over its
-    hours."""
+    """The tariff's fixed charge per ``site_hours:utility`` in pool ``(site:...)``: USD per month spread over its
+    hours. A meter of its own, since only what draws from the site's meter pays it."""
     return rate_rows(
         resolved.hours_utc,
         resolved.fixed_usd_per_hour,
         pool=site_pool(site),
-        meter="site_hours",
+        meter=UTILITY_HOURS,
         component="energy_charge",
         basis=resolved.tariff.basis,
         source=_source(resolved),
@@ -240,12 +243,14 @@ def site_rate_rows(
     )
 
 
-def site_usage_rows(book: str, site: str, hours: Hours, *, basis: str = "assumed") -> pa.Table:
-    """One ``site_hours`` per hour in pool ``(site:...)``, phase and tenant idle: what it prices no pool
-    owns."""
+def site_usage_rows(
+    book: str, site: str, hours: Hours, *, meter: str = "site_hours", basis: str = "assumed"
+) -> pa.Table:
+    """One ``site_hours`` (or `UTILITY_HOURS`) per hour in pool ``(site:...)``, phase and tenant idle: what it
+    prices no pool owns."""
     return usage_rows(
         hours,
-        {("idle", "site_hours"): 1.0},
+        {("idle", meter): 1.0},
         book=book,
         pool=site_pool(site),
         model="",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pertoken.report._compare_table import hardware, tokens, usd
+from pertoken.report._compare_notes import break_even_lines, tokens
+from pertoken.report._compare_table import hardware, usd
 from pertoken.report._page import (
     CATEGORY_COLOURS,
     PALETTE,
@@ -18,9 +19,10 @@ from pertoken.report._page import (
     write_png,
     write_whole,
 )
-from pertoken.units import METRICS
+from pertoken.units import METRICS, MILLISECONDS_PER_SECOND
 
 if TYPE_CHECKING:
+    from pertoken.plan.whatif import Swing
     from pertoken.report.compare import Comparison, OptionResult, WorkloadResult
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
@@ -79,10 +81,15 @@ def _workload(workload: WorkloadResult) -> list[Block]:
             )
     if workload.time_cost:
         blocks.append(Figure("Days to finish against cost, by number of GPUs.", _time_cost(workload)))
-    if workload.sensitivity:
-        blocks.append(
-            Figure(f"{running[0].facts['pool']}: each input moved by ±20 %.", _tornado(workload, running[0]))
-        )
+    for option in running:
+        swings = workload.sensitivity.get(str(option.facts["pool"]))
+        if swings:
+            blocks.append(
+                Figure(f"{option.facts['pool']}: each input moved by ±20 %.", _tornado(swings, option))
+            )
+    if running:
+        blocks += _life(running)
+        blocks.append(Text("What must be said beside it", [*break_even_lines(running), *workload.notes]))
     if refused:
         rows = [[str(o.facts["pool"]), o.refused] for o in refused]
         blocks.append(Table("Options that cannot", ["option", "why"], rows))
@@ -251,24 +258,24 @@ def _time_cost(workload: WorkloadResult) -> Spec:
     }
 
 
-def _tornado(workload: WorkloadResult, best: OptionResult) -> Spec:
+def _tornado(swings: list[Swing], option: OptionResult) -> Spec:
     rows = [
-        {"input": s.parameter, "moved": moved, "usd": value, "base": best.headline}
-        for s in workload.sensitivity
+        {"input": s.parameter, "moved": moved, "usd": value, "base": option.headline}
+        for s in swings
         for moved, value in (("−20 %", s.low_usd_per_mtok), ("+20 %", s.high_usd_per_mtok))
     ]
     return {
         "$schema": SCHEMA,
         "width": "container",
         "autosize": {"type": "fit-x", "contains": "padding"},
-        "height": BAR * len(workload.sensitivity),
+        "height": BAR * len(swings),
         "data": {"values": rows},
         "mark": "bar",
         "encoding": {
             "y": {
                 "field": "input",
                 "type": "nominal",
-                "sort": [s.parameter for s in workload.sensitivity],
+                "sort": [s.parameter for s in swings],
                 "title": None,
             },
             "x": {
@@ -301,7 +308,19 @@ def _table(workload: WorkloadResult, running: list[OptionResult]) -> Table:
         )
     )
     units = [METRICS[m].unit for m in metrics]
-    head = ["option", "hardware", *units, "80 % low", "80 % high", "used", "USD per month", "kWh per month"]
+    speed = ["days to finish", "MFU"] if training else ["TTFT s", "TPOT ms"]
+    head = [
+        "option",
+        "hardware",
+        *units,
+        "80 % low",
+        "80 % high",
+        "busy",
+        *speed,
+        "USD per month",
+        "kWh per month",
+    ]
+    head.append("kgCO2e per month")
     rows = []
     for o in running:
         use = o.metrics.get("utilisation")
@@ -313,11 +332,36 @@ def _table(workload: WorkloadResult, running: list[OptionResult]) -> Table:
                 usd(o.low),
                 usd(o.high),
                 "–" if use is None else f"{use:.0%}",
+                *_speed(o, training),
                 usd(o.usd_per_month),
                 usd(o.kwh_per_month),
+                usd(o.kgco2e_per_month),
             ]
         )
     return Table("Read back from the ledger", head, rows, tuple(range(2, len(head))))
+
+
+def _speed(option: OptionResult, training: bool) -> tuple[str, str]:
+    found = option.facts
+    if training:
+        return f"{found['days_to_finish']:.3g}", f"{found['mfu']:.0%}"
+    if "ttft_s" not in found:
+        return "–", "–"
+    return usd(found["ttft_s"]), f"{found['tpot_s'] * MILLISECONDS_PER_SECOND:.0f}"
+
+
+def _life(running: list[OptionResult]) -> list[Block]:
+    rows = [
+        [str(o.facts["pool"]), *(usd(value) for value in o.life_usd_per_gpu_hour.values())]
+        for o in running
+        if o.life_usd_per_gpu_hour
+    ]
+    head = ["option", "3 years", "4 years", "5 years", "6 years"]
+    return (
+        [Table("Capital in USD per GPU hour, were the hardware to last", head, rows, (1, 2, 3, 4))]
+        if rows
+        else []
+    )
 
 
 def _sources(comparison: Comparison) -> list[Block]:

@@ -12,7 +12,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from pertoken.units import CATEGORIES, PHASES
+from pertoken.report._compare_notes import break_even_lines, tokens
+from pertoken.units import CATEGORIES, GIGA, MILLISECONDS_PER_SECOND, PHASES, TERA, TOKENS_PER_MTOK
 
 if TYPE_CHECKING:
     from pertoken.report.compare import Comparison, OptionResult, WorkloadResult
@@ -43,29 +44,19 @@ def render(comparison: Comparison) -> RenderableType:
 
 
 def usd(value: float | None) -> str:
-    """USD with as many digits as matter.
+    """A figure with as many digits as matter, never wider than seven.
 
-    >>> usd(0.12268), usd(4.3518), usd(1234.5), usd(None)
-    ('0.123', '4.35', '1,234', '–')
+    >>> usd(0.12268), usd(4.3518), usd(1234.5), usd(14_269_500.0), usd(None)
+    ('0.123', '4.35', '1,234', '14.3 M', '–')
     """
     if value is None or not math.isfinite(value):
         return "–"
-    if value < 1:
+    for unit, size in (("T", TERA), ("B", GIGA), ("M", TOKENS_PER_MTOK)):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {unit}"
+    if abs(value) < 1:
         return f"{value:.3f}"
-    return f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
-
-
-def tokens(count: float) -> str:
-    """A token count in words' length.
-
-    >>> tokens(3.2e9), tokens(4.56e8)
-    ('3.2 B', '456 M')
-    """
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
-        if count >= size:
-            value = count / size
-            return f"{value:.0f} {unit}" if value >= 100 else f"{value:.2g} {unit}"
-    return f"{count:,.0f}"
+    return f"{value:,.2f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
 def _workload(workload: WorkloadResult) -> RenderableType:
@@ -76,8 +67,8 @@ def _workload(workload: WorkloadResult) -> RenderableType:
     if running:
         parts.append(_serving(running) if serving else _training(running))
         parts.append(_costs(running))
-        parts += _break_even(running)
-        parts += [Text(line, style="dim") for line in _footnotes(running, serving)]
+        parts += [Text(line) for line in break_even_lines(running)]
+        parts += [Text(line, style="dim") for line in workload.notes]
     for option in workload.options:
         parts += [Text(f"{option.facts['pool']} is over budget: {line}") for line in option.over_budget]
         if option.refused:
@@ -104,7 +95,9 @@ def table(title: str, *columns: str) -> Table:
     )
     for i, column in enumerate(columns):
         # Hardware is the one column that may wrap where a row is too wide.
-        made.add_column(column, justify="left" if i == 0 else "right", no_wrap=column != "hardware")
+        made.add_column(
+            column, justify="left" if i == 0 else "right", no_wrap=column not in ("hardware", "option")
+        )
     return made
 
 
@@ -137,7 +130,7 @@ def _serving(options: list[OptionResult]) -> Table:
             _interval(o),
             _percent(m["utilisation"]),
             f"{f['ttft_s']:.2f} s" if "ttft_s" in f else "–",
-            f"{f['tpot_s'] * 1e3:.0f} ms" if "tpot_s" in f else "–",
+            f"{f['tpot_s'] * MILLISECONDS_PER_SECOND:.0f} ms" if "tpot_s" in f else "–",
             usd(o.usd_per_month),
         )
     return made
@@ -186,71 +179,6 @@ def _costs(options: list[OptionResult]) -> Table:
     return made
 
 
-def _break_even(options: list[OptionResult]) -> list[RenderableType]:
-    lines: list[RenderableType] = []
-    for option in options:
-        if option.facts["term"] == "api":
-            continue
-        parts = []
-        for point in option.break_even:
-            if not _is_api(point.other, options):
-                continue
-            if point.tokens_per_month == 0:
-                parts.append(f"{point.other} at every volume tried")
-            elif math.isfinite(point.tokens_per_month):
-                parts.append(f"{point.other} from {tokens(point.tokens_per_month)} tokens a month")
-            else:
-                parts.append(f"{point.other} at no volume up to {tokens(point.up_to_tokens_per_month)}")
-        if parts:
-            lines.append(Text(f"{option.facts['pool']} is no dearer than {'; '.join(parts)}"))
-        if option.payback_months is not None:
-            months = (
-                f"{option.payback_months:,.0f} months" if math.isfinite(option.payback_months) else "never"
-            )
-            lines.append(
-                Text(f"buying {option.facts['pool']} pays back against {option.payback_against}: {months}")
-            )
-    return lines
-
-
-def _is_api(pool: str, options: list[OptionResult]) -> bool:
-    return any(o.facts["pool"] == pool and o.facts["term"] == "api" for o in options)
-
-
-def _footnotes(options: list[OptionResult], serving: bool) -> list[str]:
-    found = []
-    if serving:
-        vendor = [
-            f"{o.facts['pool']} {usd(o.vendor_usd_per_mtok_output)}"
-            for o in options
-            if o.vendor_usd_per_mtok_output is not None
-        ]
-        if vendor:
-            found.append(
-                f"at 100 % use, GPU price alone, per M output tokens (the vendor's figure): {', '.join(vendor)}"
-            )
-    pools: dict[str, list[str]] = {}
-    for o in options:
-        if o.facts["left_out"]:
-            pools.setdefault(", ".join(o.facts["left_out"]), []).append(str(o.facts["pool"]))
-    found += [
-        f"left out, because nobody wrote it: {lines} ({', '.join(names)})" for lines, names in pools.items()
-    ]
-    # One line per site, of the option that draws most there.
-    misfits = {o.facts["site"]: o for o in sorted(options, key=_peak_kw) if o.facts.get("tariff_misfit")}
-    found += [f"{o.facts['tariff_misfit']}, unless other load makes up for it" for o in misfits.values()]
-    bases = sorted({str(o.facts["basis"]) for o in options if "basis" in o.facts})
-    if bases:
-        found.append(
-            f"throughput is {' and '.join(bases)}; intervals are 80 %; energy is at the utility meter"
-        )
-    return found
-
-
-def _peak_kw(option: OptionResult) -> float:
-    return float(option.facts.get("peak_kw", 0.0))
-
-
 def _extra(workload: WorkloadResult) -> Table:
     fraction = workload.extra_tokens[0][1].fraction
     made = table(f"USD per M tokens with {fraction:+.0%} tokens", "option", "average", "of the extra ones")
@@ -262,12 +190,17 @@ def _extra(workload: WorkloadResult) -> Table:
     return made
 
 
-def _sensitivity(workload: WorkloadResult) -> Table:
-    pool = workload.options[0].facts["pool"]
-    made = table(f"{pool}: USD per M tokens when an input moves", "input", "−20 %", "+20 %", "note")
-    for swing in workload.sensitivity:
-        made.add_row(swing.parameter, usd(swing.low_usd_per_mtok), usd(swing.high_usd_per_mtok), swing.note)
-    return made
+def _sensitivity(workload: WorkloadResult) -> RenderableType:
+    lines = [
+        Text("USD per M tokens with one input 20 % lower → 20 % higher, the widest first", style="italic")
+    ]
+    for pool, swings in workload.sensitivity.items():
+        moved = [
+            f"{s.parameter} {usd(s.low_usd_per_mtok)} → {usd(s.high_usd_per_mtok)}{f' ({s.note})' if s.note else ''}"
+            for s in swings
+        ]
+        lines.append(Text(f"{pool}: {', '.join(moved) or 'nothing moves it'}"))
+    return Group(*lines)
 
 
 def _time_cost(workload: WorkloadResult) -> Table:

@@ -24,7 +24,7 @@ from pertoken.fleet import RunningFleet
 from pertoken.ledger import Ledger, open_ledger
 from pertoken.meter._split import MICRO, split
 from pertoken.meter.attribute import BOOK, Finding, Predictor
-from pertoken.rates.site import site_usage_rows
+from pertoken.rates.site import UTILITY_HOURS, site_usage_rows
 from pertoken.report._billing import Span, restate
 from pertoken.report._terms import hours_between, rates_of
 from pertoken.scenario import Api
@@ -140,11 +140,11 @@ class Books:
         start, end = hours[0], hours[-1] + HOUR
         rates = rates_of(self.fleet, start, end)
         by_hour = {
-            (pool, hour)
+            (pool, hour, name)
             for pool, hour, name in zip(
                 rates["pool"].to_pylist(), rates["hour"].to_pylist(), rates["meter"].to_pylist(), strict=True
             )
-            if name == "site_hours"
+            if base_meter(name) == "site_hours"
         }
         tables: list[pa.Table] = []
         findings: list[Finding] = []
@@ -192,7 +192,7 @@ class Books:
         return unpriced
 
     def _paid_by_the_hour(
-        self, hour: datetime, usage: pa.Table, priced: set[tuple[Any, Any]]
+        self, hour: datetime, usage: pa.Table, priced: set[tuple[Any, Any, Any]]
     ) -> list[pa.Table]:
         """One hour of every site and pool whose overheads are paid by the hour.
 
@@ -200,11 +200,12 @@ class Books:
         """
         hours = hours_between(hour, hour + HOUR)
         tables = [
-            site_usage_rows(BOOK, site, hours, basis="measured")
+            site_usage_rows(BOOK, site, hours, meter=name, basis="measured")
             for site in self.fleet.sites
-            if (site_pool(site), hour) in priced
+            for name in ("site_hours", UTILITY_HOURS)
+            if (site_pool(site), hour, name) in priced
         ]
-        pools = [p for p in self.fleet.pools if (p, hour) in priced]
+        pools = [p for p in self.fleet.pools if (p, hour, "site_hours") in priced]
         weights: dict[str, dict[tuple[str, str, str], float]] = defaultdict(lambda: defaultdict(float))
         if pools:
             for row in usage.select(["pool", "model", "tenant", "phase", "meter", "quantity"]).to_pylist():

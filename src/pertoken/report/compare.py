@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pertoken.errors import CannotServeError
 from pertoken.ledger import Ledger, open_ledger
-from pertoken.plan.options import CASES, Market, Option, evaluate, facts, options, paid_gpus, usage
+from pertoken.plan.options import CASES, Market, Option, evaluate, facts, options, usage
 from pertoken.plan.whatif import (
     VOLUMES,
     BreakEven,
@@ -28,10 +28,12 @@ from pertoken.plan.whatif import (
     tokens_per_month,
     volume_costs,
 )
-from pertoken.scenario import Api, Scenario, Training, load
+from pertoken.report._compare_notes import notes
+from pertoken.scenario import Api, Bought, Scenario, Training, load
 from pertoken.units import (
     GRAMS_PER_KILOGRAM,
     HOURS_PER_MONTH,
+    MONTHS_PER_YEAR,
     SECONDS_PER_HOUR,
     TOKEN_METERS,
     base_meter,
@@ -80,6 +82,7 @@ class OptionResult:
     break_even: list[BreakEven] = field(default_factory=list)
     payback_months: float | None = None
     payback_against: str = ""
+    life_months: float | None = None
     life_usd_per_gpu_hour: dict[int, float] = field(default_factory=dict)
     over_budget: list[str] = field(default_factory=list)
 
@@ -110,7 +113,10 @@ class WorkloadResult:
     model: str
     tokens_per_month: float
     options: list[OptionResult]
-    sensitivity: list[Swing] = field(default_factory=list)
+    sensitivity: dict[str, list[Swing]] = field(default_factory=dict)
+    """By pool."""
+    notes: list[str] = field(default_factory=list)
+    """What must be said beside the figures."""
     extra_tokens: list[tuple[str, Extra]] = field(default_factory=list)
     time_cost: list[TimeCost] = field(default_factory=list)
     volumes: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
@@ -174,7 +180,10 @@ class Comparison:
                         "model": w.model,
                         "tokens_per_month": w.tokens_per_month,
                         "options": [o.to_dict() for o in w.options],
-                        "sensitivity": [asdict(s) for s in w.sensitivity],
+                        "sensitivity": {
+                            pool: [asdict(s) for s in swings] for pool, swings in w.sensitivity.items()
+                        },
+                        "notes": w.notes,
                         "extra_tokens": [{"pool": pool, **asdict(e)} for pool, e in w.extra_tokens],
                         "time_cost": [asdict(t) for t in w.time_cost],
                         "volumes": w.volumes,
@@ -415,8 +424,10 @@ def _what_if(
         _payback(market, option, own, running, found)
         if fraction is not None:
             result.extra_tokens.append((own.pool, extra_tokens(market, own, fraction)))
-    if with_sensitivity and running:
-        result.sensitivity = sensitivity(market, found[result.name, pools[0], "expected"])
+    if with_sensitivity:
+        for pool in pools:
+            result.sensitivity[pool] = sensitivity(market, found[result.name, pool, "expected"])
+    result.notes = notes(market, result)
     if result.kind == "training":
         for pool in pools:
             result.time_cost += time_costs(market, result.name, pool)
@@ -432,13 +443,13 @@ def _payback(
     purchase = float(result.facts.get("purchase_usd") or 0.0)
     if not purchase:
         return
-    result.life_usd_per_gpu_hour = life_costs_usd_per_gpu_hour(
-        market.scenario.pools[own.pool], purchase / paid_gpus(market.scenario, own)
-    )
+    result.life_usd_per_gpu_hour = life_costs_usd_per_gpu_hour(market, own.pool)
     # The cheapest option that buys nothing; `running` is in order of cost.
     rented = next((r for r in running if not r.facts.get("purchase_usd")), None)
     if rented is not None:
         other = found[own.workload, str(rented.facts["pool"]), "expected"]
+        price = market.scenario.pools[own.pool].price
+        result.life_months = price.life_years * MONTHS_PER_YEAR if isinstance(price, Bought) else None
         result.payback_months = payback_months(market, own, purchase, other)
         result.payback_against = other.pool
 
