@@ -234,7 +234,7 @@ def test_whole_replicas_and_machines(make: Make) -> None:
     )
     found = plan(i, gap=0.0).schedule
     assert (found.units[0] * 2 <= found.machines[0] * 4).all()
-    assert found.units[:, 0].sum() == 3
+    assert found.units[:, 0].sum() >= 3
     assert (found.load[:2].sum(axis=0) <= found.units[0] + 1e-6).all()
     assert found.machines[0, 0] == 2
 

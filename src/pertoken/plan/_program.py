@@ -702,9 +702,11 @@ def _shares(b: _Builder, i: Instance, goal: Goal) -> None:
     if goal.objective == "tokens":
         return
     machines, units = b.columns["machines"], b.columns["units"]
-    for d in np.flatnonzero(i.slack_hours == 0):
-        flows = np.flatnonzero((i.flow_class == d) & (i.flow_unit >= 0))
-        flows = flows[i.unit_whole[i.flow_unit[flows]]]
+    serving = (i.flow_class >= 0) & (i.flow_unit >= 0)
+    serving[serving] = i.unit_whole[i.flow_unit[serving]] & (i.slack_hours[i.flow_class[serving]] == 0)
+    of = np.array(i.class_workload)[np.maximum(i.flow_class, 0)] if len(i.class_names) else np.zeros(0)
+    for workload in dict.fromkeys(i.class_workload):
+        flows = np.flatnonzero(serving & (of == workload))
         for k in np.unique(i.flow_unit[flows]):
             _share(b, i, goal, flows[i.flow_unit[flows] == k], units[k], i.unit_names[k])
         for p in np.unique(i.flow_pool[flows]):
@@ -716,26 +718,34 @@ def _shares(b: _Builder, i: Instance, goal: Goal) -> None:
             here = flows[i.flow_pool[flows] == p]
             if full[i.flow_unit[here]].any():
                 _share(b, i, goal, here, machines[p], i.pool_names[p], np.zeros(0, dtype=np.int64))
+        pools = np.unique(i.flow_pool[flows])
+        if len(pools) > 1:
+            _share(b, i, goal, flows, machines[pools], workload, np.zeros(0, dtype=np.int64))
 
 
 def _share(
     b: _Builder, i: Instance, goal: Goal, flows: Ints, count: Ints, name: str, beside: Ints | None = None
 ) -> None:
-    """The cut of one class on one unit, or (with the units that fill machines `beside`) on one pool's machines."""
+    """The cut of one workload on one unit, or (with the units that fill machines `beside`) on the machines of pools."""
     useful, size = i.useful()[flows], np.ones(len(flows))
     if beside is not None:
         size = _per_machine(i, i.flow_unit[flows])
-    requests = i.requests[i.flow_class[flows[0]]] * goal.scale
-    need = requests * float((size * i.flow_reserve[flows] / useful).min())
+    each = size * i.flow_reserve[flows] / useful
+    least = np.full(len(i.class_names), INF)
+    np.minimum.at(least, i.flow_class[flows], each)
+    classes = np.unique(i.flow_class[flows])
+    need = (i.requests[classes] * goal.scale * least[classes][:, None]).sum(axis=0)
     part = need - np.floor(need)
-    hours = np.flatnonzero((part > _LITTLE) & (count >= 0))
+    count = np.atleast_2d(count)
+    hours = np.flatnonzero((part > _LITTLE) & (count >= 0).all(axis=0))
     if not len(hours):
         return
     weight = part[hours] / need[hours]
     right = 1 - weight * np.ceil(need[hours])
     rows = b.constraint("share", [name], -INF, right[None, :], "units")
-    b.add(rows, b.columns["y"][flows][:, hours][:, None, :], (useful[:, None] / requests[hours])[:, None, :])
-    b.add(rows, count[hours], -weight)
+    taken = (useful * least[i.flow_class[flows]])[:, None] / need[hours]
+    b.add(rows, b.columns["y"][flows][:, hours][:, None, :], taken[:, None, :])
+    b.add(rows, count[:, hours][:, None, :], -weight)
     if beside is not None and len(beside):
         filled = _per_machine(i, beside)[:, None, None] * weight
         b.add(rows, b.columns["units"][beside][:, hours][:, None, :], filled)

@@ -21,6 +21,8 @@ from pertoken.plan._program import INF, Program
 from pertoken.plan._solve import Session, Watch, fix, gap, is_fraction, near
 
 _ROUNDS = 40
+_BARRIER_ROWS = 5000
+"""Rows from which the first relaxation is solved by an interior point method and crossed over to a basis."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Found:
 def search(instance: Instance, program: Program, gap_fraction: float, watch: Watch) -> Found:
     """The best solution within the gap, the time limit, or until told to stop."""
     session = Session(program, watch)
-    if not session.relax():
+    if not session.relax(barrier=program.shape[0] > _BARRIER_ROWS):
         return Found(None, INF, -INF, session.status, session.x, session.row_dual, session.reduced_cost, None)
     relaxed, duals, reduced, bound = session.x, session.row_dual, session.reduced_cost, session.objective
     watch.tell("linear relaxation", bound=bound)

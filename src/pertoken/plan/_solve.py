@@ -195,10 +195,10 @@ class Session:
     def _run(self, limit_s: float | None = None) -> None:
         highs, watch = self.highs, self.watch
         left = watch.left_s() if limit_s is None else min(limit_s, watch.left_s())
-        highs.setOptionValue("time_limit", float(highs.getRunTime() + max(left, 0.01)))
+        highs.setOptionValue("time_limit", float(max(left, 0.01)))
 
         def ask(event: Any) -> None:
-            if watch.stop.is_set():
+            if watch.over:
                 event.interrupt()
 
         interrupts = (highs.cbMipInterrupt, highs.cbSimplexInterrupt, highs.cbIpmInterrupt)
