@@ -142,7 +142,7 @@ def test_input_lengths_a_task_does_not_publish_are_assumed_and_said(tmp_path: Pa
     header = "gpu,n_gpus,model,precision,engine,output_len,concurrency,tokens_per_s,task"
     path = write(tmp_path / "p.csv", "H100,1,Qwen3-14B,bf16,vllm,500,64,2000,lm-arena-chat", header=header)
     found = validate(path)
-    assert dict(found.assumed) == {"150 input tokens of task lm-arena-chat": 1}
+    assert dict(found.assumed) == {"200 input tokens of task lm-arena-chat": 1}
     assert "assumed in 1 rows" in str(found)
 
 
