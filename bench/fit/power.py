@@ -63,6 +63,7 @@ class Row:
     precision: str
     gpus: int
     media: str
+    task: str
     point: Point
     shares: tuple[float, float]
     """Compute and memory in use at the measured throughput."""
@@ -101,7 +102,7 @@ def _row(r: MeasuredRow) -> Row:
     actual = r.measured["tokens_per_s"]
     at_measured = min(compute * actual / predicted, 1.0), min(memory * actual / predicted, 1.0)
     watts, joules = r.measured["power_w"], r.measured["joules_per_output_token"]
-    return Row(card, found, r.model, precision_name(r.precision), int(r.gpus), r.media, point, at_measured,
+    return Row(card, found, r.model, precision_name(r.precision), int(r.gpus), r.media, r.task, point, at_measured,
                (compute, memory), watts, actual, predicted, joules, r.line)  # fmt: skip
 
 

@@ -104,6 +104,7 @@ class MeasuredRow:
     checkpointing: str
     measured: Mapping[str, float]
     media: str = ""
+    task: str = ""
     prefill_tp: int = 0
     """Tensor parallel degree of a prefill worker where a table gives workers; 0: not given."""
     assumed: tuple[str, ...] = ()
@@ -233,6 +234,7 @@ def _row(cells: _Cells) -> MeasuredRow:
         degrees={name: cells.whole(name) for name in ("tp", "pp", "cp", "ep")},
         checkpointing=_checkpointing(cells.text.get("activation_ckpt", "")),
         measured=_measured(cells, placed.gpus),
+        task=cells.text.get("task", "").lower(),
         media=TASK_MEDIA.get(cells.text.get("task", "").lower(), ""),
         prefill_tp=cells.whole("prefill_tp")
         if placed.prefill_gpus and "decode_workers" in cells.number
