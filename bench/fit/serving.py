@@ -52,8 +52,8 @@ Levels = dict[str, tuple[tuple[str, ...], float]]
 STAGES: tuple[Levels, ...] = (
     {"all": (NAMES, 0.2), "precision": (MOE, 0.2), "engine|precision": (MOE, 0.3)},
     {"vendor": (BROAD, 0.1), "engine": (BROAD, 0.1)},
-    {"configuration": (PARTICULAR, 0.4)},
-    {"release": (PARTICULAR, 0.4)},
+    {"configuration": (PARTICULAR, 0.6)},
+    {"release": (PARTICULAR, 0.6)},
 )
 """Stages of effects, each fitted with those before it held fixed: what is general first, so that what is
 particular cannot pull it away. Per level: what its effects may move, and their prior standard deviation in

@@ -12,7 +12,7 @@ import pytest
 
 from pertoken.catalog.gpus import gpus
 from pertoken.catalog.models import model
-from pertoken.perf._coefficients import DIRECTIONS, NAMES, fitted, level_keys
+from pertoken.perf._coefficients import DIRECTIONS, NAMES, fitted, level_keys, signature
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / ".." / "shared" / "data" / "performance"
@@ -99,3 +99,17 @@ def test_summary_counts_percent(serving: Any) -> None:
     off = serving.Scored(row, 1.1 * row.tokens_per_s, row.ttft_s, 0.9 * row.tpot_s)
     assert serving.summary([off])["tokens_per_s MAPE"] == pytest.approx(10.0)
     assert serving.summary([off])["tpot_s bias"] == pytest.approx(-10.0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "meta-llama/Llama-3.1-8B",
+        "meta-llama/Llama-3.3-70B-Instruct",
+        "openai/gpt-oss-120b",
+        "deepseek-ai/DeepSeek-R1",
+    ],
+)
+def test_measured_models_are_still_recognised_by_their_sizes(name: str) -> None:
+    """A catalogue edit that moves a model's sizes would silently orphan what was fitted for it."""
+    assert signature(model(name)) in fitted()["seen"]["model"]
