@@ -39,6 +39,16 @@ QUANTITIES = {
     "training_tokens_per_s": "trained tokens per second per GPU",
     "mfu_fraction": "model FLOPs utilisation",
 }
+SHORT = {
+    "tokens_per_s": "tokens/s",
+    "ttft_s": "TTFT",
+    "tpot_s": "TPOT",
+    "power_w": "power",
+    "joules_per_output_token": "J/output token",
+    "training_tokens_per_s": "trained tok/s",
+    "mfu_fraction": "MFU",
+}
+"""The same where columns are narrow."""
 
 
 class Scored(NamedTuple):
@@ -452,7 +462,7 @@ def _score_table(scores: Sequence[Score], *, whole: bool) -> RenderableType:
     names = ["quantity"] if whole else ["quantity", "GPU", "engine", "format"]
     table = table_of(*names, *right("rows", "mean", "median", "p90", "bias", "cover"))
     for s in scores:
-        label = QUANTITIES[s.quantity] if whole else s.quantity
+        label = QUANTITIES[s.quantity] if whole else SHORT[s.quantity]
         own = [label] if whole else [label, s.gpu, s.engine, s.precision]
         figures = (_percent(s.mean), _percent(s.median), _percent(s.p90), _percent(s.bias, signed=True))
         table.add_row(*own, str(s.rows), *figures, f"{100 * s.coverage:.0f} %")
@@ -466,7 +476,7 @@ def _worst_table(worst: Sequence[Scored]) -> RenderableType:
     for s in worst:
         where = f"{s.gpu} {s.engine} {s.precision} {s.model.split('/')[-1]}"
         figures = (f"{s.measured:.4g}", f"{s.predicted:.4g}", f"{100 * s.error:+.0f} %")
-        table.add_row(str(s.line), s.quantity, where, s.setting, *figures)
+        table.add_row(str(s.line), SHORT[s.quantity], where, s.setting, *figures)
     return table
 
 
