@@ -27,7 +27,7 @@ NUMBER_COLUMNS = (
     "power_w", "joules_per_output_token", "mfu_pct", "tp", "pp", "cp", "ep", "dp", "attention_dp",
     "moe_tp", "moe_ep", "prefill_gpus", "decode_gpus", "prefill_workers", "prefill_tp", "decode_workers",
     "decode_tp", "avg_running_batch", "batch_size", "global_batch_size", "micro_batch",
-    "accepted_per_step", "median_itl_ms", "ttft_s", "median_ttft_s", "tpot_s", "median_tpot_s",
+    "accepted_per_step", "ttft_s", "median_ttft_s", "tpot_s", "median_tpot_s",
 )  # fmt: skip
 COLUMNS = (*TEXT_COLUMNS, "concurrency", *NUMBER_COLUMNS)
 BLANK = frozenset({"", "nan", "na", "n/a", "none", "null", "-"})
@@ -302,8 +302,6 @@ def _measured(cells: _Cells, gpus: float) -> dict[str, float]:
     }
     if math.isnan(found["tokens_per_s"]):
         found["tokens_per_s"] = cells["tokens_per_s_per_gpu"]
-    if math.isnan(found["tpot_s"]):
-        found["tpot_s"] = cells["median_itl_ms"] / 1000
     return {name: value for name, value in found.items() if value > 0}
 
 
