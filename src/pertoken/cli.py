@@ -202,12 +202,13 @@ def serve(
         bool, typer.Option("--require-tokens", help="Ask for tokens on loopback too.")
     ] = False,
     allow_host: Annotated[list[str], typer.Option(help="Further name it is called by without tokens.")] = [],  # noqa: B006
+    keep_days: Annotated[int, typer.Option(min=2, max=3660, help="Days whose records are kept.")] = 400,
 ) -> None:
     """Meter and ledger of what happens: scrape, take what is sent, close every hour, answer."""
     from pertoken.web.serve import Bind
     from pertoken.web.serve import serve as run
 
-    run(fleet, data, Bind(host, port, tls_cert, tls_key, require_tokens, tuple(allow_host)))
+    run(fleet, data, Bind(host, port, tls_cert, tls_key, require_tokens, keep_days, tuple(allow_host)))
 
 
 @app.command()

@@ -273,3 +273,30 @@ def test_terms_are_asked_with_a_zone(tmp_path: Path) -> None:
     fleet: RunningFleet = load_fleet(path)
     with pytest.raises(InputError, match="no time zone"):
         fleet.at(datetime(2026, 1, 1))  # noqa: DTZ001
+
+
+def test_past_days_are_exported_and_old_ones_cannot_be_closed_again(books_of: Make, tmp_path: Path) -> None:
+    books = books_of(PLAIN)
+    hours = [START, START + 24 * HOUR]
+    for hour in hours:
+        told(books, hour, "output_tokens", 100, "engine/e")
+    books.close(hours)
+    before = books.ledger.cost("hour", "pool", "component").to_pylist()
+    books.tidy(START + 24 * HOUR, keep_days=30)
+    days = tmp_path / "data" / "journal" / "days"
+    assert [p.name for p in days.iterdir()] == ["2026-11-24.parquet"]
+    told(books, START, "output_tokens", 7, "engine/late")
+    books.close([START])
+    tokens = books.ledger.usage("hour", where={"meter": "output_tokens"}, end=START + HOUR).to_pylist()
+    assert tokens == [{"hour": START, "quantity": 107}]
+    books.tidy(START + 25 * HOUR, keep_days=1)
+    assert books.kept_from is None
+    books.tidy(START + 48 * HOUR, keep_days=1)
+    assert [p.name for p in days.iterdir()] == ["2026-11-25.parquet"]
+    assert str(books.kept_from) == "2026-11-25"
+    with pytest.raises(InputError, match="records before 2026-11-25 are no longer kept"):
+        books.close([START])
+    assert books.ledger.cost("hour", "pool", "component").to_pylist() == before
+    books.close([START + 24 * HOUR])
+    books.shut()
+    assert str(books_of(PLAIN).kept_from) == "2026-11-25"

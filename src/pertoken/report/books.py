@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -36,6 +36,8 @@ SCRAPED, WRITTEN, NVML = "scrape/", "written/", "nvml/"
 """Prefixes of the counter states that the journal's marks hold, by how the counters reach us."""
 _UNTIL = "close/until"
 """Mark of the journal: the first hour that was never closed."""
+_KEPT = "close/kept-from"
+"""Mark of the journal: the first day whose records were not deleted."""
 _CHUNK_HOURS = 24 * 7
 LEDGER_FILE, _JOURNAL = "ledger.duckdb", "journal"
 
@@ -89,6 +91,11 @@ class Books:
         Raises InputError where the catalogue lacks a price that the fleet asks for.
         """
         wanted = sorted({_hour(hour) for hour in hours})
+        kept = self.kept_from
+        if wanted and kept is not None and wanted[0].date() < kept:
+            raise InputError(
+                f"{wanted[0]:%Y-%m-%d %H:%M} UTC cannot be closed again: records before {kept} are no longer kept"
+            )
         done: list[datetime] = []
         unpriced: dict[datetime, str] = {}
         findings: list[Finding] = []
@@ -110,6 +117,26 @@ class Books:
         if self.closed_until is None or self.closed_until < current:
             self.journal.append(meter.RECORDS.empty_table(), marks={_UNTIL: current.isoformat().encode()})
         return closed
+
+    @property
+    def kept_from(self) -> date | None:
+        """The first day (UTC) whose records are kept; None where none were ever let go."""
+        mark = self.journal.marks.get(_KEPT)
+        return date.fromisoformat(mark.decode()) if mark else None
+
+    def tidy(self, now: datetime, keep_days: int) -> int:
+        """Export the journal's past days to Parquet, drop their segments, and let go of days older than `keep_days`.
+
+        What the ledger holds of them stays, and can no longer be closed again. Returns the bytes freed.
+        """
+        today = now.astimezone(UTC).date()
+        oldest = today - timedelta(days=keep_days)
+        with self._lock:
+            freed = self.journal.compact(today)
+            if self.journal.forget(oldest) or (self.kept_from and self.kept_from < oldest):
+                mark = {_KEPT: oldest.isoformat().encode()}
+                self.journal.append(meter.RECORDS.empty_table(), marks=mark)
+        return freed
 
     def findings(self, hours: Sequence[datetime]) -> list[Finding]:
         """What attribution has to say of hours, computed anew from the journal."""
@@ -144,7 +171,7 @@ class Books:
             for pool, hour, name in zip(
                 rates["pool"].to_pylist(), rates["hour"].to_pylist(), rates["meter"].to_pylist(), strict=True
             )
-            if base_meter(name) == "site_hours"
+            if base_meter(str(name)) == "site_hours"
         }
         tables: list[pa.Table] = []
         findings: list[Finding] = []

@@ -41,6 +41,8 @@ class Bind:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     require_tokens: bool = False
+    keep_days: int = 400
+    """Days whose records are kept, and how late an event may come."""
     hosts: tuple[str, ...] = ()
     """Further names it may be called by where no tokens are required."""
 
@@ -80,7 +82,7 @@ def serve(fleet_file: Path, folder: Path, bind: Bind | None = None) -> None:
     books = open_books(fleet, folder, predicted_work)
     own = secrets.token_urlsafe(32)
     app = create_app(
-        Service(books, fleet_file.resolve().parent),
+        Service(books, fleet_file.resolve().parent, keep_days=where.keep_days),
         tokens,
         require_tokens=required,
         hosts=frozenset({"localhost", "127.0.0.1", "::1", where.host, *where.hosts}),

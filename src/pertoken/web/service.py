@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -58,13 +58,13 @@ class Service:
         folder: Path,
         *,
         grace_s: float = 60.0,
-        accept_days: float = 400.0,
+        keep_days: int = 400,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.books = books
         self.health = Health(clock())
         self._clock = clock
-        self._grace_s, self._accept = grace_s, timedelta(days=accept_days)
+        self._grace_s, self._keep_days = grace_s, keep_days
         self.scraper = Scraper(books.fleet.sources, folder, books.journal, clock)
         self._written = {w.instance: _target(w) for w in books.fleet.sources.written}
         marks = books.journal.marks
@@ -150,7 +150,7 @@ class Service:
     def _append(self, rows: pa.Table, marks: dict[str, bytes] | None = None) -> Appended:
         now = self.now()
         try:
-            checked = refuse_times(rows, now - self._accept, now + _AHEAD)
+            checked = refuse_times(rows, now - timedelta(days=self._keep_days), now + _AHEAD)
         except InputError:
             self._refused("a time out of range")
             raise
@@ -187,9 +187,17 @@ class Service:
         self.health.closing = ""
         return closed
 
+    def _tidy(self) -> None:
+        try:
+            self.books.tidy(self.now(), self._keep_days)
+        except (PerTokenError, OSError) as error:
+            self.health.closing = f"the journal's past days cannot be exported: {error}"
+            log.warning("tidying failed: %r", str(error))
+
     def _closing(self) -> None:
         last_wall_s, last_s = self._clock(), time.monotonic()
         next_s = 0.0
+        tidied: date | None = None
         while not self._stop.is_set():
             wall_s, now_s = self._clock(), time.monotonic()
             jump = (wall_s - last_wall_s) - (now_s - last_s)
@@ -201,6 +209,9 @@ class Service:
                 next_s = now_s + self._grace_s
                 if self.books.due(self.now() - timedelta(seconds=self._grace_s)):
                     self.close_due()
+                if self.now().date() != tidied:
+                    tidied = self.now().date()
+                    self._tidy()
             self._stop.wait(_LOOK_S)
 
     def process(self) -> Process:
