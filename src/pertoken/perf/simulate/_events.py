@@ -85,6 +85,7 @@ def _enqueue(w: Any, rep: Any, i: int, t: float) -> None:
         n.next = w.free
         w.free = i
         w.clients += 1
+        w.gone += 1
         w.now = t
         return
     first = True

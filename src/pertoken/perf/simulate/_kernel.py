@@ -424,6 +424,7 @@ def _finish(w: Any, rep: Any, i: int, t: float) -> None:
         put_f64(w.finish_p, n.seq, t)
     rep.outstanding -= 1
     w.clients += 1
+    w.gone += 1
     w.now = t
     n.seq = -1
     n.next = w.free

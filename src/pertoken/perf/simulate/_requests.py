@@ -18,6 +18,8 @@ Hashes = npt.NDArray[np.int64]
 
 CHUNK = 1 << 16
 """Requests per chunk: a few megabytes, whatever the length of the trace."""
+_CHUNK_HASHES = 1 << 19
+"""Block hashes per chunk of generated traffic, on average: what fits a processor's cache."""
 MOST_TOKENS = 1 << 24
 """A longer prompt or output is taken for a mistake in the trace."""
 _NO_HASHES: Hashes = np.zeros(0, np.int64)
@@ -153,20 +155,21 @@ class Traffic:
             )
 
     def chunks(self) -> Iterator[Requests]:
-        """The requests, CHUNK at a time; the same for the same seed."""
+        """The requests, a chunk at a time; the same for the same seed."""
+        size = self._chunk_size()
         gaps, lengths, marks = (np.random.default_rng([self.seed, k]) for k in range(3))
         clock = _Clock.of(self)
         done_units, fresh_hash = 0.0, self.prefixes * (self.prefix_tokens // max(self.block_tokens, 1)) + 1
         while True:
-            units = done_units + np.cumsum(gaps.gamma(1.0 / self.burstiness, self.burstiness, CHUNK))
+            units = done_units + np.cumsum(gaps.gamma(1.0 / self.burstiness, self.burstiness, size))
             done_units = float(units[-1])
             arrival_s = clock.seconds(units)
             inside = int(np.searchsorted(arrival_s, self.duration_s))
             input_tokens = _lengths(
-                lengths, self.input_mean_tokens, self.input_log_sigma, self.input_most_tokens
+                lengths, size, self.input_mean_tokens, self.input_log_sigma, self.input_most_tokens
             )
             output_tokens = _lengths(
-                lengths, self.output_mean_tokens, self.output_log_sigma, self.output_most_tokens
+                lengths, size, self.output_mean_tokens, self.output_log_sigma, self.output_most_tokens
             )
             cached = priority = at = blocks = None
             hashes = _NO_HASHES
@@ -174,10 +177,10 @@ class Traffic:
                 cached = (input_tokens * self.cached_fraction).astype(np.int32)
             if self.classes > 1:
                 edges = np.cumsum(self.class_fractions) / sum(self.class_fractions)
-                priority = np.searchsorted(edges[:-1], marks.random(CHUNK), side="right").astype(np.int32)
+                priority = np.searchsorted(edges[:-1], marks.random(size), side="right").astype(np.int32)
             if self.prefixes:
                 input_tokens, at, blocks, hashes, fresh_hash = self._hashed(marks, input_tokens, fresh_hash)
-            last = inside < CHUNK
+            last = inside < size
             read = 1.0 if last else float(arrival_s[-1]) / self.duration_s
             if inside:
                 yield Requests(
@@ -193,6 +196,12 @@ class Traffic:
                 )
             if last:
                 return
+
+    def _chunk_size(self) -> int:
+        if not self.prefixes:
+            return CHUNK
+        blocks = (self.input_mean_tokens + self.prefix_tokens) / self.block_tokens
+        return min(CHUNK, max(256, int(_CHUNK_HASHES / max(blocks, 1.0))))
 
     def _hashed(
         self, marks: np.random.Generator, own_tokens: Ints, fresh: int
@@ -237,9 +246,9 @@ class _Clock:
         return np.asarray(hours * SECONDS_PER_HOUR, np.float64)
 
 
-def _lengths(rng: np.random.Generator, mean: float, sigma: float, most: int) -> Ints:
+def _lengths(rng: np.random.Generator, count: int, mean: float, sigma: float, most: int) -> Ints:
     """Whole log-normal lengths [token] of the mean before the cut, from 1 to `most`."""
-    values = rng.standard_normal(CHUNK, dtype=np.float32)
+    values = rng.standard_normal(count, dtype=np.float32)
     values *= np.float32(sigma)
     values += np.float32(np.log(mean) - 0.5 * sigma * sigma)
     return np.clip(np.rint(np.exp(values)), 1, most).astype(np.int32)

@@ -92,7 +92,8 @@ hash bucket; uses: requests that need it now."""
 
 WORLD = np.dtype(
     [
-        ("free", "i8"), ("seq", "i8"), ("turn", "i8"), ("handoffs", "i8"), ("clients", "i8"), ("now", "f8"),
+        ("gone", "i8"), ("free", "i8"), ("seq", "i8"), ("turn", "i8"), ("handoffs", "i8"), ("clients", "i8"),
+        ("now", "f8"),
         ("closed", "i8"), ("disaggregated", "i8"), ("router", "i8"), ("priorities", "i8"), ("block", "i8"),
         ("max_queue", "i8"), ("bin_s", "f8"), ("ttft_s", "f8"), ("tpot_s", "f8"), ("e2e_s", "f8"),
         ("transfer_s", "f8"), ("transfer_token_s", "f8"), ("record", "i8"), ("bucket_mask", "i8"),
@@ -103,7 +104,8 @@ WORLD = np.dtype(
     ],
     align=True,
 )  # fmt: skip
-"""What all replicas share; the last line is the chunk being read (0: column absent)."""
+"""What all replicas share; seq, gone: requests taken in, finished or turned away; the last line is the chunk being
+read (0: column absent)."""
 
 replica_at, node_at, group_at = record_at(REPLICA), record_at(NODE), record_at(GROUP)
 block_at = record_at(BLOCK)
@@ -194,7 +196,7 @@ class State:
 
     def make_room(self, requests: int, until_s: float) -> None:
         """Free nodes for `requests` more and time bins up to `until_s` [s]."""
-        needed = requests + int((self.node["seq"] >= 0).sum()) if requests else 0
+        needed = requests + int(self.world["seq"][0] - self.world["gone"][0])
         if needed > len(self.node):
             old, size = len(self.node), max(needed, len(self.node) * 3 // 2)
             node = np.zeros(size, NODE)
