@@ -30,6 +30,7 @@ from pertoken.perf.simulate import (
     Traffic,
     find_replicas,
     per_accepted_token,
+    read_trace,
     serving_slo,
     serving_source,
     simulate,
@@ -37,6 +38,8 @@ from pertoken.perf.simulate import (
 from pertoken.scenario import Serving, load, requests_per_hour
 
 DATA = Path(__file__).parents[3] / ".." / "shared" / "data"
+
+EXAMPLE = Path(__file__).parents[3] / "examples" / "traces" / "shared_prompts.jsonl"
 
 
 def times(max_batch: int = 64, capacity: int = 400_000, **changes: Any) -> StepTimes:
@@ -520,6 +523,34 @@ def test_closed_loop_is_no_worse_than_predict_on_measured_points() -> None:
     median = {k: math.exp(float(np.median(v))) - 1 for k, v in errors.items()}
     assert median["simulated"] <= median["predicted"] + 0.003, median
     assert median["tpot simulated"] <= median["tpot predicted"] + 0.003, median
+
+
+@pytest.mark.parametrize(
+    "path", [EXAMPLE, DATA / "traces" / "mooncake_conversation_first2000.jsonl"], ids=["example", "mooncake"]
+)
+def test_a_cache_that_never_fills_hits_every_prefix_seen(path: Path) -> None:
+    if not path.exists():
+        pytest.skip("../shared/data is absent")
+    trace = read_trace(path)
+    seen: set[int] = set()
+    cached = 0
+    for chunk in trace.chunks():
+        assert chunk.at is not None
+        assert chunk.blocks is not None
+        for a, b, tokens in zip(chunk.at, chunk.blocks, chunk.input_tokens, strict=True):
+            row = chunk.hashes[a : a + b].tolist()
+            hits = next((k for k, h in enumerate(row) if h not in seen), len(row))
+            cached += min(hits, (int(tokens) - 1) // 512) * 512
+            seen.update(row)
+    group = ReplicaGroup("p", times(256, capacity=100_000_000))
+    found = simulate(trace, [group])
+    assert found.count("cached_input_tokens") == cached > 0
+    assert simulate(trace, [group], engine=Engine(prefix_cache=False)).count("cached_input_tokens") == 0
+    few = [ReplicaGroup("p", times(capacity=200_000), 4)]
+    affine, turns = (
+        simulate(trace, few, router=r).cache_hit_fraction for r in ("prefix-affine", "round-robin")
+    )
+    assert turns < affine <= found.cache_hit_fraction
 
 
 def test_the_example_in_the_document_runs() -> None:
