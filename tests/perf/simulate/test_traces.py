@@ -139,6 +139,7 @@ def test_packed_and_blank_lines(tmp_path: Path) -> None:
         (MOONCAKE + '{"timestamp": 4e3, "input_length": 0, "output_length": 4}\n', r"line 3: 0 input tokens"),
         (MOONCAKE + '{"timestamp": 4e3, "input_length": 9, "output_length": 4, "hash_ids": [-1]}\n', r"3: hash_ids"),
         (MOONCAKE + '{"timestamp": 4e3, "input_length": 9, "output_length": 4, "hash_ids": 3}\n', r"line 3: hash_ids"),
+        (PLAIN + "2.0,5\r,5,0,0\n", r"trace.csv"),
         (b"\x00\x01\x02\xff" * 40, r"line 1: not a text file"),
         (b"\xff\xfe\x80\x81garbage", r"line 1: not a text file"),
         (PLAIN.encode() + b"\xff\xfe\x80\n", r"line 4: not a text file"),
