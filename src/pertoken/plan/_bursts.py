@@ -54,6 +54,9 @@ def times_of(
         prompt_tokens=prompt,
         accepted_per_step=workload.accepted_per_step,
     )
+    from pertoken.perf.simulate import per_accepted_token
+
+    times = per_accepted_token(times, workload.accepted_per_step, workload.draft_fraction)
     slower = throughput_of(operation, "expected") / (throughput_of(operation, case) * factor)
     return replace(
         times,
