@@ -380,9 +380,9 @@ RESIDUALS = """## What the residuals show
 
 - **Power and joules.** The power model itself is close to its target where the throughput is given ("throughput given"
   above); most of the error of power and joules is the throughput of single-GPU B200 runs of gpqa, image-chat and
-  video-chat: there vLLM 0.11.1 took about 33 ms per step at every batch from 8 to 256, up to four times what the same
-  models took on the same GPU in the chat task, at a third of the power. That is a slow host, not the GPU; nothing a row
-  tells predicts it, and no row was dropped for it. Medians are what such outliers leave alone.
+  video-chat: there vLLM 0.11.1 took about 33 ms per step at batches from 16 to 256, where the first batch of the same
+  series, 8, and the chat task took 5 to 9 ms; power fell to a third. That is a slow host, not the GPU; nothing a row
+  tells predicts it, and no row was dropped for it (last table).
 - **FP8 mixtures of experts** draw far more than their use of bandwidth explains on Qwen3-235B (nine tenths of the limit
   at a fifth of the bandwidth) and less on Llama-4 Maverick, which visits one expert per token and layer instead of
   eight; the number of expert visits per token explains about half of it.

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from pertoken.errors import InputError
 from pertoken.perf.point import Layout
+from pertoken.units import BYTES_PER_GB
 
 TEXT_COLUMNS = (
     "gpu", "model", "precision", "engine", "source", "kind", "mode", "task", "parallelism", "activation_ckpt",
@@ -146,7 +147,9 @@ def _lines(path: Path) -> Iterator[_Cells]:
     line = 1
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path}: {path.stat().st_size / 1e6:.0f} MB is no table of measured points")
+            raise InputError(
+                f"{path}: {path.stat().st_size / BYTES_PER_GB:.1f} GB is no table of measured points"
+            )
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = [name.strip().lower() for name in next(reader, [])]

@@ -30,6 +30,7 @@ from pertoken.catalog.gpus import Gpu
 from pertoken.catalog.models import Model
 from pertoken.errors import InputError
 from pertoken.perf.point import FloatLike, Floats
+from pertoken.units import GIGA
 
 LIMIT = 1.03
 """Asymptote of the logistic over TDP: boards reach their limit at less than full use."""
@@ -133,8 +134,7 @@ def _line(gpu: Gpu, precision: str, model: Model | None, gpus: int, media: str) 
 def effect_keys(gpu: Gpu, precision: str, model: Model, gpus: int) -> dict[str, str]:
     """Keys of the offsets a configuration carries: its decoder's sizes, and those with GPU, precision and
     GPUs."""
-    giga = 1e9
-    decoder = f"A{model.gemm_parameters / giga:.1f}B+{model.routed_parameters / giga:.0f}B"
+    decoder = f"A{model.gemm_parameters / GIGA:.1f}B+{model.routed_parameters / GIGA:.0f}B"
     return {"decoder": decoder, "configuration": f"{gpu.name}|{precision}|{gpus}|{decoder}"}
 
 
