@@ -113,7 +113,8 @@ gradients and optimiser; 1 × L4 holds 18.2 GB of it: at least 7 GPUs are needed
     layout = training_layout(model, gpu, point)
     work = training_work(model, gpu, point, layout)
     fit = _fit()
-    step_s = step_seconds(work, efficiencies(fit, gpu, precision, point.kind))
+    found = efficiencies(fit, gpu, precision, point.kind)
+    step_s = step_seconds(work, found)
     tokens_per_s = layout.global_batch * point.sequence_tokens / step_s
     peak = gpu.flops[counted_precision(precision)]
     mfu = tokens_per_s * model_flops(model, point) / (point.gpus * peak)
@@ -121,7 +122,7 @@ gradients and optimiser; 1 × L4 holds 18.2 GB of it: at least 7 GPUs are needed
     return TrainingPrediction(
         tokens_per_s=_interval(tokens_per_s, spread),
         mfu=_interval(mfu, spread),
-        gpu_power_w=_power(gpu, work, step_s, precision),
+        gpu_power_w=_power(gpu, model, point, work, found, step_s),
         basis=basis,
         source=_source(fit, point, layout),
     )
@@ -236,14 +237,17 @@ def _interval(value: FloatLike, spread: float) -> Interval:
     return Interval(array, array * math.exp(-spread), array * math.exp(spread))
 
 
-def _power(gpu: Gpu, work: TrainingWork, step_s: FloatLike, precision: str) -> Interval:
+def _power(
+    gpu: Gpu, model: Model, point: TrainingPoint, work: TrainingWork, e: Efficiencies, step_s: FloatLike
+) -> Interval:
+    """Power from the shares of compute, bandwidth and links in use; fitted on serving, where the shares are lower."""
     compute = (work.gemm_s + work.expert_gemm_s) * (1 + np.asarray(work.recompute_share)) + work.attention_s
     sent = work.parallel_s + work.dispatch_s + work.reduce_s
-    shares = [
-        np.clip(np.asarray(s) / step_s, 0.0, 1.0) for s in (compute, 10 * np.asarray(work.memory_s), sent)
-    ]
-    power_w = gpu_power_w(gpu, shares[0], shares[1], shares[2], counted_precision(precision))
-    spread = power_log_spread(gpu)
+    shares = (compute, e.memory * np.asarray(work.memory_s), sent)
+    c, m, links = (np.clip(np.asarray(s) / step_s, 0.0, 1.0) for s in shares)
+    precision = counted_precision(training_precision(point.precision))
+    power_w = gpu_power_w(gpu, c, m, links, precision, model=model, gpus=point.gpus)
+    spread = power_log_spread(gpu, precision)
     low, high = (np.clip(power_w * math.exp(s), gpu.idle_w, gpu.tdp_w) for s in (-spread, spread))
     return Interval(power_w, low, high)
 
