@@ -34,7 +34,7 @@ from pertoken.perf._coefficients import (
     signature,
 )
 from pertoken.perf._steps import Requests, closed_loop, split_loop
-from pertoken.perf._work import formats, work
+from pertoken.perf._work import formats, held_fraction, work
 from pertoken.perf._work import stack as stack_work
 from pertoken.perf.point import Floats
 
@@ -61,7 +61,7 @@ log space. Chosen by cross-validation over models and GPUs left out; architectur
 own did not help there."""
 GENERAL = 2
 """Stages that reach beyond a configuration."""
-SCALE = {"prefill": 0.5, "attention": 0.7, "request_ms": 1.5, "first_ms": 1.5, "eager": 1.5, "queue": 1.5}
+SCALE = {"prefill": 0.5, "attention": 0.25, "request_ms": 1.5, "first_ms": 1.5, "eager": 1.5, "queue": 1.5}
 """Prior deviations relative to their level's: narrow where physics leaves little room, wide where it says
 little."""
 NOISE = {"tokens_per_s": 0.06, "tpot_s": 0.06, "ttft_s": 0.6}
@@ -106,7 +106,8 @@ def batch(rows: Sequence[Row]) -> Batch:
     def column(name: str) -> Floats:
         return np.array([getattr(r, name) for r in kept], dtype=np.float64)
 
-    requests = Requests(column("input_tokens"), 0.0, column("output_tokens"), 1.0, 1.0, 0.0)
+    held = np.array([held_fraction(r.engine) for r in kept])
+    requests = Requests(column("input_tokens"), 0.0, column("output_tokens"), 1.0, 1.0, 0.0, held)
     prefill = column("prefill_gpus")
     measured = {name: column(name) for name in NOISE}
     members: dict[tuple[str, str], list[int]] = {}

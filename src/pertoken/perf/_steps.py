@@ -29,6 +29,8 @@ class Requests(NamedTuple):
     accepted: FloatLike
     verified: FloatLike
     draft: FloatLike
+    held: FloatLike
+    """Share of the output whose cache memory a running request holds, averaged over its life."""
 
 
 class Loop(NamedTuple):
@@ -147,8 +149,8 @@ def prompt_s(work: Work, c: Coefficients, requests: Requests) -> tuple[FloatLike
 
 
 def max_sequences(work: Work, requests: Requests) -> Floats:
-    """Requests whose caches fit in memory, all ranks together; at mean context over a request's life."""
-    length = np.asarray(requests.computed) + requests.cached + np.asarray(requests.output) / 2
+    """Requests whose caches fit in memory, all ranks together, by the memory they hold."""
+    length = np.asarray(requests.computed) + requests.cached + np.asarray(requests.output) * requests.held
     per_sequence = (
         work.kv_full_bytes * length
         + work.kv_window_bytes * np.minimum(length, work.window)

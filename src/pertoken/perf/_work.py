@@ -28,6 +28,9 @@ WEIGHT_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp4": 0.55, "int8": 1.0, "int4": 0.55}
 formats."""
 
 ENGINE_FAMILIES = ("vllm", "sglang", "trt", "atom")
+RESERVING_ENGINES = frozenset({"trt"})
+"""Engines that reserve cache for a request's whole output when they admit it (TensorRT-LLM's default, "guaranteed no
+evict"); the others fill blocks as tokens come, half of the output on average, and preempt."""
 MEMORY_FRACTION = 0.92
 """Share of a GPU's memory an engine may fill (vLLM and SGLang recipes: 0.9 to 0.95)."""
 WORKSPACE_BYTES = 2e9
@@ -64,6 +67,15 @@ def engine_family(engine: str) -> str:
     if "trt" in name or "tensorrt" in name:
         return "trt"
     return next((family for family in ENGINE_FAMILIES if family in name), "other")
+
+
+def held_fraction(engine: str) -> float:
+    """Share of a request's output whose cache it holds on average while it runs.
+
+    >>> held_fraction("trtllm-1.2.0"), held_fraction("vllm")
+    (1.0, 0.5)
+    """
+    return 1.0 if engine_family(engine) in RESERVING_ENGINES else 0.5
 
 
 class Formats(NamedTuple):

@@ -23,7 +23,7 @@ from pertoken.errors import CannotServeError, InputError
 from pertoken.perf import _steps
 from pertoken.perf._coefficients import Lookup, lookup
 from pertoken.perf._steps import Loop, Requests
-from pertoken.perf._work import Formats, Work, formats, precision_name, work
+from pertoken.perf._work import Formats, Work, formats, held_fraction, precision_name, work
 from pertoken.perf.point import FloatLike, Floats, Interval, Layout, Point, Prediction, StepTimes
 from pertoken.perf.power import gpu_power_w, power_log_spread
 
@@ -118,7 +118,13 @@ def requests_of(point: Point, n_in: FloatLike, cached: FloatLike, out: FloatLike
     fail."""
     verified = 1.0 if point.accepted_per_step <= 1 else point.accepted_per_step + 1
     return Requests(
-        np.asarray(n_in) - cached, cached, out, point.accepted_per_step, verified, point.draft_fraction
+        np.asarray(n_in) - cached,
+        cached,
+        out,
+        point.accepted_per_step,
+        verified,
+        point.draft_fraction,
+        held_fraction(point.engine),
     )
 
 
