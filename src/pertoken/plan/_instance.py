@@ -339,36 +339,44 @@ def _check(instance: Instance) -> None:
         raise InputError("plan instance: held_least exceeds held_most")
 
 
-def window(instance: Instance, first: int, last: int) -> Instance:
-    """The same problem for hours [first, last) alone; jobs and initial state are the caller's to set."""
-    cut = slice(first, last)
-    previous = np.arange(last - first, dtype=np.int64) - 1
-    most = instance.waiting_most()
+def chosen(instance: Instance, hours: Ints, previous: Ints, weight: Floats) -> Instance:
+    """The problem of some hours alone, each standing for `weight` hours; jobs and initial state are the caller's."""
+    i = instance
     return replace(
-        instance,
-        hours=instance.hours[cut],
+        i,
+        hours=i.hours[hours],
         previous=previous,
-        weight=instance.weight[cut],
-        rented_most=instance.rented_most[:, cut],
-        machines_most=instance.machines_most[:, cut],
-        pue=instance.pue[:, cut],
-        requests=instance.requests[:, cut],
-        backlog_most=most[:, cut],
-        job_release=np.clip(instance.job_release - first, 0, last - first),
-        job_deadline=np.clip(instance.job_deadline - first, 0, last - first),
-        site_base_kw=instance.site_base_kw[:, cut],
-        site_cap_kw=instance.site_cap_kw[:, cut],
-        carbon_g_per_kwh=instance.carbon_g_per_kwh[:, cut],
-        rates=tuple(replace(r, usd_per_unit=r.usd_per_unit[cut]) for r in instance.rates),
-        fixed=tuple(replace(f, quantity=f.quantity[cut]) for f in instance.fixed),
-        tier_shares={site: shares[:, cut] for site, shares in instance.tier_shares.items()},
+        weight=weight,
+        rented_most=i.rented_most[:, hours],
+        machines_most=i.machines_most[:, hours],
+        pue=i.pue[:, hours],
+        requests=i.requests[:, hours],
+        backlog_most=None if i.backlog_most is None else i.backlog_most[:, hours],
+        site_base_kw=i.site_base_kw[:, hours],
+        site_cap_kw=i.site_cap_kw[:, hours],
+        carbon_g_per_kwh=i.carbon_g_per_kwh[:, hours],
+        rates=tuple(replace(r, usd_per_unit=r.usd_per_unit[hours]) for r in i.rates),
+        fixed=tuple(replace(f, quantity=f.quantity[hours]) for f in i.fixed),
+        tier_shares={site: shares[:, hours] for site, shares in i.tier_shares.items()},
         peaks=tuple(
-            replace(k, hours=k.hours[cut], at=0, usd_per_kw=instance.peak_prices(k))
-            for k in instance.peaks
-            if k.hours[cut].any()
+            replace(k, hours=k.hours[hours], at=0, usd_per_kw=i.peak_prices(k))
+            for k in i.peaks
+            if k.hours[hours].any()
         ),
         limits=tuple(
-            replace(m, most_per_hour=None if m.most_per_hour is None else m.most_per_hour[cut])
-            for m in instance.limits
+            replace(m, most_per_hour=None if m.most_per_hour is None else m.most_per_hour[hours])
+            for m in i.limits
         ),
+    )
+
+
+def window(instance: Instance, first: int, last: int) -> Instance:
+    """The problem of hours [first, last) alone, deadlines of waiting work kept; initial state is the caller's."""
+    i = replace(instance, backlog_most=instance.waiting_most())
+    length = last - first
+    part = chosen(i, np.arange(first, last), np.arange(length, dtype=np.int64) - 1, i.weight[first:last])
+    return replace(
+        part,
+        job_release=np.clip(i.job_release - first, 0, length),
+        job_deadline=np.clip(i.job_deadline - first, 0, length),
     )

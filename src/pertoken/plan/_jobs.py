@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pertoken.plan._instance import Bools, Floats, Instance
+from pertoken.plan._instance import Bools, Floats, Instance, Ints
 from pertoken.plan._program import Program, coefficients
 from pertoken.plan._solve import Session, fix
 
@@ -45,7 +45,21 @@ def place_jobs(instance: Instance, program: Program, session: Session) -> bool:
                 break
     for k, runs in plans.items():
         fix(session, units[k], runs)
+    return session.relax() or _by_integers(program, session, units[list(plans)])
+
+
+def _by_integers(program: Program, session: Session, columns: Ints) -> bool:
+    """The hours of all jobs by an integer program in which only they are whole: where prices see no full machine."""
+    mine = columns[columns >= 0]
+    session.bounds(mine, program.lower[mine], program.upper[mine])
+    if not session.integer(_GAP, None, max(_SHARE * session.watch.left_s(), 1.0), only=mine):
+        return False
+    fix(session, mine, np.round(session.x[mine]))
     return session.relax()
+
+
+_GAP, _SHARE = 0.005, 0.3
+"""Gap of that program, and the share of the time left that it may take."""
 
 
 def _job_units(i: Instance) -> list[int]:

@@ -39,8 +39,11 @@ class Found:
     first_feasible_s: float | None
 
 
-def search(instance: Instance, program: Program, gap_fraction: float, watch: Watch) -> Found:
-    """The best solution within the gap, the time limit, or until told to stop."""
+def search(
+    instance: Instance, program: Program, gap_fraction: float, watch: Watch, *, quick: bool = False
+) -> Found:
+    """The best solution within the gap, the time limit, or until told to stop; quick: what rounding finds is enough."""
+    watch.best = watch.bound = None
     session = Session(program, watch)
     if not session.relax(barrier=program.shape[0] > _BARRIER_ROWS):
         return Found(None, INF, -INF, session.status, session.x, session.row_dual, session.reduced_cost, None)
@@ -51,7 +54,7 @@ def search(instance: Instance, program: Program, gap_fraction: float, watch: Wat
     bound = watch.bound if watch.bound is not None else bound
     reached = gap(best[1], bound) if best else None
     status = "optimal" if reached is not None and reached <= gap_fraction else session.status
-    if not watch.over and (reached is None or reached > gap_fraction):
+    if not watch.over and (reached is None or (reached > gap_fraction and not quick)):
         session.free()
         start = best[0] if best else None
         limit = watch.left_s()
@@ -166,6 +169,7 @@ def _settle_once(session: Session, program: Program, gap_fraction: float) -> boo
     session.bounds(once, lower, upper)
     limit = max(_ONCE_SHARE * session.watch.left_s(), 1.0)
     if session.integer(gap_fraction / 2, None, limit, only=once):
+        session.watch.tell("choosing what is held", bound=session.mip_bound)
         fix(session, once, np.round(session.x[once]))
     elif rounded is not None:
         fix(session, once, rounded[1])

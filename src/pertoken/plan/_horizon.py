@@ -1,0 +1,349 @@
+"""Long horizons: what is held from representative days, when it runs from a rolling window, and a bound from weeks.
+
+1. **Representative days.** Of each billing month a few days (its busiest, and the days nearest to the centres of the
+   rest) stand for all of its days. Their program decides once: machines held, the pool of each job, what is open.
+2. **Rolling window.** With that fixed, windows of three days and a look-ahead of one are solved one after another
+   with real hours, each from the state the last one left: machines on, work waiting, peaks already set, tokens still
+   to train (paid for ahead of a deadline at the price the representative days put on them).
+3. **Bound.** Weeks are relaxed independently (each may hold its own machines, set its own peak and hand waiting work
+   to the next at the price the representative days put on it). What ties weeks together is dualised, the prices of
+   each tie summing to the true one, so the sum of the weeks' optima is below every plan's cost, whatever those prices.
+
+Two halves of the horizon roll at once, as many as there are cores to spare; nothing waits across their border.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pertoken.errors import PerTokenError
+from pertoken.plan._instance import Floats, Instance, Ints, chosen, window
+from pertoken.plan._outcome import Schedule, derived, schedule
+from pertoken.plan._program import INF, Goal, Program, build
+from pertoken.plan._search import Found, search
+from pertoken.plan._solve import Session, Watch
+from pertoken.units import HOURS_PER_DAY
+
+DAYS_PER_PERIOD = 4
+"""Representative days of each billing month, its busiest included."""
+WINDOW_HOURS = 3 * HOURS_PER_DAY
+AHEAD_HOURS = HOURS_PER_DAY
+BLOCK_HOURS = 7 * HOURS_PER_DAY
+_SHORT_HOURS = 60 * HOURS_PER_DAY
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What the representative days put on what crosses a border: USD per request waiting, USD per training token."""
+
+    waiting: Floats
+    token: Floats
+    peak_kw: Floats
+    """The peak the representative days would set in each band: what windows may use without being charged for it."""
+    midnight: Floats
+    """Work the representative days leave waiting at midnight [requests, (D,)]."""
+
+
+@dataclass(frozen=True)
+class Rolled:
+    """A whole horizon's schedule, and the bound no schedule can beat."""
+
+    schedule: Schedule
+    bound: float
+    first_feasible_s: float | None
+
+
+def roll(instance: Instance, goal: Goal, gap_fraction: float, watch: Watch, threads: int = 2) -> Rolled:
+    """Plan a long horizon for least cost. Raises PerTokenError where a window has no plan or time runs out."""
+    scaled = replace(
+        instance, requests=instance.requests * goal.scale, job_tokens=instance.job_tokens * goal.scale
+    )
+    fixed, prices = _once(scaled, gap_fraction, watch)
+    watch.tell("representative days")
+    watch.drain()
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        blocks = [pool.submit(_block_bound, scaled, prices, a, b, watch) for a, b in _blocks(len(instance.hours))]
+        halves = _parts(len(instance.hours), threads)
+        chains = [pool.submit(_chain, fixed, prices, a, b, gap_fraction, watch) for a, b in halves]
+        bound = float(sum(block.result() for block in blocks)) + float(prices.token @ scaled.job_tokens)
+        watch.tell("weeks relaxed", bound=bound)
+        watch.drain()
+        parts = [chain.result() for chain in chains]
+    whole = [np.concatenate([part[n] for part in parts], axis=1) for n in range(4)]
+    made = derived(instance, whole[0], fixed.held_least.astype(np.float64), whole[1], whole[2], whole[3])
+    return Rolled(made, bound, watch.first_feasible_s)
+
+
+def _parts(hours: int, threads: int) -> list[tuple[int, int]]:
+    """Parts of the horizon that roll at once, each of whole windows; a short horizon is one."""
+    threads = threads if hours >= threads * _SHORT_HOURS else 1
+    windows = -(-hours // WINDOW_HOURS)
+    edges = [min(hours, round(windows * n / threads) * WINDOW_HOURS) for n in range(threads + 1)]
+    return [(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+
+
+def _blocks(hours: int) -> list[tuple[int, int]]:
+    edges = [*range(0, hours, BLOCK_HOURS), hours]
+    return list(zip(edges, edges[1:], strict=False))
+
+
+def _once(instance: Instance, gap_fraction: float, watch: Watch) -> tuple[Instance, Prices]:
+    """The instance with what is decided once fixed as the representative days say, and their prices."""
+    days = representative_days(instance)
+    goal = Goal()
+    program = build(days, goal)
+    found = search(days, program, gap_fraction, Watch(watch.left_s() * 0.4, None, stop=watch.stop), quick=True)
+    if found.x is None:
+        raise PerTokenError(f"the representative days have no plan ({found.status})")
+    held = np.round(_at(found.x, program.columns["held"])).astype(np.int64)
+    runs_on = _at(found.x, program.columns["runs_on"]) > 0.5
+    jobs = instance.flow_job >= 0
+    keep = np.ones(len(jobs), dtype=np.bool_)
+    tied = jobs & instance.job_one_pool[np.maximum(instance.flow_job, 0)] if jobs.any() else jobs
+    keep[tied] = runs_on[instance.flow_job[tied], instance.flow_pool[tied]]
+    per_hour = np.where(keep, instance.flow_per_hour, 0.0)
+    fixed = replace(instance, held_least=held, held_most=held, flow_per_hour=np.maximum(per_hour, 1e-9))
+    return fixed, _prices(instance, days, program, found)
+
+
+def _at(x: Floats, columns: Ints) -> Floats:
+    return np.where(columns >= 0, x[np.maximum(columns, 0)], 0.0)
+
+
+def _prices(instance: Instance, days: Instance, program: Program, found: Found) -> Prices:
+    waiting, token = np.zeros(len(days.class_names)), np.zeros(len(days.job_names))
+    for block in program.blocks:
+        if block.name == "serve":
+            each = found.row_dual[block.rows] / days.weight / block.per_row[:, None]
+            waiting = np.where(days.slack_hours > 0, np.median(each, axis=1), 0.0)
+        elif block.name == "deadline":
+            token = np.maximum(found.row_dual[block.rows] / block.per_row, 0.0)
+    assert found.x is not None
+    kw = np.array([k.already_kw for k in instance.peaks])
+    there = [n for n, k in enumerate(instance.peaks) if np.isin(instance.hours[k.hours], days.hours).any()]
+    kw[there] = _at(found.x, program.columns["peak"]).sum(axis=1)
+    backlog = _at(found.x, program.columns["backlog"])[:, HOURS_PER_DAY - 1 :: HOURS_PER_DAY] * program.class_scale[:, None]
+    days_of = days.weight[HOURS_PER_DAY - 1 :: HOURS_PER_DAY]
+    return Prices(np.maximum(waiting, 0.0), token, kw, backlog @ days_of / days_of.sum())
+
+
+def representative_days(instance: Instance) -> Instance:
+    """A few days of each billing month, each weighted by the days it stands for; a day's end meets its own start."""
+    days = len(instance.hours) // HOURS_PER_DAY
+    shape = _features(instance, days)
+    period = _periods(instance, days)
+    picked: list[tuple[int, float]] = []
+    for number in np.unique(period):
+        mine = np.flatnonzero(period == number)
+        picked += [(int(mine[n]), w) for n, w in _medoids(shape[mine], min(DAYS_PER_PERIOD, len(mine)))]
+    picked.sort()
+    start = np.array([day * HOURS_PER_DAY for day, _ in picked])
+    hours = (start[:, None] + np.arange(HOURS_PER_DAY)).ravel()
+    index = np.arange(len(hours)).reshape(-1, HOURS_PER_DAY)
+    previous = np.roll(index, 1, axis=1).ravel()
+    total = len(instance.hours) / (days * HOURS_PER_DAY)
+    weight = np.repeat([w * total for _, w in picked], HOURS_PER_DAY)
+    part = chosen(replace(instance, backlog_most=None), hours, previous, weight)
+    count = len(hours)
+    return replace(
+        part,
+        initial_on=None,
+        initial_units=None,
+        initial_backlog=None,
+        job_release=np.zeros(len(instance.job_names), dtype=np.int64),
+        job_deadline=np.full(len(instance.job_names), count, dtype=np.int64),
+    )
+
+
+def _features(instance: Instance, days: int) -> Floats:
+    """What makes days alike: demand of each class and energy prices by hour, each relative to its mean."""
+    used = days * HOURS_PER_DAY
+    series = [row[:used] for row in instance.requests]
+    series += list(np.unique(instance.energy_prices(instance.pool_names)[:, :used], axis=0))
+    kept = [(s / s.mean()).reshape(days, HOURS_PER_DAY) for s in series if s.mean() > 0]
+    return np.concatenate(kept, axis=1) if kept else np.zeros((days, 1))
+
+
+def _periods(instance: Instance, days: int) -> Ints:
+    """The billing month of each day: of the first demand charge that has hours in it, else the calendar month."""
+    month = instance.hours.astype("datetime64[M]").astype(np.int64)
+    return month[: days * HOURS_PER_DAY : HOURS_PER_DAY]
+
+
+def _medoids(shape: Floats, count: int) -> list[tuple[int, float]]:
+    """Days that stand for all, with their weights: the busiest, then those farthest from any taken, then settled."""
+    first = int(np.argmax(shape.sum(axis=1)))
+    taken = [first]
+    distance = np.linalg.norm(shape - shape[first], axis=1)
+    while len(taken) < count:
+        taken.append(int(np.argmax(distance)))
+        distance = np.minimum(distance, np.linalg.norm(shape - shape[taken[-1]], axis=1))
+    for _ in range(5):
+        near = np.argmin([np.linalg.norm(shape - shape[t], axis=1) for t in taken], axis=0)
+        for n in range(1, len(taken)):
+            mine = np.flatnonzero(near == n)
+            if len(mine):
+                centre = shape[mine].mean(axis=0)
+                taken[n] = int(mine[np.argmin(np.linalg.norm(shape[mine] - centre, axis=1))])
+    near = np.argmin([np.linalg.norm(shape - shape[t], axis=1) for t in taken], axis=0)
+    return [(t, float((near == n).sum())) for n, t in enumerate(taken) if (near == n).any()]
+
+
+@dataclass
+class _State:
+    """Where a chain of windows stands."""
+
+    on: Floats | None
+    units: Floats | None
+    waiting: Floats
+    left: Floats
+    seen: Floats
+
+
+def _chain(
+    instance: Instance, prices: Prices, first: int, last: int, gap_fraction: float, watch: Watch
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """Windows one after another over [first, last): machines, units, loads, backlog by hour."""
+    border = np.minimum(prices.midnight, instance.waiting_most()[:, last - 1])
+    state = _State(None, None, np.zeros(0), instance.job_tokens.copy(), prices.peak_kw.copy())
+    if first > 0:
+        before = instance.waiting_most()[:, first - 1]
+        state.waiting = np.minimum(prices.midnight, before)
+        # What the chain before trains is known only when it has: each trains its share of the job's hours.
+        state.left = state.left * _overlap(instance, first, len(instance.hours))
+    elif last < len(instance.hours):
+        state.left = state.left * _overlap(instance, first, last)
+    parts: list[tuple[Floats, ...]] = []
+    for start in range(first, last, WINDOW_HOURS):
+        end = min(start + WINDOW_HOURS, last)
+        until = min(end + AHEAD_HOURS, last)
+        part, program = _window_program(instance, prices, state, start, until, last, border)
+        found = search(part, program, gap_fraction, Watch(watch.left_s(), None, stop=watch.stop), quick=True)
+        if found.x is None:
+            program = build(part, Goal())
+            found = search(part, program, gap_fraction, Watch(watch.left_s(), None, stop=watch.stop), quick=True)
+        if found.x is None:
+            raise PerTokenError(f"hours {start} to {until} of the horizon have no plan ({found.status})")
+        made = schedule(part, program, found.x)
+        kept = end - start
+        parts.append(tuple(a[:, :kept] for a in (made.machines, made.units, made.load, made.backlog)))
+        _advance(instance, part, state, made, start, kept)
+        watch.tell(f"day {end // HOURS_PER_DAY} of {last // HOURS_PER_DAY}")
+    machines, units, load, backlog = (np.concatenate([p[n] for p in parts], axis=1) for n in range(4))
+    return machines, units, load, backlog
+
+
+def _overlap(instance: Instance, first: int, last: int) -> Floats:
+    """Share of each job's hours that lie in [first, last)."""
+    inside = np.minimum(instance.job_deadline, last) - np.maximum(instance.job_release, first)
+    whole = np.maximum(instance.job_deadline - instance.job_release, 1)
+    return np.asarray(np.clip(inside, 0, None) / whole, dtype=np.float64)
+
+
+def _advance(instance: Instance, part: Instance, state: _State, made: Schedule, start: int, kept: int) -> None:
+    state.on, state.units = made.machines[:, kept - 1], made.units[:, kept - 1]
+    state.waiting = made.backlog[:, kept - 1]
+    work = made.load[:, :kept].sum(axis=1) * part.useful()
+    for j in range(len(state.left)):
+        state.left[j] = max(0.0, state.left[j] - work[instance.flow_job == j].sum())
+    for n, k in enumerate(instance.peaks):
+        inside = np.flatnonzero(k.hours[start : start + kept])
+        if len(inside):
+            state.seen[n] = max(state.seen[n], float(made.site_kw[k.site][inside].max()))
+
+
+def _window_program(
+    instance: Instance, prices: Prices, state: _State, start: int, until: int, last: int, border: Floats
+) -> tuple[Instance, Program]:
+    """A window and its program: from the state left, and no more left waiting than the representative days leave.
+
+    At a border between two chains exactly that is left, which the next chain takes over.
+    """
+    part = _window(instance, start, until, state.left, state.seen)
+    waiting = state.waiting if len(state.waiting) else None
+    part = replace(part, initial_on=state.on, initial_units=state.units, initial_backlog=waiting)
+    program = build(part, Goal())
+    backlog = program.columns["backlog"]
+    here = backlog[:, -1] if backlog.size else np.zeros(0, dtype=np.int64)
+    some = here >= 0
+    if until == len(instance.hours) or not some.any():
+        return part, program
+    wanted = (np.minimum(prices.midnight, part.waiting_most()[:, -1]) / program.class_scale)[some]
+    lower, upper = program.lower.copy(), program.upper.copy()
+    upper[here[some]] = wanted
+    if until == last:
+        lower[here[some]] = upper[here[some]] = (border / program.class_scale)[some]
+    return part, replace(program, lower=lower, upper=upper)
+
+
+def _window(instance: Instance, start: int, until: int, left: Floats, seen: Floats) -> Instance:
+    """One window: peaks already set, and of each job what must be done here: what the hours after could not do."""
+    part = window(instance, start, until)
+    rest = instance.job_deadline - until
+    must = np.where(rest <= 0, left, np.minimum(left, left * (until - start) / np.maximum(rest + until - start, 1)))
+    inside = (instance.job_release < until) & (instance.job_deadline > start)
+    peaks, n = [], 0
+    for number, k in enumerate(instance.peaks):
+        if k.hours[start:until].any():
+            peaks.append(replace(part.peaks[n], already_kw=float(seen[number])))
+            n += 1
+    return replace(part, job_tokens=np.where(inside, must, 0.0), peaks=tuple(peaks))
+
+
+def _block_bound(instance: Instance, prices: Prices, first: int, last: int, watch: Watch) -> float:
+    """The least cost of hours [first, last) alone, ties to other hours priced: a lower bound's share [USD]."""
+    part = window(instance, first, last)
+    share = (last - first) / len(instance.hours)
+    share_of_peak = [
+        (k.hours[first:last].sum() / k.hours.sum()) for k in instance.peaks if k.hours[first:last].any()
+    ]
+    part = replace(
+        part,
+        peaks=tuple(
+            replace(k, usd_per_kw=tuple(u * s for u in k.usd_per_kw or ()))
+            for k, s in zip(part.peaks, share_of_peak, strict=True)
+        ),
+        job_one_pool=np.zeros(len(part.job_names), dtype=np.bool_),
+        job_tokens=np.zeros(len(part.job_names)),
+    )
+    program = build(part, Goal())
+    x_cost = program.objective.copy()
+    y = program.columns["y"]
+    useful = part.useful()
+    jobs = np.flatnonzero(part.flow_job >= 0)
+    x_cost[y[jobs]] -= (useful[jobs] * prices.token[part.flow_job[jobs]])[:, None]
+    session = Session(replace(program, objective=x_cost), Watch(watch.left_s(), None, stop=watch.stop))
+    _open_borders(session, program, part, instance, prices, first, last)
+    del share
+    if not session.relax(barrier=True):
+        return -INF
+    return session.objective
+
+
+def _open_borders(
+    session: Session, program: Program, part: Instance, instance: Instance, prices: Prices, first: int, last: int
+) -> None:
+    """Waiting work may come in from the hour before and go out after the last, at its price; jobs at most once."""
+    most = instance.waiting_most()
+    highs = session.highs
+    serve = next((b for b in program.blocks if b.name == "serve"), None)
+    if serve is not None and first > 0:
+        for d in np.flatnonzero(most[:, first - 1] > 0):
+            # Work taken over must be served here: it adds to the first hour's right side, and pays its price.
+            row = np.array([serve.rows[d, 0]], dtype=np.int32)
+            highs.addCol(-prices.waiting[d], 0.0, float(most[d, first - 1]), 1, row, np.array([-1 / program.class_scale[d]]))
+    backlog = program.columns["backlog"]
+    for d in range(len(part.class_names)):
+        column = backlog[d, -1] if backlog.size else -1
+        if last < len(instance.hours) and column >= 0:
+            highs.changeColCost(int(column), float(program.objective[column] + prices.waiting[d] * program.class_scale[d]))
+    y = program.columns["y"]
+    for j in range(len(part.job_names)):
+        flows = np.flatnonzero(part.flow_job == j)
+        columns = y[flows].ravel().astype(np.int32)
+        values = np.repeat(part.useful()[flows] / max(instance.job_tokens[j], 1.0), y.shape[1])
+        if len(columns):
+            highs.addRow(-INF, 1.0, len(columns), columns, values)
