@@ -126,7 +126,10 @@ def test_the_shipped_file_is_what_the_fit_makes(bench: ModuleType) -> None:
     rows = bench.load_rows()
     again = bench.fit(rows)
     assert shipped["rows"] == len(rows) == 613
-    assert again["weights"] == pytest.approx(shipped["weights"], abs=0.02)
+    # The shares in use come from the serving predictor, whose own refits move them a little.
+    moved = np.abs(np.log(bench.predict_w(again, rows) / bench.predict_w(shipped, rows)))
+    assert np.median(moved) < 0.01
+    assert np.max(moved) < 0.1
     errors = np.log(bench.predict_w(again, rows) / np.array([r.power_w for r in rows]))
     fitted = shipped["residuals"]["fit at measured throughput"]["fit"]["mape"]
     assert bench.summary(errors)["mape"] == pytest.approx(fitted, abs=2e-3)

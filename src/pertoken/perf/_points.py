@@ -81,7 +81,7 @@ class MeasuredRow:
     `gpus` is all GPUs of the row or job; `layout`, `prefill_gpus` and `concurrency` are one replica's.
     `concurrency` is infinite at saturation. `measured` maps a quantity (tokens_per_s per GPU, ttft_s, tpot_s,
     power_w per GPU, joules_per_output_token, mfu_fraction) to its value. `training` is empty for serving,
-    else the kind. `problem` says why no point can be made of the row.
+    else the kind; an empty precision is the checkpoint's own. `problem` says why no point can be made of the row.
     """
 
     line: int
@@ -213,14 +213,12 @@ def _row(cells: _Cells) -> MeasuredRow:
         training = "pretrain"
     placed = _Placed(Layout(), gpus=cells["n_gpus"]) if training else _layout(cells)
     share = _length_share(cells)
-    inputs, assumed = _input_tokens(cells, share)
-    if share != 1.0:
-        assumed = (*assumed, f"lengths are {share:g} × nominal")
-    row = MeasuredRow(
+    inputs, length = _input_tokens(cells, share)
+    return MeasuredRow(
         line=cells.line,
         gpu=cells.text.get("gpu", ""),
         model=cells.text.get("model", ""),
-        precision=cells.text.get("precision", "bf16"),
+        precision=cells.text.get("precision", "bf16" if training else ""),
         engine=cells.text.get("engine", "vllm"),
         source=cells.text.get("source", ""),
         gpus=placed.gpus,
@@ -242,10 +240,23 @@ def _row(cells: _Cells) -> MeasuredRow:
         prefill_tp=cells.whole("prefill_tp")
         if placed.prefill_gpus and "decode_workers" in cells.number
         else 0,
-        assumed=assumed,
+        assumed=tuple(_assumed(cells, training, share, length)),
         problem=placed.problem or _missing(cells, training, inputs),
     )
-    return row
+
+
+def _assumed(cells: _Cells, training: str, share: float, length: str) -> Iterator[str]:
+    """What a row leaves open and is taken for granted."""
+    if length:
+        yield length
+    if share != 1.0:
+        yield f"lengths are {share:g} × nominal"
+    if training and "global_batch_size" not in cells.number:
+        yield "the global batch is chosen"
+    if "precision" not in cells.text:
+        yield "precision bf16" if training else "the precision of the checkpoint as published"
+    if not training and "engine" not in cells.text:
+        yield "engine vllm"
 
 
 def _length_share(cells: _Cells) -> float:
@@ -255,14 +266,14 @@ def _length_share(cells: _Cells) -> float:
     return RANDOM_LENGTH_SHARE if random and cells.text.get("kind") not in FIXED_LENGTH_KINDS else 1.0
 
 
-def _input_tokens(cells: _Cells, share: float) -> tuple[float, tuple[str, ...]]:
+def _input_tokens(cells: _Cells, share: float) -> tuple[float, str]:
     if "input_len" in cells.number:
-        return cells["input_len"] * share, ()
+        return cells["input_len"] * share, ""
     task = cells.text.get("task", "").lower()
     if task in TASK_INPUT_TOKENS:
         tokens = TASK_INPUT_TOKENS[task]
-        return tokens, (f"{tokens:.0f} input tokens of task {task}",)
-    return math.nan, ()
+        return tokens, f"{tokens:.0f} input tokens of task {task}"
+    return math.nan, ""
 
 
 def _missing(cells: _Cells, training: str, inputs: float) -> str:

@@ -57,10 +57,11 @@ def load_points(path: Path) -> Points:
         reason = row.problem or _unusable(row)
         if not reason:
             try:
-                configurations.append(_configuration(row))
+                row, configuration = _configuration(row)
             except InputError as error:
                 reason = str(error)
             else:
+                configurations.append(configuration)
                 rows.append(row)
         if reason:
             unusable.append((row.line, reason))
@@ -78,12 +79,15 @@ def _unusable(row: MeasuredRow) -> str:
     return "" if row.measured.keys() & set(_QUANTITIES) else "nothing measured"
 
 
-def _configuration(row: MeasuredRow) -> tuple[str, str, str, str]:
+def _configuration(row: MeasuredRow) -> tuple[MeasuredRow, tuple[str, str, str, str]]:
+    """The row, its precision filled in, and what a prediction must share with it."""
     try:
-        name = model(row.model).name
+        found = model(row.model)
+        name, native = found.name, found.native_precision
     except UnknownNameError:
-        name = row.model
-    return name, gpu(row.gpu).name, precision_name(row.precision), engine_family(row.engine)
+        name, native = row.model, "bf16"
+    row = replace(row, precision=row.precision or native)
+    return row, (name, gpu(row.gpu).name, precision_name(row.precision), engine_family(row.engine))
 
 
 def serving_points(rows: Sequence[MeasuredRow]) -> Point:

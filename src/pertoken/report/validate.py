@@ -213,7 +213,8 @@ def _grouped(
         reason = row.problem or ("" if row.measured else "nothing measured to compare with")
         if not reason:
             try:
-                groups.setdefault(_key(row, by_name, folder), []).append(row)
+                key = _key(row, by_name, folder)
+                groups.setdefault(key, []).append(replace(row, precision=key.precision))
             except PerTokenError as error:
                 reason = str(error)
         if reason:
@@ -234,7 +235,7 @@ def _key(row: MeasuredRow, by_name: dict[str, Model | InputError], folder: Path 
         row.training,
         gpu(row.gpu),
         found,
-        row.precision,
+        row.precision or found.native_precision,
         row.engine,
         row.layout,
         row.prefill_gpus,
