@@ -127,6 +127,9 @@ def close(scale: float) -> None:
             done = books.close([hour])
             seconds = time.perf_counter() - began
             assert len(done.hours) == 1
+            (told,) = books.ledger.usage("meter", where={"meter": "output_tokens"}).to_pylist()
+            one_batch = int((np.arange(ARROW_BATCH) % 900).sum())
+            assert told["quantity"] == one_batch * (count // ARROW_BATCH)
             print(f"close of an hour with {count:,} events: {seconds:.2f} s")
 
 
@@ -143,6 +146,8 @@ def query(scale: float) -> None:
             ledger.add_usage(usage)
             ledger._engine.load("cost_hourly", costs)
             rows += usage.num_rows
+        ledger.shut()
+        ledger = open_ledger(Path(folder) / "ledger.duckdb")
         start = datetime(2026, 1, 1, tzinfo=UTC)
         asked: dict[str, Callable[[], Any]] = {
             "usd_per_mtok_output by model, the year": lambda: ledger.metric(
