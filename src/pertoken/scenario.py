@@ -589,13 +589,15 @@ def _catalogue_price(pool: Pool, *place: str) -> None:
     price = pool.price
     assert isinstance(price, Bought | OnDemand | Reserved | Spot)
     term = "purchase" if isinstance(price, Bought) else price.term
-    exact = {} if isinstance(price, Bought) else {"instance": price.instance, "region": price.region}
+    instance, region = ("", "") if isinstance(price, Bought) else (price.instance, price.region)
     years = price.commitment_years if isinstance(price, Reserved) else None
     written = price.usd_per_gpu if isinstance(price, Bought) else price.usd_per_gpu_hour
     if written is not None:
         return
     try:
-        catalog.price(price.provider, pool.gpu, term, commitment_years=years, **exact)
+        catalog.price(
+            price.provider, pool.gpu, term, commitment_years=years, instance=instance, region=region
+        )
     except PerTokenError as error:
         raise MisplacedError(str(error), *place) from error
 

@@ -80,8 +80,8 @@ def usage_rows(
 
     Parameters: hours [UTC, shape (T,)]; quantities by (phase, meter), each a scalar or shape (T,) in the
     meter's unit. Zero quantities leave no row. Tokens and requests are rounded to whole numbers, all else to the
-    table's six decimals, so that the running sum never strays by more than half a step. Raises InputError on a quantity that is not finite or
-    is negative, on an unknown phase or meter.
+    table's six decimals, so that the running sum never strays by more than half a step. Raises InputError on a
+    quantity that is not finite or is negative, on an unknown phase or meter.
     """
     kept: list[tuple[str, str, Floats, npt.NDArray[np.bool_]]] = []
     for (phase, meter), quantity in quantities.items():

@@ -409,9 +409,8 @@ def test_api_prices_step_by_each_workloads_own_prompt() -> None:
     alone = shop.model_copy(update={"pools": {"gemini": pool}, "workloads": {"short": short}})
     first = compare(both).workloads[0].options[0]
     assert first.headline == pytest.approx(compare(alone).workloads[0].options[0].headline)
-    assert compare(both).workloads[1].options[0].metrics["usd_per_mtok_input"] > (
-        first.metrics["usd_per_mtok_input"] or 0
-    )
+    longer = compare(both).workloads[1].options[0].metrics["usd_per_mtok_input"] or 0
+    assert longer > (first.metrics["usd_per_mtok_input"] or 0)
 
 
 def test_idle_overheads_belong_to_nobody(shop: Comparison) -> None:
@@ -445,7 +444,7 @@ def test_tiny_demand_keeps_its_split() -> None:
     for one, thousand in zip(small.options, more.options, strict=False):
         if one.refused or not one.facts["gpu"] or one.facts["pool"] != thousand.facts["pool"]:
             continue
-        assert one.metrics["usd_per_mtok_output_with_idle"] > 0
+        assert (one.metrics["usd_per_mtok_output_with_idle"] or 0) > 0
     api = next(o for o in small.options if o.facts["pool"] == "together-api")
     assert api.metrics["usd_per_mtok_total"] == pytest.approx(0.88, rel=1e-3)
 

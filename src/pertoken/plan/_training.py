@@ -132,7 +132,7 @@ def _retained(workload: Training, pool: Pool, gpus: int) -> float:
     machines = gpus / pool.machine_gpus
     # One machine's interruption stops the whole job: interruptions add up over its machines.
     lost = 1 - (1 - spot_loss(pool, checkpoint_minutes / 2)) ** machines
-    return kept * (1 - lost)
+    return float(kept * (1 - lost))
 
 
 def schedule(
@@ -238,4 +238,5 @@ def gpu_training(
 
 
 def _spread(total: float, running: Floats) -> Floats:
-    return total * running / running.sum()
+    spread: Floats = total * running / running.sum()
+    return spread
