@@ -13,7 +13,6 @@ from pertoken import meter
 from pertoken.errors import InputError
 from pertoken.fleet import load_fleet
 from pertoken.meter import prometheus
-from pertoken.meter._counters import State
 from pertoken.meter.attribute import FINDINGS
 from pertoken.report.books import HOUR, SCRAPED, WRITTEN, Books, open_books
 from pertoken.report.doctor import KINDS, Complaint, Diagnosis, Process, examine, told
@@ -50,7 +49,7 @@ def told_at(
 
 
 def read(books: Books, mark: str, seconds_ago: float) -> None:
-    state = State(0.0, last_s=NOW.timestamp() - seconds_ago)
+    state = meter.State(0.0, last_s=NOW.timestamp() - seconds_ago)
     books.journal.append(meter.RECORDS.empty_table(), marks={mark: state.to_bytes()})
 
 
@@ -93,8 +92,8 @@ def test_usage_without_a_rate_is_named(books: Books) -> None:
 
 def test_totals_that_disagree_are_named_with_the_difference(books: Books) -> None:
     hour = NOW.replace(minute=0) - HOUR
-    target = prometheus.Target("e", "owned", gpus=2)
-    state = State(hour.timestamp())
+    target = meter.Target("e", "owned", gpus=2)
+    state = meter.State(hour.timestamp())
     for seconds, count in ((0, 0), (60, 1000)):
         text = f'vllm:generation_tokens_total{{model_name="m"}} {count}\n'
         rows, state = prometheus.read(text, target, state, now_s=hour.timestamp() + seconds)

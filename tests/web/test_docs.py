@@ -42,9 +42,9 @@ def test_every_part_of_sources_is_on_the_page() -> None:
 def test_limits_are_as_written() -> None:
     limits = Limits()
     assert f"may ask {limits.requests_per_s:.0f} times a second" in " ".join(PAGE.split())
-    assert (limits.body_bytes, limits.in_flight_bytes) == (64 << 20, 512 << 20)
-    assert "at most 64 MiB" in PAGE
-    assert "512 MiB may be on their way" in PAGE
+    assert (limits.body_bytes, limits.in_flight_bytes) == (32 << 20, 128 << 20)
+    assert "at most 32 MiB" in PAGE
+    assert "128 MiB may be on their way" in PAGE
     assert WINDOW_ROWS == 4_000_000
 
 

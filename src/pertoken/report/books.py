@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -24,6 +24,7 @@ from pertoken.fleet import RunningFleet
 from pertoken.ledger import Ledger, open_ledger
 from pertoken.meter._split import MICRO, split
 from pertoken.meter.attribute import BOOK, Finding, Predictor
+from pertoken.meter.journal import HourRead
 from pertoken.rates.site import UTILITY_HOURS, site_usage_rows
 from pertoken.report._billing import Span, restate
 from pertoken.report._terms import hours_between, rates_of
@@ -51,6 +52,14 @@ class Closed:
     findings: tuple[Finding, ...] = ()
 
 
+@dataclass(frozen=True)
+class Look:
+    """Sources that told something of an hour, and findings."""
+
+    sources: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+
 class Books:
     """An open journal and ledger with the fleet they are of. `open_books` makes one."""
 
@@ -66,6 +75,7 @@ class Books:
         self.unpriced: dict[datetime, str] = {}
         self._predictor = predictor
         self._lock = threading.Lock()
+        self._reading = threading.Lock()  # the journal is read from one thread at a time
         self._shut = False
 
     def due(self, now: datetime) -> list[datetime]:
@@ -132,19 +142,22 @@ class Books:
         today = now.astimezone(UTC).date()
         oldest = today - timedelta(days=keep_days)
         with self._lock:
-            freed = self.journal.compact(today)
-            if self.journal.forget(oldest) or (self.kept_from and self.kept_from < oldest):
+            with self._reading:
+                freed, gone = self.journal.compact(today), self.journal.forget(oldest)
+            if gone or (self.kept_from and self.kept_from < oldest):
                 mark = {_KEPT: oldest.isoformat().encode()}
                 self.journal.append(meter.RECORDS.empty_table(), marks=mark)
         return freed
 
-    def findings(self, hours: Sequence[datetime]) -> list[Finding]:
-        """What attribution has to say of hours, computed anew from the journal."""
-        found: list[Finding] = []
-        for hour in hours:
-            records = self.journal.totals(hour).records
-            found += meter.attribute(records, self.fleet.at(hour), [hour], self._predictor).findings
-        return found
+    def look(self, hour: datetime) -> Look:
+        """What an hour's records are, and what attribution has to say of them, anew from the journal."""
+        records = self._totals(hour).records
+        found = meter.attribute(records, self.fleet.at(hour), [hour], self._predictor)
+        return Look(tuple(sorted(map(str, records.column("source").unique().to_pylist()))), found.findings)
+
+    def _totals(self, hour: datetime) -> HourRead:
+        with self._reading:
+            return self.journal.totals(hour)
 
     def shut(self) -> None:
         """Flush the journal and release both files; a second time it does nothing."""
@@ -178,7 +191,7 @@ class Books:
         reached: dict[datetime, int] = {}
         dirty = set(self.journal.dirty_hours())
         for hour in hours:
-            read = self.journal.totals(hour)
+            read = self._totals(hour)
             found = meter.attribute(read.records, self.fleet.at(hour), [hour], self._predictor)
             findings += found.findings
             tables += [found.usage, *self._paid_by_the_hour(hour, found.usage, by_hour)]

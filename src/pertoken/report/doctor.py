@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from pertoken.errors import InputError
 from pertoken.fleet import RunningFleet
-from pertoken.meter._counters import State
-from pertoken.meter.attribute import BOOK
-from pertoken.report.books import HOUR, NVML, SCRAPED, WRITTEN, Books
+from pertoken.meter import State
+from pertoken.meter.attribute import BOOK, Finding
+from pertoken.report.books import HOUR, NVML, SCRAPED, WRITTEN, Books, Look
 from pertoken.units import TOKEN_METERS
 
 Severity = Literal["wrong", "look"]
@@ -122,11 +122,12 @@ def examine(books: Books, now: datetime, *, hours: int = 24, process: Process | 
     first = _first_hour(books, current)
     window = [hour for back in range(hours, 0, -1) if (hour := current - HOUR * back) >= first]
     alive = process or Process()
+    looks = {hour: books.look(hour) for hour in [*window, current]}
     found = [
         *_silent(books, now, alive),
-        *_silent_senders(books, window, current),
+        *_silent_senders(looks, current),
         *_unpriced(books),
-        *_findings(books, window),
+        *_findings(f for hour in window for f in looks[hour].findings),
         *_journal(books, alive),
         *_clock(alive),
         *_open_hours(books, now, alive),
@@ -175,13 +176,11 @@ def _scraped(fleet: RunningFleet) -> set[str]:
     return {SCRAPED + (target.name or urlsplit(target.url).netloc) for target in fleet.sources.scrape}
 
 
-def _silent_senders(books: Books, window: list[datetime], current: datetime) -> Iterable[Complaint]:
+def _silent_senders(looks: Mapping[datetime, Look], current: datetime) -> Iterable[Complaint]:
     """Senders of events that told something in the window and nothing in its last two hours or since."""
     last: dict[str, datetime] = {}
-    for hour in [*window, current]:
-        for source in books.journal.totals(hour).records.column("source").unique().to_pylist():
-            if str(source).startswith("usage/"):
-                last[str(source)] = hour
+    for hour, look in looks.items():
+        last |= {source: hour for source in look.sources if source.startswith("usage/")}
     for source, hour in sorted(last.items()):
         if hour < current - 2 * HOUR:
             since = (hour + HOUR).strftime("%Y-%m-%d %H:%M UTC")
@@ -196,10 +195,10 @@ def _unpriced(books: Books) -> Iterable[Complaint]:
         yield Complaint("unpriced", text, str(row["pool"]), hours=int(str(row["hours"])))
 
 
-def _findings(books: Books, window: list[datetime]) -> Iterable[Complaint]:
+def _findings(findings: Iterable[Finding]) -> Iterable[Complaint]:
     """Attribution's findings, the same of several hours told once: the newest text, the amounts added up."""
     grouped: dict[tuple[str, str, str], list[Any]] = defaultdict(list)
-    for one in books.findings(window):
+    for one in findings:
         # Texts hold figures: what is alike but for its digits is the same complaint.
         shape = "".join("#" if c.isdigit() else c for c in one.text)
         grouped[one.kind, one.pool, shape].append(one)

@@ -25,8 +25,9 @@ from pertoken.web.tokens import LOCAL, Caller, Tokens
 class Limits:
     """What the service takes at most."""
 
-    body_bytes: int = 64 * 1024 * 1024
-    in_flight_bytes: int = 512 * 1024 * 1024
+    body_bytes: int = 32 * 1024 * 1024
+    in_flight_bytes: int = 128 * 1024 * 1024
+    """Bodies held at once; decoded, small events take some fifteen times the room."""
     requests_per_s: float = 500.0
     burst: float = 1000.0
 
@@ -157,13 +158,22 @@ def _errors(app: FastAPI) -> None:
     def plain(status: int, text: str, headers: dict[str, str] | None = None) -> JSONResponse:
         return JSONResponse({"detail": text[:1000]}, status, headers)
 
+    # Which disk it is, and why, is the owner's affair: doctor tells.
     @app.exception_handler(JournalFullError)
-    async def _full(_: Request, error: JournalFullError) -> JSONResponse:
-        return plain(503, str(error), {"Retry-After": "30"})
+    async def _full(_: Request, __: JournalFullError) -> JSONResponse:
+        return plain(
+            503, "the disk is full here and nothing was kept: send it again later", {"Retry-After": "30"}
+        )
 
     @app.exception_handler(JournalBrokenError)
-    async def _broken(_: Request, error: JournalBrokenError) -> JSONResponse:
-        return plain(503, str(error), {"Retry-After": "60"})
+    async def _broken(_: Request, __: JournalBrokenError) -> JSONResponse:
+        return plain(
+            503, "the disk failed here and nothing was kept: send it again later", {"Retry-After": "60"}
+        )
+
+    @app.exception_handler(Exception)
+    async def _unforeseen(_: Request, __: Exception) -> JSONResponse:
+        return plain(500, "this went wrong here, not at your end: the log has more")
 
     @app.exception_handler(InputError)
     async def _input(_: Request, error: InputError) -> JSONResponse:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import logging
 import threading
 import time
 import zlib
@@ -17,12 +18,11 @@ from urllib.parse import urlsplit
 from pertoken import meter
 from pertoken.errors import InputError, PerTokenError
 from pertoken.fleet import FileTargets, ScrapeTarget, Sources
-from pertoken.meter import prometheus
-from pertoken.meter._counters import State
-from pertoken.meter.prometheus import Target
+from pertoken.meter import State, Target, prometheus
 from pertoken.report.books import SCRAPED
 from pertoken.web._fetch import fetch
 
+log = logging.getLogger("pertoken.serve")
 _WORKERS = 8
 _LOOK_S = 5.0
 """How often file_sd files are looked at."""
@@ -116,6 +116,10 @@ class Scraper:
             watched.state, watched.good_s, watched.error = state, now_s, ""
         except PerTokenError as error:
             watched.error = str(error)[:500]
+        except Exception as error:
+            # A page that breaks our reader is one silent target, told of, and not the end of its scraping.
+            watched.error = f"{type(error).__name__}: {error}"[:500]
+            log.exception("scrape of %r failed", watched.target.name)
         finally:
             watched.tried_s, watched.busy = self._clock(), False
 

@@ -63,7 +63,7 @@ def serve(fleet_file: Path, folder: Path, bind: Bind | None = None) -> None:
     Raises InputError where the fleet cannot be read, another process holds the folder, tokens are required and there
     are none, or the address is taken.
     """
-    from pertoken.meter._work import predicted_work
+    from pertoken.meter import predicted_work
     from pertoken.web.app import create_app
     from pertoken.web.service import Service
     from pertoken.web.tokens import Tokens
@@ -213,7 +213,7 @@ class _Remote:
 
 
 def _books(folder: Path, fleet_file: Path | None) -> Books:
-    from pertoken.meter._work import predicted_work
+    from pertoken.meter import predicted_work
 
     if fleet_file is None:
         raise InputError(

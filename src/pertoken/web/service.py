@@ -14,10 +14,8 @@ import pyarrow as pa
 
 from pertoken.errors import InputError, PerTokenError
 from pertoken.fleet import RunningFleet, WrittenInstance
-from pertoken.meter import events, nvml, otlp, prometheus
-from pertoken.meter._counters import State
+from pertoken.meter import State, Target, events, nvml, otlp, prometheus
 from pertoken.meter.journal import Appended, JournalBrokenError, JournalFullError
-from pertoken.meter.prometheus import Target
 from pertoken.meter.records import refuse_times
 from pertoken.report.books import NVML, WRITTEN, Books, Closed
 from pertoken.report.doctor import Process
@@ -178,11 +176,17 @@ class Service:
 
     def close_due(self) -> Closed:
         """Close what is due; what fails stands in `health`."""
+        now = self.now() - timedelta(seconds=self._grace_s)
         try:
-            closed = self.books.close_due(self.now() - timedelta(seconds=self._grace_s))
+            closed = self.books.close_due(now) if self.books.due(now) else Closed()
         except PerTokenError as error:
             self.health.closing = str(error)
             log.warning("close failed: %r", str(error))
+            return Closed()
+        except Exception as error:
+            # Whatever it is (a full disk under the ledger), the next minute must find this thread alive.
+            self.health.closing = f"{type(error).__name__}: {error}"[:500]
+            log.exception("close failed")
             return Closed()
         self.health.closing = ""
         return closed
@@ -207,8 +211,7 @@ class Service:
             last_wall_s, last_s = wall_s, now_s
             if now_s >= next_s:
                 next_s = now_s + self._grace_s
-                if self.books.due(self.now() - timedelta(seconds=self._grace_s)):
-                    self.close_due()
+                self.close_due()
                 if self.now().date() != tidied:
                     tidied = self.now().date()
                     self._tidy()
