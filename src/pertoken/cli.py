@@ -270,6 +270,25 @@ def report(
     _print(found.to_dict() if as_json else found, as_json)
 
 
+@app.command()
+def reconcile(
+    data: DataFolder,
+    bill: Annotated[Path, typer.Option(help="CSV with pool, usd and perhaps component.", show_default=False)],
+    start: Annotated[str, typer.Option("--from", help="First hour of the bill.", show_default=False)],
+    end: Annotated[str, typer.Option("--to", help="Hour after its last.", show_default=False)],
+    tolerance: Annotated[str, typer.Option(help="Share a line may differ by.")] = "1%",
+    as_json: Json = False,
+) -> None:
+    """Does what happened add up to the bill?"""
+    from pertoken.web.serve import reconcile as run
+
+    share = abs(_fraction(tolerance, "--tolerance"))
+    found = run(data, bill, _moment(start, "--from"), _moment(end, "--to"), share)
+    _print(found.to_dict() if as_json else found, as_json)
+    if not found.agrees:
+        raise typer.Exit(1)
+
+
 @token.command("add")
 def token_add(
     name: Annotated[str, typer.Argument(help="Whose it is.")],

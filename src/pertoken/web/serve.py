@@ -26,6 +26,8 @@ from pertoken.meter.attribute import BOOK
 from pertoken.report.actual import Facts, LedgerSource, Source, Variance, compare_books
 from pertoken.report.books import LEDGER_FILE, Books, hours_in, open_books
 from pertoken.report.doctor import examine
+from pertoken.report.reconcile import Reconciliation, read_bill
+from pertoken.report.reconcile import reconcile as beside_the_bill
 
 PORT = 8700
 _HERE = "service.json"
@@ -169,20 +171,35 @@ def report(
     `plan`: a ledger file that holds the books other than ``actual``. Raises InputError where a ledger is missing.
     """
     with ExitStack() as stack:
-
-        def opened(path: Path) -> LedgerSource:
-            if not path.is_file():
-                raise InputError(f"there is no ledger at {path}")
-            ledger = open_ledger(path)
-            stack.callback(ledger.shut)
-            return LedgerSource(ledger)
-
-        running = ask(folder, "GET", "/healthz") is not None
-        here: Source = _Remote(folder) if running else opened(folder / LEDGER_FILE)
-        there: Source = here if plan is None else opened(plan)
+        here = _source(folder, stack)
+        there = here if plan is None else _opened(plan, stack)
         return compare_books(
             lambda book: here if book == BOOK else there, books=books, by=by, start=start, end=end
         )
+
+
+def reconcile(
+    folder: Path, bill: Path, start: datetime, end: datetime, tolerance_fraction: float = 0.01
+) -> Reconciliation:
+    """The book ``actual`` of a data folder beside a bill (CSV)."""
+    with ExitStack() as stack:
+        source = _source(folder, stack)
+        return beside_the_bill(source, read_bill(bill), start, end, tolerance_fraction=tolerance_fraction)
+
+
+def _source(folder: Path, stack: ExitStack) -> Source:
+    """The books of a folder: through the service that holds it, else its ledger, opened until `stack` unwinds."""
+    if ask(folder, "GET", "/healthz") is not None:
+        return _Remote(folder)
+    return _opened(folder / LEDGER_FILE, stack)
+
+
+def _opened(path: Path, stack: ExitStack) -> Source:
+    if not path.is_file():
+        raise InputError(f"there is no ledger at {path}")
+    ledger = open_ledger(path)
+    stack.callback(ledger.shut)
+    return LedgerSource(ledger)
 
 
 class _Remote:
