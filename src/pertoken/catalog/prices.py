@@ -302,6 +302,7 @@ def _problems(row: PriceRow) -> Iterator[str]:
         yield "gpus and years count from 1 and 0"
 
 
+@cache
 def _api_source(seller: Provider) -> str:
     page = (seller.pricing_urls or [seller.name])[0]
     return f"genai-prices {metadata.version('genai-prices')}; {page}"
