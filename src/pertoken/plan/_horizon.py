@@ -27,8 +27,9 @@ from pertoken.plan._search import Found, search
 from pertoken.plan._solve import Session, Watch
 from pertoken.units import HOURS_PER_DAY
 
-DAYS_PER_PERIOD = 4
-"""Representative days of each billing month, its busiest included."""
+DAYS = 24
+"""Representative days in all, two or more for each billing month, its busiest included."""
+_DAYS_GAP, _DAYS_LIMIT_S = 0.02, 30.0
 WINDOW_HOURS = 3 * HOURS_PER_DAY
 AHEAD_HOURS = HOURS_PER_DAY
 BLOCK_HOURS = 7 * HOURS_PER_DAY
@@ -95,7 +96,8 @@ def _once(instance: Instance, gap_fraction: float, watch: Watch) -> tuple[Instan
     days = representative_days(instance)
     goal = Goal()
     program = build(days, goal)
-    found = search(days, program, gap_fraction, Watch(watch.left_s() * 0.4, None, stop=watch.stop), quick=True)
+    patience = Watch(min(watch.left_s(), max(_DAYS_LIMIT_S, 0.2 * watch.time_limit_s)), None, stop=watch.stop)
+    found = search(days, program, max(_DAYS_GAP, gap_fraction), patience, quick=True)
     if found.x is None:
         raise PerTokenError(f"the representative days have no plan ({found.status})")
     held = np.round(_at(found.x, program.columns["held"])).astype(np.int64)
@@ -136,9 +138,10 @@ def representative_days(instance: Instance) -> Instance:
     shape = _features(instance, days)
     period = _periods(instance, days)
     picked: list[tuple[int, float]] = []
+    each = max(2, DAYS // len(np.unique(period)) if len(np.unique(period)) > 1 else DAYS // 4)
     for number in np.unique(period):
         mine = np.flatnonzero(period == number)
-        picked += [(int(mine[n]), w) for n, w in _medoids(shape[mine], min(DAYS_PER_PERIOD, len(mine)))]
+        picked += [(int(mine[n]), w) for n, w in _medoids(shape[mine], min(each, len(mine)))]
     picked.sort()
     start = np.array([day * HOURS_PER_DAY for day, _ in picked])
     hours = (start[:, None] + np.arange(HOURS_PER_DAY)).ravel()

@@ -19,6 +19,8 @@ from pertoken.plan._solve import Session, Watch
 
 _TINY = 1e-6
 _WHOLE_GAP, _WHOLE_LIMIT_S = 0.05, 10.0
+_FEW_INTEGERS = 3000
+"""Whole variables up to which what is missing is sought in whole machines at once."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def explain(instance: Instance, goal: Goal, watch: Watch) -> tuple[Cause, ...]:
     whole machines too.
     """
     program = build(instance, goal)
-    whole = Session(program, watch).relax()
+    whole = int(program.integer.sum()) <= _FEW_INTEGERS or Session(program, watch).relax()
     slacks = _slacks(instance, program)
     alone: list[Cause] = []
     for family in dict.fromkeys(s.family for s in slacks):

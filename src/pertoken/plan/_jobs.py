@@ -19,7 +19,7 @@ _BISECTIONS = 30
 def place_jobs(instance: Instance, program: Program, session: Session) -> bool:
     """Fix the whole units of all jobs; False where the relaxation cannot be met with them."""
     i, units = instance, program.columns["units"]
-    plans = {k: np.zeros(len(i.hours)) for k in _job_units(i)}
+    plans = {k: np.zeros(len(i.hours)) for k in job_units(i)}
     if not plans:
         return True
     price = _prices(i, program, session)
@@ -62,7 +62,7 @@ _GAP, _SHARE = 0.005, 0.3
 """Gap of that program, and the share of the time left that it may take."""
 
 
-def _job_units(i: Instance) -> list[int]:
+def job_units(i: Instance) -> list[int]:
     """Whole units that do nothing but jobs, one at a time."""
     found = []
     for k in np.flatnonzero(i.unit_whole & (i.unit_most <= 1)):
@@ -83,7 +83,7 @@ def _prices(i: Instance, program: Program, session: Session) -> Floats:
                 row = block.rows[position[i.pool_names[p]]]
                 price[k] += -session.row_dual[row] * i.unit_gpus[k] / max(i.machine_gpus[p], 1)
     energy = coefficients(i).energy_flows * i.energy_prices(i.pool_names)[i.flow_pool]
-    for k in _job_units(i):
+    for k in job_units(i):
         price[k] += energy[np.flatnonzero(i.flow_unit == k)[0]]
     return price
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pertoken.plan._instance import Bools, Floats, Instance, Ints
-from pertoken.plan._jobs import place_jobs
+from pertoken.plan._jobs import job_units, place_jobs
 from pertoken.plan._program import INF, Program
 from pertoken.plan._solve import Session, Watch, fix, gap, is_fraction, near
 
@@ -103,9 +103,12 @@ def dive(
     if not is_fraction(session.x[whole]).any():
         watch.tell("relaxation is whole", best=session.objective)
         return session.x.copy(), session.objective
+    first = _first(instance, session, program, watch)
     if not _settle_once(session, program, gap_fraction) or not place_jobs(instance, program, session):
-        return None
-    best = _all_up(session, watch)
+        return first
+    best = _all_up(session, watch) or first
+    if first is not None and best is not None and _better(first[1], best[1], program.maximise):
+        best = first
     for name in ("units", "machines"):
         for _ in range(_ROUNDS):
             columns, values = _whole_of(session, name)
@@ -118,6 +121,27 @@ def dive(
     if last and (best is None or _better(last[1], best[1], program.maximise)):
         best = last
     return best
+
+
+def _first(
+    instance: Instance, session: Session, program: Program, watch: Watch
+) -> tuple[Floats, float] | None:
+    """A feasible plan as soon as there can be one: each job where most of it is, all counts up; the session as before."""
+    saved = session.x, session.row_dual, session.reduced_cost, session.objective
+    held, runs_on, opened = (program.columns[n] for n in ("held", "runs_on", "open"))
+    for job in range(runs_on.shape[0]):
+        here = runs_on[job][runs_on[job] >= 0]
+        if len(here):
+            most = int(np.argmax(session.x[here]))
+            fix(session, here, (np.arange(len(here)) == most).astype(np.float64))
+    for columns in (held[held >= 0], opened[opened >= 0]):
+        fix(session, columns, np.minimum(np.ceil(near(session.x[columns])), program.upper[columns]))
+    found = None
+    if session.relax() and not job_units(instance):
+        found = _all_up(session, watch)
+    session.free()
+    session.x, session.row_dual, session.reduced_cost, session.objective = saved
+    return found
 
 
 def _whole_of(session: Session, name: str) -> tuple[Ints, Floats]:
@@ -154,46 +178,68 @@ def _all_up(session: Session, watch: Watch) -> tuple[Floats, float] | None:
 def _settle_once(session: Session, program: Program, gap_fraction: float) -> bool:
     """Fix what is decided once for the horizon; False where no rounding of it is feasible.
 
-    First by rounding. Where that costs more than half the gap, or fails, by an integer program in which only these
-    few are whole.
+    Each job on the best of the pools that did some of it, open what is used, machines held to the nearest. Where that
+    costs more than the gap, or fails, by an integer program in which only these few are whole.
     """
     once = np.concatenate([program.columns[n][program.columns[n] >= 0] for n in ("held", "runs_on", "open")])
     if not len(once):
         return True
-    bound, before = session.objective, session.x.copy()
-    lower, upper = program.lower[once], program.upper[once]
-    fix(session, once, _rounded(program, before))
-    if session.relax() and (gap(session.objective, bound) or 0.0) <= gap_fraction / 2:
+    bound = session.objective
+    rounded = _round_once(session, program)
+    if rounded is not None and (gap(rounded[0], bound) or 0.0) <= gap_fraction:
         return True
-    rounded = (session.objective, session.x[once].copy()) if session.status == "optimal" else None
-    session.bounds(once, lower, upper)
+    session.bounds(once, program.lower[once], program.upper[once])
     limit = max(_ONCE_SHARE * session.watch.left_s(), 1.0)
-    if session.integer(gap_fraction / 2, None, limit, only=once):
+    found = session.integer(gap_fraction / 2, None, limit, only=once)
+    if found:
         session.watch.tell("choosing what is held", bound=session.mip_bound)
+    if found and (rounded is None or _better(session.objective, rounded[0], program.maximise)):
         fix(session, once, np.round(session.x[once]))
     elif rounded is not None:
         fix(session, once, rounded[1])
+    else:
+        return False
     return session.relax()
 
 
-_ONCE_SHARE = 0.5
+_ONCE_SHARE = 0.25
 """Share of the time left that the choice of what is decided once may take."""
+_CANDIDATES = 4
+"""Pools tried for each job."""
 
 
-def _rounded(program: Program, x: Floats) -> Floats:
-    """Machines held to the nearest, each job on the pool that did most of it, open what is used at all."""
+def _round_once(session: Session, program: Program) -> tuple[float, Floats] | None:
+    """Round and fix one kind after another, solving again between; objective and values, None where it fails."""
     held, runs_on, opened = (program.columns[n] for n in ("held", "runs_on", "open"))
-    values = [np.round(x[held[held >= 0]])]
-    on = np.zeros(runs_on.shape)
     for job in range(runs_on.shape[0]):
-        here = runs_on[job] >= 0
-        if here.any():
-            done = np.where(here, x[np.maximum(runs_on[job], 0)], -1.0)
-            on[job, int(np.argmax(done))] = 1.0
-    values += [on[runs_on >= 0], np.ceil(near(x[opened[opened >= 0]]))]
-    flat = np.concatenate(values)
+        here = runs_on[job][runs_on[job] >= 0]
+        if len(here) and not _place(session, here, program.maximise):
+            return None
+    for columns, rounding in ((opened[opened >= 0], np.ceil), (held[held >= 0], np.round)):
+        values = rounding(near(session.x[columns]))
+        fix(session, columns, np.clip(values, program.lower[columns], program.upper[columns]))
+        if len(columns) and not session.relax():
+            return None
     once = np.concatenate([n[n >= 0] for n in (held, runs_on, opened)])
-    return np.clip(flat, program.lower[once], program.upper[once])
+    return session.objective, session.x[once].copy()
+
+
+def _place(session: Session, columns: Ints, maximise: bool) -> bool:
+    """Fix a job on the pool of least cost, of those the relaxation used; False where none is feasible."""
+    share = session.x[columns]
+    order = np.argsort(-share, kind="stable")[:_CANDIDATES]
+    order = order[share[order] > 0.01]
+    best: tuple[float, int] | None = None
+    if share.max() > 1 - 1e-6:
+        order, best = order[:1], (0.0, int(order[0]))
+    for n in order if best is None else ():
+        fix(session, columns, (np.arange(len(columns)) == n).astype(np.float64))
+        if session.relax() and (best is None or _better(session.objective, best[0], maximise)):
+            best = session.objective, int(n)
+    if best is None:
+        return False
+    fix(session, columns, (np.arange(len(columns)) == best[1]).astype(np.float64))
+    return session.relax()
 
 
 def _round_some(session: Session, columns: Ints, values: Floats, open_: Bools) -> bool:

@@ -241,7 +241,7 @@ class Session:
         info = highs.getInfo()
         self.status = names.get(highs.getModelStatus(), highs.modelStatusToString(highs.getModelStatus()))
         feasible = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
-        if not feasible:
+        if not feasible or self.status in ("infeasible", "unbounded"):
             self.objective = INF
             return
         solution = highs.getSolution()

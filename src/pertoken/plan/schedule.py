@@ -18,11 +18,11 @@ from pertoken.errors import InfeasibleError, InputError, PerTokenError
 from pertoken.plan import _infeasible
 from pertoken.plan._against import Alternative, alternatives, only
 from pertoken.plan._instance import Floats, Instance, Rate
-from pertoken.plan._outcome import Cost, Entry, Schedule, carbon_kg, costs, entries, schedule
+from pertoken.plan._outcome import Cost, Entry, Schedule, carbon_kg, costs, entries, schedule, total_usd
 from pertoken.plan._program import INF, Goal, Program, build
 from pertoken.plan._search import Found, search
 from pertoken.plan._solve import Progress, Report, Session, Watch, gap
-from pertoken.units import COMPONENTS, TOKENS_PER_MTOK, base_meter, site_pool
+from pertoken.units import COMPONENTS, HOURS_PER_DAY, TOKENS_PER_MTOK, base_meter, site_pool
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,7 +45,8 @@ class Plan:
     """A schedule, what it costs, and how good it is proven to be.
 
     objective and bound are in the objective's unit (USD; a multiple of the demand; kgCO2e; hours); gap is their
-    relative distance, None where no bound is known. status: ``optimal`` (within the asked gap), ``time limit`` or ``stopped``.
+    relative distance, None where no bound is known. status: ``optimal`` (within the asked gap), ``time limit``,
+    ``stopped``, or ``heuristic`` (a long horizon whose stated gap is wider than asked).
     """
 
     instance: Instance
@@ -286,7 +287,52 @@ def savings(found: Plan, *, gap: float = 0.02, time_limit_s: float = 60.0) -> li
     return alternatives(found.instance, solve, found.terms)
 
 
+_LONG_HOURS = 60 * HOURS_PER_DAY
+_LONG_CELLS = 500_000
+"""Hours, and hours × flows, above which a horizon is rolled rather than solved as one program."""
+
+
+def _is_long(instance: Instance, goal: Goal) -> bool:
+    """Whether the horizon is rolled: long, for least cost, and nothing ties all its hours together but peaks and jobs."""
+    T, limits = len(instance.hours), (goal.budget_usd, goal.budget_tokens, goal.budget_kgco2e)
+    one_by_one = all((instance.flow_job[m.of] < 0).all() for m in instance.limits)
+    places = any(f.only_with is not None for f in instance.fixed)
+    return (
+        T > _LONG_HOURS
+        and T * len(instance.flow_unit) > _LONG_CELLS
+        and goal.objective == "cost"
+        and not goal.switches
+        and not np.isfinite(limits).any()
+        and one_by_one
+        and not places
+    )
+
+
+def _rolled(instance: Instance, goal: Goal, gap_fraction: float, watch: Watch) -> Plan:
+    """The plan of a long horizon, and its gap to a bound that holds for the whole of it."""
+    from pertoken.plan._horizon import roll
+
+    found = roll(instance, goal, gap_fraction, watch)
+    cost = total_usd(instance, found.schedule)
+    reached = gap(cost, found.bound)
+    return Plan(
+        instance=instance,
+        schedule=found.schedule,
+        objective_name="cost",
+        objective=cost,
+        bound=found.bound,
+        status="optimal" if reached is not None and reached <= gap_fraction else "heuristic",
+        method="representative days, then a rolling window of three days; bound from weeks relaxed apart",
+        scale=goal.scale,
+        elapsed_s=watch.elapsed_s(),
+        first_feasible_s=watch.elapsed_s(),
+        solver_cost_usd=cost,
+    )
+
+
 def _solve(instance: Instance, goal: Goal, gap_fraction: float, watch: Watch) -> Plan:
+    if _is_long(instance, goal):
+        return _rolled(instance, goal, gap_fraction, watch)
     program = build(instance, goal)
     found = search(instance, program, gap_fraction, watch)
     if found.x is None:
