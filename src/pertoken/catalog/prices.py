@@ -303,9 +303,13 @@ def _problems(row: PriceRow) -> Iterator[str]:
 
 
 @cache
+def _data_version() -> str:
+    return metadata.version("genai-prices")
+
+
 def _api_source(seller: Provider) -> str:
     page = (seller.pricing_urls or [seller.name])[0]
-    return f"genai-prices {metadata.version('genai-prices')}; {page}"
+    return f"genai-prices {_data_version()}; {page}"
 
 
 def _api_providers() -> tuple[Provider, ...]:
