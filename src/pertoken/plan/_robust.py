@@ -1,0 +1,87 @@
+"""Plans that must hold in more than one future: the predictor's interval, and more or less demand.
+
+What is decided beforehand is what is held (owned, colocated, committed); the hours are decided as they come. So each
+future's own plan is tried in every other: with its machines, the rest planned again. The regret is what that costs over the
+other future's own best plan; the choice is the plan whose greatest regret is least.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pertoken.errors import CannotServeError, InfeasibleError, InputError
+from pertoken.plan._from_scenario import instance_from_scenario
+from pertoken.plan._instance import Floats, Instance
+from pertoken.plan.options import CASES, Market
+from pertoken.plan.schedule import Plan, plan
+
+if TYPE_CHECKING:
+    from pertoken.scenario import Scenario
+
+
+@dataclass(frozen=True)
+class Future:
+    """One way things may turn out: where throughput is in the predictor's interval, and a multiple of the demand."""
+
+    case: str = "expected"
+    demand: float = 1.0
+
+
+@dataclass(frozen=True)
+class Robust:
+    """Each future's own plan; what each plan's machines cost in each future; the regret; and the plan to take.
+
+    cost_usd and regret_usd: shape (plans, futures), inf where those machines cannot do it.
+    """
+
+    plans: Mapping[str, Plan]
+    cost_usd: Floats
+    regret_usd: Floats
+    choice: str
+
+
+def under(
+    scenario: Scenario, futures: Mapping[str, Future] | None = None, *, gap: float = 0.02, time_limit_s: float = 60.0
+) -> Robust:
+    """Plans for each future, their regret in the others, and the one whose greatest regret is least.
+
+    futures by name; None: the low, expected and high end of the predictor's interval. Raises InputError on an
+    unknown case, and what `plan` raises where a future has no plan at all.
+    """
+    futures = futures or {case: Future(case) for case in ("low", "expected", "high")}
+    market = Market(scenario)
+    instances = {}
+    for name, future in futures.items():
+        if future.case not in CASES:
+            raise InputError(f"unknown case {future.case!r}: one of {', '.join(CASES)}")
+        instances[name] = instance_from_scenario(
+            scenario, case=future.case, demand=future.demand, market=market
+        )[0]
+    plans = {name: plan(i, gap=gap, time_limit_s=time_limit_s) for name, i in instances.items()}
+    cost = np.array(
+        [
+            [
+                found.cost_usd if mine == other else _with_machines(i, found, gap, time_limit_s)
+                for other, i in instances.items()
+            ]
+            for mine, found in plans.items()
+        ]
+    )
+    regret = cost - cost.min(axis=0)[None, :]
+    choice = list(plans)[int(np.argmin(regret.max(axis=1)))]
+    return Robust(plans, cost, regret, choice)
+
+
+def _with_machines(instance: Instance, found: Plan, gap: float, time_limit_s: float) -> float:
+    """What a future costs with another plan's held machines; inf where it cannot be done with them."""
+    held = found.schedule.held.astype(np.int64)
+    try:
+        return plan(
+            replace(instance, held_least=held, held_most=held), gap=gap, time_limit_s=time_limit_s
+        ).cost_usd
+    except (InfeasibleError, CannotServeError):
+        return float("inf")

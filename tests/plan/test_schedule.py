@@ -1,0 +1,160 @@
+"""`plan` on the examples: the ledger closes to its objective, no option of `compare` alone is cheaper, tariffs count."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pertoken.ledger import open_ledger
+from pertoken.plan._from_scenario import instance_from_scenario
+from pertoken.plan._robust import Future, under
+from pertoken.plan.options import Market, options
+from pertoken.plan.schedule import Plan, completion_hours, plan, savings
+from pertoken.scenario import Scenario, load
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def planned(name: str) -> tuple[Scenario, Plan]:
+    scenario = load(EXAMPLES / f"{name}.yaml")
+    return scenario, plan(scenario, gap=0.05, time_limit_s=120)
+
+
+@pytest.mark.parametrize("name", ["shop", "startup", "mixed", "training", "amd"])
+def test_objective_equals_ledger_and_beats_every_option(name: str) -> None:
+    scenario, found = planned(name)
+    ledger = open_ledger()
+    ledger.add_rates(found.rate_rows())
+    ledger.add_usage(found.usage_rows())
+    ledger.close()
+    total = float(ledger.cost()["cost_usd"][0].as_py())
+    assert total == pytest.approx(found.objective, rel=1e-6)
+    assert found.cost_usd == pytest.approx(found.objective, rel=1e-9)
+    assert found.gap is not None
+    assert found.gap <= 0.05
+    components = ledger.cost("component").to_pylist()
+    for row in components:
+        assert float(row["cost_usd"]) == pytest.approx(
+            found.by_component()[row["component"]], rel=1e-5, abs=1e-4
+        )
+    ledger.shut()
+    _never_worse_than_single_options(scenario, found)
+
+
+def _never_worse_than_single_options(scenario: Scenario, found: Plan) -> None:
+    """The cheapest pool for each workload, workload by workload, paid side by side: the greedy baseline of compare."""
+    market = Market(scenario)
+    cheapest: dict[str, float] = {}
+    for option in options(market):
+        if not option.refused:
+            usd = market.cost_usd(option)
+            cheapest[option.workload] = min(cheapest.get(option.workload, np.inf), usd)
+    assert set(cheapest) == set(scenario.workloads)
+    assert found.cost_usd <= sum(cheapest.values()) * (1 + 1e-9)
+
+
+SITE = {
+    "timezone": "America/Los_Angeles",
+    "tariff": "SMUD CI-TOD4",
+    "pue": 1.3,
+    "carbon_g_per_kwh": 210,
+    "fixed_charge_fraction": 0,
+}
+
+
+def small(**changes: object) -> Scenario:
+    """A week of training on owned L40S beside an assistant that an API may serve."""
+    document = {
+        "name": "small",
+        "horizon": {"start": "2027-02-01", "days": 7, "timezone": "America/Los_Angeles"},
+        "sites": {"home": SITE},
+        "pools": {
+            "l40s": {
+                "gpu": "L40S",
+                "count": 8,
+                "site": "home",
+                "price": {"term": "owned", "usd_per_gpu": 11500},
+            },
+            "api": {"price": {"term": "api", "input_usd_per_mtok": 0.1, "output_usd_per_mtok": 0.4}},
+        },
+        "workloads": {
+            "tuner": {
+                "kind": "training",
+                "model": "Qwen/Qwen3-4B",
+                "tokens_per_week": 5e8,
+                "deadline_days": 6,
+                "pools": ["l40s"],
+            },
+            "chat": {
+                "kind": "serving",
+                "model": "meta-llama/Llama-3.1-8B-Instruct",
+                "requests_per_day": 20000,
+                "input_tokens": 600,
+                "output_tokens": 150,
+                "profile": "office",
+                "pools": ["api"],
+            },
+        },
+    }
+    return Scenario.model_validate(document | changes)
+
+
+def test_training_runs_in_the_cheap_hours_and_obeys_the_peak() -> None:
+    scenario = small()
+    found = plan(scenario, gap=0.02, time_limit_s=60)
+    i = found.instance
+    price = i.price("l40s", "energy_kwh")
+    running = found.schedule.load[i.flow_job >= 0].sum(axis=0) > 1e-6
+    assert price[running].mean() < price[: 6 * 24].mean()
+    assert completion_hours(found)["tuner"] <= 6 * 24
+    assert (found.schedule.site_kw[0] <= found.schedule.peak_kw.max() + 1e-6).all()
+    blind = {a.name: a for a in savings(found)}
+    assert blind["ignoring the tariff"].cost_usd is not None
+    assert blind["ignoring the tariff"].cost_usd >= found.cost_usd * (1 - 0.02)
+
+
+def test_kept_machines_are_paid_whatever_the_plan_does() -> None:
+    scenario = small()
+    free = instance_from_scenario(scenario)[0]
+    kept = instance_from_scenario(scenario, keep=True)[0]
+    assert free.held_least.sum() == 0
+    assert kept.held_least.tolist() == kept.held_most.tolist()
+
+
+def test_tokens_with_a_spread_fall_into_buckets_that_sum_to_the_whole() -> None:
+    base = small()
+    chat = base.workloads["chat"].model_dump(mode="json")
+    chat |= {"input_tokens": {"mean": 600, "cv": 1.2}, "output_tokens": {"mean": 150, "cv": 0.8}, "pools": []}
+    scenario = small(workloads={"chat": chat})
+    i = instance_from_scenario(scenario)[0]
+    assert i.class_names == ("chat (short)", "chat (middle)", "chat (long)")
+    share = i.requests.sum(axis=1) / i.requests.sum()
+    assert share == pytest.approx([1 / 3] * 3)
+    assert share @ i.input_tokens == pytest.approx(600)
+    assert share @ i.output_tokens == pytest.approx(150)
+    on_gpu = (i.flow_unit == 0) & (i.flow_class >= 0)
+    hours = share[i.flow_class[on_gpu]] / i.flow_per_hour[on_gpu]
+    one = instance_from_scenario(small(workloads={"chat": chat | {"input_tokens": 600, "output_tokens": 150}}))[0]
+    assert hours.sum() == pytest.approx(1 / one.flow_per_hour[one.flow_unit == 0][0], rel=1e-6)
+    per_hour = i.flow_per_hour[on_gpu]
+    assert per_hour[0] > per_hour[1] > per_hour[2]
+
+
+def test_regret_is_zero_for_the_plan_made_for_what_comes() -> None:
+    found = under(small(), {"now": Future(), "more": Future(demand=1.5)}, gap=0.02, time_limit_s=30)
+    assert np.diag(found.regret_usd) == pytest.approx(np.zeros(2), abs=found.cost_usd.max() * 0.02)
+    assert found.choice in found.plans
+    assert (found.cost_usd[:, 1] >= found.cost_usd[:, 0] * 0.98).all()
+
+
+def test_site_peak_so_far_is_paid_whatever_the_plan_does() -> None:
+    tariffed = small()
+    charge = plan(tariffed, gap=0.05, time_limit_s=30).instance.peaks[0]
+    name = charge.meters[0].split(":")[1]
+    high = small(sites={"home": SITE | {"peak_so_far_kw": {name: 50.0}}})
+    i = instance_from_scenario(high)[0]
+    assert i.peaks[0].already_kw == 50.0
+    assert replace(charge, already_kw=50.0).already_kw == i.peaks[0].already_kw
