@@ -178,7 +178,7 @@ class Service:
         """Close what is due; what fails stands in `health`."""
         now = self.now() - timedelta(seconds=self._grace_s)
         try:
-            closed = self.books.close_due(now) if self.books.due(now) else Closed()
+            closed = self.books.close_due(now)
         except PerTokenError as error:
             self.health.closing = str(error)
             log.warning("close failed: %r", str(error))
