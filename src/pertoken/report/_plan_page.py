@@ -1,0 +1,206 @@
+"""`plan` as a page: the schedule as a heat map by hour and pool, cost by component, what it saves, how it was found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pertoken.report._compare_notes import tokens
+from pertoken.report._compare_table import usd
+from pertoken.report._page import CATEGORY_COLOURS, PALETTE, Block, Figure, Table, Text, html_page, write_whole
+from pertoken.report._plan_calendar import runs
+from pertoken.report._plan_table import busiest, proof
+from pertoken.units import COMPONENTS
+
+if TYPE_CHECKING:
+    from pertoken.report.plan import Planned
+
+SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
+Spec = dict[str, Any]
+_EVENTS = 200
+"""Spans listed in the page; the calendar files hold all."""
+
+
+def write_page(planned: Planned, path: Path) -> None:
+    """One self-contained page at `path`."""
+    horizon = planned.scenario.horizon
+    title = f"The cheapest schedule: {planned.scenario.name}"
+    if planned.found.objective_name != "cost":
+        title = f"Plan ({planned.found.objective_name}): {planned.scenario.name}"
+    subtitle = f"{horizon.days} days from {horizon.start}, {horizon.timezone}. All money is USD."
+    write_whole(path, html_page(title, subtitle, _blocks(planned)))
+
+
+def _blocks(planned: Planned) -> list[Block]:
+    f = planned.found
+    lead = [
+        f"Cost {usd(planned.cost_usd)} USD over the horizon, {usd(planned.usd_per_month)} USD a month.",
+        f"The plan is {proof(f)}.",
+        *f.notes,
+    ]
+    blocks: list[Block] = [
+        Text("The plan", lead),
+        Figure("What runs when: each row one kind of replica, job or API, each cell one hour (UTC).", _heat(planned)),
+        Figure("Cost by component over the horizon.", _components(planned)),
+        _workloads(planned),
+    ]
+    power = _power(planned)
+    if power:
+        blocks.append(Figure("Power at each site's meter, and the price of energy there.", power))
+    if planned.alternatives:
+        blocks.append(_alternatives(planned))
+    if len(planned.progress) > 1:
+        blocks.append(Figure("Best plan and bound while the solver ran.", _gap(planned)))
+    blocks.append(_events(planned))
+    return blocks
+
+
+def _heat(planned: Planned) -> Spec:
+    """Cells day × hour, one panel per thing that runs; colour is its count as a share of its own most."""
+    values = []
+    for name, series in busiest(planned.found):
+        top = float(series.max())
+        for hour, count in zip(planned.found.instance.hours, series, strict=True):
+            stamp = str(hour)
+            values.append(
+                {
+                    "runs": name,
+                    "day": stamp[:10],
+                    "hour": int(stamp[11:13]),
+                    "count": round(float(count), 3),
+                    "share": round(float(count) / top, 3),
+                }
+            )
+    days = len({v["day"] for v in values})
+    panel = {
+        "mark": "rect",
+        "width": min(860, max(120, 14 * days)),
+        "height": 120,
+        "encoding": {
+            "x": {"field": "day", "type": "ordinal", "title": None, "axis": {"labelOverlap": True}},
+            "y": {"field": "hour", "type": "ordinal", "title": "hour", "axis": {"values": [0, 6, 12, 18]}},
+            "color": {
+                "field": "share",
+                "type": "quantitative",
+                "title": "of its most",
+                "scale": {"range": ["#f2f2f2", PALETTE[0]], "domain": [0, 1]},
+            },
+            "tooltip": [{"field": "day"}, {"field": "hour"}, {"field": "count"}],
+        },
+    }
+    return {
+        "$schema": SCHEMA,
+        "data": {"values": values},
+        "facet": {"row": {"field": "runs", "title": None, "header": {"labelAngle": 0, "labelAlign": "left"}}},
+        "spec": panel,
+    }
+
+
+def _components(planned: Planned) -> Spec:
+    values = [
+        {"component": name, "category": COMPONENTS[name], "usd": round(value, 4)}
+        for name, value in planned.by_component.items()
+    ]
+    return {
+        "$schema": SCHEMA,
+        "data": {"values": values},
+        "mark": "bar",
+        "width": 640,
+        "height": {"step": 26},
+        "encoding": {
+            "y": {"field": "component", "type": "nominal", "sort": "-x", "title": None},
+            "x": {"field": "usd", "type": "quantitative", "title": "USD"},
+            "color": {
+                "field": "category",
+                "type": "nominal",
+                "scale": {"domain": list(CATEGORY_COLOURS), "range": list(CATEGORY_COLOURS.values())},
+            },
+            "tooltip": [{"field": "component"}, {"field": "usd"}],
+        },
+    }
+
+
+def _power(planned: Planned) -> Spec | None:
+    """kW by hour of each metered site above its price; None where no site has a meter."""
+    f = planned.found
+    metered = sorted({k.site for k in f.instance.peaks})
+    if not metered:
+        return None
+    values = []
+    for s in metered:
+        pools = np.flatnonzero(f.instance.pool_site == s)
+        price = f.instance.energy_prices(f.instance.pool_names)[pools[0]] if len(pools) else None
+        for t, hour in enumerate(f.instance.hours):
+            values.append(
+                {
+                    "hour": f"{hour!s:.19}Z",
+                    "site": f.instance.site_names[s],
+                    "kw": round(float(f.schedule.site_kw[s, t]), 3),
+                    "price": None if price is None else round(float(price[t]), 5),
+                }
+            )
+    x = {"field": "hour", "type": "temporal", "title": None}
+    kw = {"mark": {"type": "area", "interpolate": "step-after", "color": PALETTE[1]}, "width": 860, "height": 120,
+          "encoding": {"x": x, "y": {"field": "kw", "type": "quantitative", "title": "kW"}}}  # fmt: skip
+    usd_kwh = {"mark": {"type": "line", "interpolate": "step-after", "color": PALETTE[7]}, "width": 860, "height": 70,
+               "encoding": {"x": x, "y": {"field": "price", "type": "quantitative", "title": "USD/kWh"}}}  # fmt: skip
+    return {
+        "$schema": SCHEMA,
+        "data": {"values": values},
+        "facet": {"row": {"field": "site", "title": None}},
+        "spec": {"vconcat": [kw, usd_kwh]},
+    }
+
+
+def _gap(planned: Planned) -> Spec:
+    values = []
+    for step in planned.progress:
+        for name, value in (("best plan", step.best), ("bound", step.bound)):
+            if value is not None:
+                values.append({"seconds": round(step.elapsed_s, 2), "what": name, "value": value})
+    return {
+        "$schema": SCHEMA,
+        "data": {"values": values},
+        "mark": {"type": "line", "interpolate": "step-after", "point": True},
+        "width": 640,
+        "height": 180,
+        "encoding": {
+            "x": {"field": "seconds", "type": "quantitative", "title": "seconds"},
+            "y": {"field": "value", "type": "quantitative", "title": "objective", "scale": {"zero": False}},
+            "color": {"field": "what", "type": "nominal", "title": None},
+        },
+    }
+
+
+def _workloads(planned: Planned) -> Table:
+    rows = [
+        (w.name, w.model, tokens(w.tokens), usd(w.own_usd), usd(w.with_idle_usd), usd(w.usd_per_mtok))
+        for w in planned.workloads
+    ]
+    return Table(
+        "By workload; idle, waste and overheads in proportion to each one's own cost.",
+        ("workload", "model", "tokens", "own USD", "USD", "USD per M tokens"),
+        rows,
+        (2, 3, 4, 5),
+    )
+
+
+def _alternatives(planned: Planned) -> Table:
+    rows = []
+    for a in planned.alternatives:
+        if a.cost_usd is None:
+            rows.append((a.name, "–", f"cannot be done: {a.note}"))
+        else:
+            rows.append((a.name, usd(a.cost_usd), usd(a.cost_usd - planned.cost_usd)))
+    return Table("Against other ways to do the same.", ("instead", "USD", "the plan saves, USD"), rows, (1, 2))
+
+
+def _events(planned: Planned) -> Table:
+    found = runs(planned.found)
+    rows = [
+        (r.what, f"{r.count}", r.start.strftime("%Y-%m-%d %H:%M"), r.end.strftime("%Y-%m-%d %H:%M")) for r in found[:_EVENTS]
+    ]
+    more = f" The first {_EVENTS} of {len(found)}; the calendar files hold all." if len(found) > _EVENTS else ""
+    return Table(f"What runs, from when to when (UTC).{more}", ("what", "count", "from", "to"), rows, (1,))

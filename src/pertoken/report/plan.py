@@ -1,0 +1,281 @@
+"""`plan`: the schedule, closed by the ledger; every figure read back from it, as table, page, rows and calendar."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pertoken.ledger import open_ledger
+from pertoken.plan.schedule import OBJECTIVES, Objective, Plan, Progress, completion_hours, plan, savings
+from pertoken.report._page import write_whole
+from pertoken.report._plan_calendar import cron_rows, icalendar
+from pertoken.scenario import Scenario, load
+from pertoken.units import COMPONENTS, HOURS_PER_MONTH, IDLE, TOKEN_METERS, usd_per_mtok
+
+if TYPE_CHECKING:
+    from pertoken.plan._against import Alternative
+    from pertoken.plan._robust import Robust
+
+Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class WorkloadCost:
+    """What one tenant's tokens cost in the plan [USD over the horizon].
+
+    own_usd: what its own use of resources cost; with_idle_usd: with its share of idle, waste and overheads, in
+    proportion to its own cost, so that the workloads sum to the whole.
+    """
+
+    name: str
+    model: str
+    tokens: float
+    own_usd: float
+    with_idle_usd: float
+
+    @property
+    def usd_per_mtok(self) -> float:
+        """All cost, its share of idle included, over its tokens [USD per M tokens]."""
+        return usd_per_mtok(self.with_idle_usd, self.tokens) if self.tokens else math.nan
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan with the figures the ledger gives it; costs are USD over the horizon unless named otherwise."""
+
+    scenario: Scenario
+    found: Plan
+    cost_usd: float
+    by_component: dict[str, float]
+    by_phase: dict[str, float]
+    workloads: list[WorkloadCost]
+    tokens: dict[str, float]
+    kwh: float
+    kgco2e: float | None
+    alternatives: list[Alternative] = field(default_factory=list)
+    robust: Robust | None = None
+    progress: list[Progress] = field(default_factory=list)
+
+    @property
+    def book(self) -> str:
+        """The book its usage is in."""
+        return f"plan:{self.scenario.name}"
+
+    @property
+    def usd_per_month(self) -> float:
+        """Cost of an average month of 730 hours."""
+        return self.cost_usd / len(self.found.instance.hours) * HOURS_PER_MONTH
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON: the figures, the schedule's changes, and what is proven."""
+        f = self.found
+        return {
+            "scenario": self.scenario.name,
+            "book": self.book,
+            "objective": f.objective_name,
+            "objective_value": f.objective,
+            "bound": f.bound if np.isfinite(f.bound) else None,
+            "gap_fraction": f.gap,
+            "status": f.status,
+            "method": f.method,
+            "elapsed_s": f.elapsed_s,
+            "cost_usd": self.cost_usd,
+            "usd_per_month": self.usd_per_month,
+            "cost_usd_by_component": self.by_component,
+            "cost_usd_by_phase": self.by_phase,
+            "tokens": self.tokens,
+            "kwh": self.kwh,
+            "kgco2e": self.kgco2e,
+            "workloads": [asdict(w) | {"usd_per_mtok": w.usd_per_mtok} for w in self.workloads],
+            "held_machines": {
+                n: int(h) for n, h in zip(f.instance.pool_names, f.schedule.held, strict=True) if h > 0
+            },
+            "peak_kw": {
+                f"{f.instance.site_names[k.site]} {k.meters[0]} {str(f.instance.hours[k.at])[:7]}": float(kw)
+                for k, kw in zip(f.instance.peaks, f.schedule.peak_kw, strict=True)
+            },
+            "completion_hours": completion_hours(f),
+            "alternatives": [asdict(a) for a in self.alternatives],
+            "regret_usd": self._regret(),
+            "changes": cron_rows(f),
+            "notes": list(f.notes),
+        }
+
+    def _regret(self) -> dict[str, Any] | None:
+        if self.robust is None:
+            return None
+        names = list(self.robust.plans)
+        rows = {
+            plan_name: {n: (float(v) if np.isfinite(v) else None) for n, v in zip(names, row, strict=True)}
+            for plan_name, row in zip(names, self.robust.regret_usd, strict=True)
+        }
+        return {"choice": self.robust.choice, "plans": rows}
+
+    def as_text(self) -> str:
+        """The tables as plain text of at most 100 columns."""
+        from pertoken.report._plan_table import as_text
+
+        return as_text(self)
+
+    def write_html(self, path: Path) -> None:
+        """One self-contained page."""
+        from pertoken.report._plan_page import write_page
+
+        write_page(self, path)
+
+    def write_json(self, path: Path) -> None:
+        """`to_dict` as JSON."""
+        write_whole(path, json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def write_csv(self, path: Path) -> None:
+        """The schedule by hour and pool: machines, units, load, power, work waiting."""
+        write_whole(path, _csv(schedule_rows(self.found)))
+
+    def write_calendar(self, path: Path) -> None:
+        """The schedule's changes: CronJob-style rows (``.csv``), or events for people (``.ics``)."""
+        if path.suffix == ".ics":
+            write_whole(path, icalendar(self.found))
+        else:
+            write_whole(path, _csv(cron_rows(self.found)))
+
+
+def run(
+    scenario: Scenario | str | Path,
+    *,
+    objective: Objective = "cost",
+    gap: float = 0.01,
+    time_limit_s: float = 120.0,
+    under: Sequence[str] = (),
+    with_savings: bool = True,
+    fewest_switches: bool = False,
+    keep: bool = False,
+    progress: Report | None = None,
+) -> Planned:
+    """Plan a scenario and close it in a ledger of its own.
+
+    under: cases (``low``, ``expected``, ``high``) to plan against, with the regret of each; the other
+    parameters as in `plan`. Raises what `plan` raises.
+    """
+    chosen = load(scenario) if isinstance(scenario, str | Path) else scenario
+    steps: list[Progress] = []
+
+    def watch(step: Progress) -> None:
+        steps.append(step)
+        if progress is not None:
+            progress(step)
+
+    found = plan(
+        chosen,
+        objective,
+        gap=gap,
+        time_limit_s=time_limit_s,
+        fewest_switches=fewest_switches,
+        keep=keep,
+        progress=watch,
+    )
+    rivals = savings(found, time_limit_s=time_limit_s) if with_savings and objective == "cost" else []
+    robust = None
+    if under:
+        from pertoken.plan._robust import Future
+        from pertoken.plan._robust import under as against
+
+        robust = against(chosen, {case: Future(case) for case in under}, time_limit_s=time_limit_s)
+    return _closed(chosen, found, rivals, robust, steps)
+
+
+def _closed(
+    scenario: Scenario, found: Plan, rivals: list[Alternative], robust: Robust | None, steps: list[Progress]
+) -> Planned:
+    """The plan's figures, read back from a ledger that closed its rows."""
+    ledger = open_ledger()
+    try:
+        ledger.add_rates(found.rate_rows())
+        ledger.add_usage(found.usage_rows())
+        ledger.close()
+        total = {row["component"]: float(row["cost_usd"]) for row in ledger.cost("component").to_pylist()}
+        phases = {row["phase"]: float(row["cost_usd"]) for row in ledger.cost("phase").to_pylist()}
+        owners = ledger.cost("tenant", "model").to_pylist()
+        used = ledger.usage("tenant", "model", "meter").to_pylist()
+    finally:
+        ledger.shut()
+    meters: dict[str, float] = {}
+    for row in used:
+        meters[row["meter"]] = meters.get(row["meter"], 0.0) + float(row["quantity"])
+    return Planned(
+        scenario=scenario,
+        found=found,
+        cost_usd=sum(total.values()),
+        by_component={name: total[name] for name in COMPONENTS if total.get(name)},
+        by_phase={k: v for k, v in phases.items() if v},
+        workloads=_workloads(owners, used),
+        tokens={m: meters[m] for m in TOKEN_METERS if meters.get(m)},
+        kwh=sum(v for m, v in meters.items() if m.partition(":")[0] == "energy_kwh"),
+        kgco2e=found.carbon_kg if np.isfinite(found.carbon_kg) else None,
+        alternatives=rivals,
+        robust=robust,
+        progress=steps,
+    )
+
+
+def _workloads(owners: list[dict[str, Any]], used: list[dict[str, Any]]) -> list[WorkloadCost]:
+    own = {(r["tenant"], r["model"]): float(r["cost_usd"]) for r in owners if r["tenant"] != IDLE}
+    tokens: dict[tuple[str, str], float] = {}
+    for row in used:
+        if row["meter"] in TOKEN_METERS:
+            key = (row["tenant"], row["model"])
+            tokens[key] = tokens.get(key, 0.0) + float(row["quantity"])
+    shared = sum(float(r["cost_usd"]) for r in owners if r["tenant"] == IDLE)
+    paid = sum(own.values())
+    return [
+        WorkloadCost(
+            tenant, model, tokens.get((tenant, model), 0.0), usd, usd + (shared * usd / paid if paid else 0.0)
+        )
+        for (tenant, model), usd in sorted(own.items())
+    ]
+
+
+def schedule_rows(found: Plan) -> list[dict[str, str]]:
+    """The schedule by hour and pool, as text: hours in which a pool does nothing and holds nothing are left out."""
+    i, s = found.instance, found.schedule
+    load = np.zeros((len(i.pool_names), len(i.hours)))
+    np.add.at(load, i.flow_pool, s.load)
+    units = np.zeros_like(load)
+    np.add.at(units, i.unit_pool, s.units)
+    rows = []
+    for p, pool in enumerate(i.pool_names):
+        for t in np.flatnonzero((s.machines[p] > 0) | (load[p] > 1e-9) | (s.held[p] > 0)):
+            rows.append(
+                {
+                    "hour_utc": f"{i.hours[t]!s:.16}Z",
+                    "pool": pool,
+                    "machines_on": f"{s.machines[p, t]:.0f}",
+                    "machines_held": f"{s.held[p]:.0f}",
+                    "machines_rented": f"{s.rented[p, t]:.0f}",
+                    "units": f"{units[p, t]:.0f}",
+                    "load_units": f"{load[p, t]:.4f}",
+                    "kwh": f"{s.kwh[p, t]:.4f}",
+                }
+            )
+    return rows
+
+
+def _csv(rows: Sequence[dict[str, str]]) -> str:
+    out = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return out.getvalue()
+
+
+def objective_text(name: str) -> str:
+    """What an objective means, in words."""
+    return OBJECTIVES.get(name, name)
