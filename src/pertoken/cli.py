@@ -226,6 +226,8 @@ def close(
 
     found = run(data, fleet, _moment(start, "--from"), _moment(end, "--to"))
     lines = [f"{found['hours']} hours closed", *(f"open: {h}: {why}" for h, why in found["unpriced"].items())]
+    if found["unmetered"]:
+        lines.insert(1, f"{found['unmetered']} hours left out: nothing was metered before the others")
     _print(found if as_json else "\n".join(lines), as_json)
     if found["unpriced"]:
         raise typer.Exit(1)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, Field, StringConstraints, model_validator
+from pydantic import BaseModel, Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
 from pertoken._yaml import load_yaml
 from pertoken.errors import InputError, nearest
-from pertoken.scenario import Fleet, InlineTariff, Owned, Price, Reserved, TariffFile, _Strict
+from pertoken.scenario import Fleet, InlineTariff, Owned, Price, Reserved, TariffFile, _file, _Strict
 
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Text = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -54,6 +54,11 @@ class ScrapeTarget(_Metered):
     interval_s: Seconds = 15.0
     authorization_file: Path | None = None
     """File whose text is sent as ``Authorization``; never logged."""
+
+    @field_validator("authorization_file")
+    @classmethod
+    def _found(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        return None if path is None else _file(path, info)
 
 
 class FileTargets(_Metered):

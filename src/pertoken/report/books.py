@@ -30,7 +30,7 @@ from pertoken.report._billing import Span, restate
 from pertoken.report._terms import hours_between, rates_of
 from pertoken.scenario import Api
 from pertoken.tables import USAGE, concat, usage_rows
-from pertoken.units import IDLE, base_meter, site_pool
+from pertoken.units import IDLE, TOKEN_METERS, base_meter, site_pool
 
 HOUR = timedelta(hours=1)
 SCRAPED, WRITTEN, NVML = "scrape/", "written/", "nvml/"
@@ -133,6 +133,18 @@ class Books:
         """The first day (UTC) whose records are kept; None where none were ever let go."""
         mark = self.journal.marks.get(_KEPT)
         return date.fromisoformat(mark.decode()) if mark else None
+
+    def first_hour(self) -> datetime | None:
+        """The oldest hour that was metered; None where none was."""
+        told = {"book": BOOK, "meter": ["gpu_hours", "site_hours", *TOKEN_METERS]}
+        rows = self.ledger.usage("hour", where=told)["hour"].to_pylist()
+        known = [hour for hour in rows if hour is not None]
+        return min([*known, *self.journal.dirty_hours()], default=None)
+
+    def metered(self, hours: Iterable[datetime]) -> list[datetime]:
+        """Those of the hours that lie at or after the oldest metered one: before it nobody knows what was held."""
+        first = self.first_hour()
+        return [hour for hour in hours if first is not None and hour >= first]
 
     def tidy(self, now: datetime, keep_days: int) -> int:
         """Export the journal's past days to Parquet, drop their segments, and let go of days older than `keep_days`.

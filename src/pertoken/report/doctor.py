@@ -18,7 +18,6 @@ from pertoken.fleet import RunningFleet
 from pertoken.meter import State
 from pertoken.meter.attribute import BOOK, Finding
 from pertoken.report.books import HOUR, NVML, SCRAPED, WRITTEN, Books, Look
-from pertoken.units import TOKEN_METERS
 
 Severity = Literal["wrong", "look"]
 KINDS: dict[str, str] = {
@@ -119,7 +118,7 @@ def examine(books: Books, now: datetime, *, hours: int = 24, process: Process | 
     if not 1 <= hours <= 24 * 366:
         raise InputError(f"{hours} hours cannot be looked at: give 1 to {24 * 366}")
     current = now.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
-    first = _first_hour(books, current)
+    first = books.first_hour() or current
     window = [hour for back in range(hours, 0, -1) if (hour := current - HOUR * back) >= first]
     alive = process or Process()
     looks = {hour: books.look(hour) for hour in [*window, current]}
@@ -138,14 +137,6 @@ def examine(books: Books, now: datetime, *, hours: int = 24, process: Process | 
     ]
     found.sort(key=lambda c: (c.severity != "wrong", list(KINDS).index(c.kind), c.pool, c.text))
     return Diagnosis(tuple(found[:_MOST]), _facts(books, now))
-
-
-def _first_hour(books: Books, current: datetime) -> datetime:
-    """The oldest hour the meter knows of: before it there was nothing to tell."""
-    told = {"book": BOOK, "meter": ["gpu_hours", "site_hours", *TOKEN_METERS]}
-    rows = books.ledger.usage("hour", where=told)["hour"].to_pylist()
-    known: list[datetime] = [hour for hour in rows if hour is not None]
-    return min([*known, *books.journal.dirty_hours(), current])
 
 
 def _silent(books: Books, now: datetime, alive: Process) -> Iterable[Complaint]:

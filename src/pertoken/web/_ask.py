@@ -41,9 +41,11 @@ class Window(BaseModel):
 
 
 class CloseAnswer(BaseModel):
-    """What a close did: hours priced, and those left open with the reason."""
+    """What a close did: hours priced, those left out, and those left open with the reason."""
 
     hours: int
+    unmetered: int
+    """Hours of the window before anything was metered: left out."""
     unpriced: dict[str, str]
 
 
@@ -176,10 +178,14 @@ async def close(service: ServiceHere, caller: Admin, window: Window) -> CloseAns
         raise InputError(f"{len(hours)} hours at once: close at most {_MOST_HOURS}")
     if hours[-1] > service.now():
         raise InputError(f"the window ends in the future: it is {service.now().isoformat()} here")
-    done = await asyncio.to_thread(service.close, hours)
-    return CloseAnswer(
-        hours=len(done.hours), unpriced={hour.isoformat(): why for hour, why in done.unpriced.items()}
-    )
+
+    def run() -> CloseAnswer:
+        metered = service.books.metered(hours)
+        done = service.close(metered)
+        unpriced = {hour.isoformat(): why for hour, why in done.unpriced.items()}
+        return CloseAnswer(hours=len(done.hours), unmetered=len(hours) - len(metered), unpriced=unpriced)
+
+    return await asyncio.to_thread(run)
 
 
 def _where(own: str, filters: dict[str, list[str]]) -> dict[str, list[str]]:

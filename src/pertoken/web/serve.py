@@ -131,7 +131,8 @@ def _run(app: Any, where: Bind, folder: Path, own: str) -> None:
 
 
 def close(folder: Path, fleet_file: Path | None, start: datetime, end: datetime) -> dict[str, Any]:
-    """Close hours through the service that holds the folder, else directly: hours closed, hours left open and why.
+    """Close hours through the service that holds the folder, else directly: hours closed, left out as before
+    anything was metered, and left open with the reason.
 
     Raises InputError where no service runs and no fleet file is given.
     """
@@ -142,8 +143,10 @@ def close(folder: Path, fleet_file: Path | None, start: datetime, end: datetime)
         return answer
     with _books(folder, fleet_file) as books:
         hours = [h for h in hours_in(start, end) if h <= datetime.now(UTC)]
-        done = books.close(hours)
-    return {"hours": len(done.hours), "unpriced": {h.isoformat(): why for h, why in done.unpriced.items()}}
+        metered = books.metered(hours)
+        done = books.close(metered)
+    unpriced = {h.isoformat(): why for h, why in done.unpriced.items()}
+    return {"hours": len(done.hours), "unmetered": len(hours) - len(metered), "unpriced": unpriced}
 
 
 def diagnose(folder: Path, fleet_file: Path | None, hours: int = 24) -> dict[str, Any]:
