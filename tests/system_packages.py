@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 
-WANTED = {"cc": "gcc", "chromium": "chromium", "prometheus": "prometheus"}
+WANTED = {"cc": "gcc", "chromium": "chromium", "openssl": "openssl", "prometheus": "prometheus"}
 """Command to the Debian package that brings it."""
 
 
