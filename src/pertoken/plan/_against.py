@@ -40,20 +40,23 @@ def alternatives(instance: Instance, solve: Solve, terms: tuple[str, ...] = ()) 
     return found
 
 
-def only(instance: Instance, pools: Bools) -> Instance:
-    """The instance with some pools alone [(P,)]: what runs on others is gone, nothing of theirs may be held."""
-    flows = pools[instance.flow_pool]
+def with_flows(instance: Instance, flows: Bools) -> Instance:
+    """The instance with some flows alone [(F,)]."""
     names = ("unit", "pool", "class", "job", "per_hour", "kw", "gpu_kw", "reserve", "loss", "prefill")
     cut = {f"flow_{n}": getattr(instance, f"flow_{n}")[flows] for n in names}
+    limits = tuple(
+        replace(m, flows=m.flows[flows], of=m.of[flows]) for m in instance.limits if m.of[flows].any()
+    )
+    return replace(instance, limits=limits, **cut)
+
+
+def only(instance: Instance, pools: Bools) -> Instance:
+    """The instance with some pools alone [(P,)]: what runs on others is gone, nothing of theirs may be held."""
     return replace(
-        instance,
-        **cut,
+        with_flows(instance, pools[instance.flow_pool]),
         held_most=np.where(pools, instance.held_most, 0),
         held_least=np.where(pools, instance.held_least, 0),
         rented_most=np.where(pools[:, None], instance.rented_most, 0.0),
-        limits=tuple(
-            replace(m, flows=m.flows[flows], of=m.of[flows]) for m in instance.limits if m.of[flows].any()
-        ),
     )
 
 

@@ -14,12 +14,15 @@ Two halves of the horizon roll at once, as many as there are cores to spare; not
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from pertoken.errors import PerTokenError
+from pertoken.plan._against import with_flows
 from pertoken.plan._instance import Floats, Instance, Ints, chosen, window
 from pertoken.plan._outcome import Schedule, derived, schedule
 from pertoken.plan._program import INF, Goal, Program, build
@@ -34,6 +37,9 @@ WINDOW_HOURS = 3 * HOURS_PER_DAY
 AHEAD_HOURS = HOURS_PER_DAY
 BLOCK_HOURS = 7 * HOURS_PER_DAY
 _SHORT_HOURS = 60 * HOURS_PER_DAY
+_WHOLE_HOURS = 1000
+"""Hours up to which the whole horizon is relaxed too: a tighter bound than its weeks'."""
+_TOLERANCE, _POLL_S = 1e-6, 0.1
 
 
 @dataclass(frozen=True)
@@ -62,20 +68,45 @@ def roll(instance: Instance, goal: Goal, gap_fraction: float, watch: Watch, thre
     scaled = replace(
         instance, requests=instance.requests * goal.scale, job_tokens=instance.job_tokens * goal.scale
     )
-    fixed, prices = _once(scaled, gap_fraction, watch)
+    fixed, flows, prices = _once(scaled, gap_fraction, watch)
     watch.tell("representative days")
     watch.drain()
+    hours = len(instance.hours)
     with ThreadPoolExecutor(max_workers=threads) as pool:
-        blocks = [pool.submit(_block_bound, scaled, prices, a, b, watch) for a, b in _blocks(len(instance.hours))]
-        halves = _parts(len(instance.hours), threads)
-        chains = [pool.submit(_chain, fixed, prices, a, b, gap_fraction, watch) for a, b in halves]
+        chains = [pool.submit(_chain, fixed, prices, a, b, gap_fraction, watch) for a, b in _parts(hours, threads)]
+        blocks = [pool.submit(_block_bound, scaled, prices, a, b, watch) for a, b in _blocks(hours)]
+        whole = [pool.submit(_whole_bound, scaled, watch)] if hours <= _WHOLE_HOURS else []
+        _wait([*chains, *blocks, *whole], watch)
         bound = float(sum(block.result() for block in blocks)) + float(prices.token @ scaled.job_tokens)
+        bound = max([bound, *(w.result() for w in whole)])
         watch.tell("weeks relaxed", bound=bound)
         watch.drain()
         parts = [chain.result() for chain in chains]
-    whole = [np.concatenate([part[n] for part in parts], axis=1) for n in range(4)]
-    made = derived(instance, whole[0], fixed.held_least.astype(np.float64), whole[1], whole[2], whole[3])
+    machines, units, load, backlog = (np.concatenate([part[n] for part in parts], axis=1) for n in range(4))
+    every = np.zeros((len(instance.flow_unit), hours))
+    every[flows] = load
+    made = derived(instance, machines, fixed.held_least.astype(np.float64), units, every, backlog)
     return Rolled(made, bound, watch.first_feasible_s)
+
+
+def _wait(tasks: Sequence[Future[Any]], watch: Watch) -> None:
+    """Until all are done, passing on progress; Ctrl-C stops them."""
+    left = set(tasks)
+    while left:
+        try:
+            _, left = wait(left, timeout=_POLL_S)
+            watch.drain()
+        except KeyboardInterrupt:
+            watch.stop.set()
+
+
+def _whole_bound(instance: Instance, watch: Watch) -> float:
+    """The relaxation of the whole horizon, where that is not too long."""
+    program = build(instance, Goal())
+    session = Session(program, Watch(watch.left_s(), None, stop=watch.stop))
+    session.highs.setOptionValue("run_crossover", "off")
+    # An interior point ends within its tolerance of the optimum, on either side.
+    return session.objective - _TOLERANCE * abs(session.objective) if session.relax(barrier=True) else -INF
 
 
 def _parts(hours: int, threads: int) -> list[tuple[int, int]]:
@@ -91,8 +122,8 @@ def _blocks(hours: int) -> list[tuple[int, int]]:
     return list(zip(edges, edges[1:], strict=False))
 
 
-def _once(instance: Instance, gap_fraction: float, watch: Watch) -> tuple[Instance, Prices]:
-    """The instance with what is decided once fixed as the representative days say, and their prices."""
+def _once(instance: Instance, gap_fraction: float, watch: Watch) -> tuple[Instance, Ints, Prices]:
+    """The instance with what is decided once fixed as the representative days say, the flows left, and prices."""
     days = representative_days(instance)
     goal = Goal()
     program = build(days, goal)
@@ -102,13 +133,18 @@ def _once(instance: Instance, gap_fraction: float, watch: Watch) -> tuple[Instan
         raise PerTokenError(f"the representative days have no plan ({found.status})")
     held = np.round(_at(found.x, program.columns["held"])).astype(np.int64)
     runs_on = _at(found.x, program.columns["runs_on"]) > 0.5
+    places = [f for f in instance.fixed if f.only_with is not None]
+    pools = np.ones(len(instance.pool_names), dtype=np.bool_)
+    for place, opened in zip(places, _at(found.x, program.columns["open"]) > 0.5, strict=True):
+        if not opened and place.only_with is not None:
+            pools &= ~place.only_with
     jobs = instance.flow_job >= 0
-    keep = np.ones(len(jobs), dtype=np.bool_)
-    tied = jobs & instance.job_one_pool[np.maximum(instance.flow_job, 0)] if jobs.any() else jobs
-    keep[tied] = runs_on[instance.flow_job[tied], instance.flow_pool[tied]]
-    per_hour = np.where(keep, instance.flow_per_hour, 0.0)
-    fixed = replace(instance, held_least=held, held_most=held, flow_per_hour=np.maximum(per_hour, 1e-9))
-    return fixed, _prices(instance, days, program, found)
+    keep = pools[instance.flow_pool]
+    if jobs.any():
+        tied = jobs & instance.job_one_pool[np.maximum(instance.flow_job, 0)]
+        keep[tied] &= runs_on[instance.flow_job[tied], instance.flow_pool[tied]]
+    fixed = with_flows(replace(instance, held_least=held, held_most=held, fixed=()), keep)
+    return fixed, np.flatnonzero(keep), _prices(instance, days, program, found)
 
 
 def _at(x: Floats, columns: Ints) -> Floats:

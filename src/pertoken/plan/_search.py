@@ -186,6 +186,7 @@ def _settle_once(session: Session, program: Program, gap_fraction: float) -> boo
         return True
     bound = session.objective
     rounded = _round_once(session, program)
+    bound = bound if session.watch.bound is None else _tighter(bound, session.watch.bound, program.maximise)
     if rounded is not None and (gap(rounded[0], bound) or 0.0) <= gap_fraction:
         return True
     session.bounds(once, program.lower[once], program.upper[once])
@@ -211,10 +212,12 @@ _CANDIDATES = 4
 def _round_once(session: Session, program: Program) -> tuple[float, Floats] | None:
     """Round and fix one kind after another, solving again between; objective and values, None where it fails."""
     held, runs_on, opened = (program.columns[n] for n in ("held", "runs_on", "open"))
+    untouched = True
     for job in range(runs_on.shape[0]):
         here = runs_on[job][runs_on[job] >= 0]
-        if len(here) and not _place(session, here, program.maximise):
+        if len(here) and not _place(session, here, program.maximise, bounds=untouched):
             return None
+        untouched = untouched and not len(here)
     for columns, rounding in ((opened[opened >= 0], np.ceil), (held[held >= 0], np.round)):
         values = rounding(near(session.x[columns]))
         fix(session, columns, np.clip(values, program.lower[columns], program.upper[columns]))
@@ -224,22 +227,39 @@ def _round_once(session: Session, program: Program) -> tuple[float, Floats] | No
     return session.objective, session.x[once].copy()
 
 
-def _place(session: Session, columns: Ints, maximise: bool) -> bool:
-    """Fix a job on the pool of least cost, of those the relaxation used; False where none is feasible."""
+def _place(session: Session, columns: Ints, maximise: bool, *, bounds: bool) -> bool:
+    """Fix a job on the pool of least cost; False where none is feasible.
+
+    Pools are tried by how much of the job the relaxation gave them, each dropped as soon as it is dearer than the best.
+    Where all were tried (`bounds`: nothing else is fixed yet), the best is a bound no plan can beat.
+    """
     share = session.x[columns]
-    order = np.argsort(-share, kind="stable")[:_CANDIDATES]
-    order = order[share[order] > 0.01]
-    best: tuple[float, int] | None = None
+    order = np.argsort(-share, kind="stable")
     if share.max() > 1 - 1e-6:
-        order, best = order[:1], (0.0, int(order[0]))
-    for n in order if best is None else ():
+        fix(session, columns, (np.arange(len(columns)) == order[0]).astype(np.float64))
+        return session.relax()
+    best: tuple[float, int] | None = None
+    patience = session.watch.elapsed_s() + _PLACE_SHARE * session.watch.left_s()
+    for tried, n in enumerate(order):
+        if (tried >= _CANDIDATES or best is not None) and session.watch.elapsed_s() > patience:
+            bounds = False
+            break
         fix(session, columns, (np.arange(len(columns)) == n).astype(np.float64))
-        if session.relax() and (best is None or _better(session.objective, best[0], maximise)):
+        cutoff = None if best is None or maximise else best[0]
+        if session.relax(cutoff=cutoff) and (best is None or _better(session.objective, best[0], maximise)):
             best = session.objective, int(n)
+        elif session.status not in ("infeasible", "cut off", "optimal"):
+            bounds = False
     if best is None:
         return False
+    if bounds and not maximise:
+        session.watch.tell("placing jobs", bound=best[0])
     fix(session, columns, (np.arange(len(columns)) == best[1]).astype(np.float64))
     return session.relax()
+
+
+_PLACE_SHARE = 0.2
+"""Share of the time left that placing one job may take beyond the first pools."""
 
 
 def _round_some(session: Session, columns: Ints, values: Floats, open_: Bools) -> bool:

@@ -139,10 +139,15 @@ class Session:
         every = np.arange(len(self.program.lower))
         self.bounds(every, self.program.lower, self.program.upper)
 
-    def relax(self, *, barrier: bool = False) -> bool:
-        """Solve as a linear program from where it stands; True where optimal."""
+    def relax(self, *, barrier: bool = False, cutoff: float | None = None) -> bool:
+        """Solve as a linear program from where it stands; True where optimal.
+
+        cutoff: give up (status ``cut off``) once the optimum is known to be no less.
+        """
         self.highs.setOptionValue("solver", "ipm" if barrier else "simplex")
+        self.highs.setOptionValue("objective_bound", INF if cutoff is None else cutoff)
         self._run()
+        self.highs.setOptionValue("objective_bound", INF)
         return self.status == "optimal"
 
     def integer(
@@ -234,6 +239,7 @@ class Session:
             highspy.HighsModelStatus.kInfeasible: "infeasible",
             highspy.HighsModelStatus.kUnboundedOrInfeasible: "infeasible",
             highspy.HighsModelStatus.kUnbounded: "unbounded",
+            highspy.HighsModelStatus.kObjectiveBound: "cut off",
             highspy.HighsModelStatus.kTimeLimit: "time limit",
             highspy.HighsModelStatus.kInterrupt: "stopped",
             highspy.HighsModelStatus.kHighsInterrupt: "stopped",
@@ -241,7 +247,7 @@ class Session:
         info = highs.getInfo()
         self.status = names.get(highs.getModelStatus(), highs.modelStatusToString(highs.getModelStatus()))
         feasible = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
-        if not feasible or self.status in ("infeasible", "unbounded"):
+        if not feasible or self.status in ("infeasible", "unbounded", "cut off"):
             self.objective = INF
             return
         solution = highs.getSolution()

@@ -287,8 +287,8 @@ def savings(found: Plan, *, gap: float = 0.02, time_limit_s: float = 60.0) -> li
     return alternatives(found.instance, solve, found.terms)
 
 
-_LONG_HOURS = 60 * HOURS_PER_DAY
-_LONG_CELLS = 500_000
+_LONG_HOURS = 21 * HOURS_PER_DAY
+_LONG_CELLS = 40_000
 """Hours, and hours × flows, above which a horizon is rolled rather than solved as one program."""
 
 
@@ -296,7 +296,6 @@ def _is_long(instance: Instance, goal: Goal) -> bool:
     """Whether the horizon is rolled: long, for least cost, and nothing ties all its hours together but peaks and jobs."""
     T, limits = len(instance.hours), (goal.budget_usd, goal.budget_tokens, goal.budget_kgco2e)
     one_by_one = all((instance.flow_job[m.of] < 0).all() for m in instance.limits)
-    places = any(f.only_with is not None for f in instance.fixed)
     return (
         T > _LONG_HOURS
         and T * len(instance.flow_unit) > _LONG_CELLS
@@ -304,7 +303,6 @@ def _is_long(instance: Instance, goal: Goal) -> bool:
         and not goal.switches
         and not np.isfinite(limits).any()
         and one_by_one
-        and not places
     )
 
 
