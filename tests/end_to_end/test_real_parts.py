@@ -94,10 +94,10 @@ def power() -> Iterator[Power]:
     found.server.server_close()
 
 
-def complete(port: int, prompt: str, tokens: int) -> dict[str, Any]:
+def complete(port: int, prompt: str, tokens: int, cache: bool = False) -> dict[str, Any]:
     """One request to the LLM server."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    body = {"prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "cache_prompt": False}
+    body = {"prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "cache_prompt": cache}
     connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
     answer = connection.getresponse()
     found: dict[str, Any] = json.loads(answer.read())
@@ -208,6 +208,14 @@ def test_tokens_watts_and_money_of_a_real_server(
     ours.start()
     again = converse(llm)
     prompt, output = prompt + again[0], output + again[1]
+    # What the server's prefix cache holds is computed once: the second time it is no computed input.
+    repeated = "the same long prompt, sent twice over"
+    cached = 0
+    for _ in range(2):
+        usage = complete(llm, repeated, 4, cache=True)["usage"]
+        told = usage["prompt_tokens_details"]["cached_tokens"]
+        prompt, cached, output = prompt + len(repeated) + 2 - told, cached + told, output + 4
+    assert cached > 20
     wait_until("the second conversation arrived", arrived)
     found, _ = totals(ours, first)
     for pool in ("scraped", "written"):
