@@ -2,9 +2,10 @@
 
     python bench/plan.py [week month year mix]
 
-The fleet is generated here: 12 offers (on demand or committed) on three sites with a time-of-use price and a demand
-charge, 8 workloads of which two may wait a day, starts that cost time, and a training job with a deadline.
-`mix` reads instances of the format of Mélange's solver from ../shared/recipes/mix where that folder is there.
+The fleet is generated here: 12 offers (on demand or committed) on three sites with a time-of-use price and a
+demand charge, 8 workloads of which two may wait a day, starts that cost time, and a training job with a
+deadline. `mix` reads instances of the format of Mélange's solver from ../shared/recipes/mix where that folder
+is there.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def fleet(hours: int, seed: int = 1) -> Instance:
         (1 + 0.6 * np.sin((t - 6 - w) / HOURS_PER_DAY * 2 * np.pi) + 0.1 * r.standard_normal(T)).clip(0.2)
         for w in range(WORKLOADS)
     ]
-    flows = [(o, w) for o in range(OFFERS) for w in range(WORKLOADS) if fits[w, o]] + [(o, -1) for o in range(OFFERS)]
+    flows = [(o, w) for o in range(OFFERS) for w in range(WORKLOADS) if fits[w, o]] + [
+        (o, -1) for o in range(OFFERS)
+    ]
     pool, work = np.array([f[0] for f in flows]), np.array([f[1] for f in flows])
     trains = work < 0
     full_kw = np.where(trains, 1.1 * kw[pool], kw[pool])
@@ -91,8 +94,8 @@ def _rates(r: np.random.Generator, t: Any, rent: Floats) -> tuple[Rate, ...]:
     for o in range(OFFERS):
         found.append(Rate(f"offer {o}", "gpu_hours", "rent", rent[o] * flat))
         found.append(Rate(f"offer {o} committed", "gpu_hours", "commitment", 0.55 * rent[o] * flat))
-        for name in (f"offer {o}", f"offer {o} committed"):
-            found.append(Rate(name, "energy_kwh", "energy_charge", price[o % SITES]))
+        names = (f"offer {o}", f"offer {o} committed")
+        found += [Rate(name, "energy_kwh", "energy_charge", price[o % SITES]) for name in names]
     share = min(1.0, len(t) / (30 * HOURS_PER_DAY))
     for s, usd in enumerate((15.0, 18.0, 12.0)):
         found.append(Rate(f"(site:site {s})", "peak_kw:all", "demand_charge", usd * share * flat))
@@ -103,7 +106,9 @@ def _peaks(t: Any) -> tuple[Peak, ...]:
     months = max(1, round(len(t) / (DAYS_PER_YEAR / 12 * HOURS_PER_DAY)))
     period = np.minimum(t * months // len(t), months - 1)
     return tuple(
-        Peak(s, ("peak_kw:all",), period == m, int(np.argmax(period == m))) for s in range(SITES) for m in range(months)
+        Peak(s, ("peak_kw:all",), period == m, int(np.argmax(period == m)))
+        for s in range(SITES)
+        for m in range(months)
     )
 
 

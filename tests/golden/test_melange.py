@@ -1,8 +1,8 @@
 """The published example of Mélange, the heterogeneous-GPU allocator.
 
 Griggs et al., "Mélange: Cost Efficient Large Language Model Serving by Exploiting GPU Heterogeneity" (arXiv
-2404.14527); example configuration of its solver: A10G at 1.01 USD/h, A100-80GB at 3.67 USD/h, 30 requests/s, slice
-factor 1. Its optimum: 3 × A10G + 1 × A100-80GB, 6.70 USD/h.
+2404.14527); example configuration of its solver: A10G at 1.01 USD/h, A100-80GB at 3.67 USD/h, 30 requests/s,
+slice factor 1. Its optimum: 3 × A10G + 1 × A100-80GB, 6.70 USD/h.
 """
 
 from __future__ import annotations

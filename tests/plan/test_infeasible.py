@@ -1,4 +1,5 @@
-"""Infeasible is an answer: what is in the way, how much is missing, what would free it; and stopping keeps the best."""
+"""Infeasible is an answer: what is in the way, how much is missing, what would free it; and stopping keeps
+the best."""
 
 from __future__ import annotations
 
@@ -121,7 +122,7 @@ def _hard(make: Make) -> Instance:
 
 
 def test_out_of_time_says_so(make: Make) -> None:
-    with pytest.raises(PerTokenError, match="raise the time limit|no plan found"):
+    with pytest.raises(PerTokenError, match="raise the time limit"):
         plan(_hard(make), gap=0.0, time_limit_s=1e-6)
 
 

@@ -58,8 +58,11 @@ def _runs_long_enough(i: Instance, starts: Any, n: Any) -> bool:
     return True
 
 
-def _loads(i: Instance, n: Any, starts: Any, idle: Any, energy: Any, job_pool: int, loss: float) -> float | None:
-    """Variables: load of the 8 flows by hour (hour fastest), requests of class 1 served late by (arrival, hour), peak."""
+def _loads(
+    i: Instance, n: Any, starts: Any, idle: Any, energy: Any, job_pool: int, loss: float
+) -> float | None:
+    """Variables: load of the 8 flows by hour (hour fastest), requests of class 1 served late by (arrival,
+    hour), peak."""
     T = len(i.hours)
     flows = 8
     columns = flows * T + 1
@@ -102,11 +105,13 @@ def _loads(i: Instance, n: Any, starts: Any, idle: Any, energy: Any, job_pool: i
     row[y[6 + job_pool, : int(i.job_deadline[0])]] = -per[6 + job_pool]
     upper.append(row)
     upper_right.append(-i.job_tokens[0])
-    bounds = [(0.0, None)] * columns
+    bounds: list[tuple[float, float | None]] = [(0.0, None)] * columns
     for t in range(T):
         bounds[y[7 - job_pool, t]] = (0.0, 0.0)
     bounds[-1] = (i.peaks[0].already_kw, None)
-    found = linprog(cost, A_ub=np.array(upper), b_ub=upper_right, A_eq=np.array(equal), b_eq=equal_right, bounds=bounds)
+    found = linprog(
+        cost, A_ub=np.array(upper), b_ub=upper_right, A_eq=np.array(equal), b_eq=equal_right, bounds=bounds
+    )
     return float(found.fun) if found.status == 0 else None
 
 
@@ -180,7 +185,9 @@ def _conserved(i: Instance, s: Any) -> None:
             kwh += e.quantity
         elif e.phase != "waste":
             served[e.meter] = served.get(e.meter, 0.0) + float(e.quantity.sum())
-    assert gpus == pytest.approx(((s.held[:, None] + s.rented) * i.machine_gpus[:, None]).sum(axis=0), abs=1e-6)
+    assert gpus == pytest.approx(
+        ((s.held[:, None] + s.rented) * i.machine_gpus[:, None]).sum(axis=0), abs=1e-6
+    )
     assert kwh == pytest.approx(s.kwh.sum(axis=0), abs=1e-6)
     assert served["output_tokens"] == pytest.approx(float((i.output_tokens @ i.requests).sum()), rel=1e-6)
     assert served["training_tokens"] >= i.job_tokens[0] * (1 - 1e-6)
@@ -297,7 +304,10 @@ def test_build_is_bulk(make: Make) -> None:
     assert len(program.start) == rows + 1
     assert program.start[-1] == entries_
     assert program.index.max() < columns
-    assert len(set(zip(np.repeat(np.arange(rows), np.diff(program.start)), program.index, strict=True))) == entries_
+    assert (
+        len(set(zip(np.repeat(np.arange(rows), np.diff(program.start)), program.index, strict=True)))
+        == entries_
+    )
 
 
 def test_bad_instances_are_refused(make: Make) -> None:

@@ -1,4 +1,5 @@
-"""`plan` on the examples: the ledger closes to its objective, no option of `compare` alone is cheaper, tariffs count."""
+"""`plan` on the examples: the ledger closes to its objective, no option of `compare` alone is cheaper,
+tariffs count."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def test_objective_equals_ledger_and_beats_every_option(name: str) -> None:
 
 
 def _never_worse_than_single_options(scenario: Scenario, found: Plan) -> None:
-    """The cheapest pool for each workload, workload by workload, paid side by side: the greedy baseline of compare."""
+    """The cheapest pool for each workload, workload by workload, paid side by side: the greedy baseline of
+    compare."""
     market = Market(scenario)
     cheapest: dict[str, float] = {}
     for option in options(market):
@@ -137,7 +139,9 @@ def test_tokens_with_a_spread_fall_into_buckets_that_sum_to_the_whole() -> None:
     assert share @ i.output_tokens == pytest.approx(150)
     on_gpu = (i.flow_unit == 0) & (i.flow_class >= 0)
     hours = share[i.flow_class[on_gpu]] / i.flow_per_hour[on_gpu]
-    one = instance_from_scenario(small(workloads={"chat": chat | {"input_tokens": 600, "output_tokens": 150}}))[0]
+    one = instance_from_scenario(
+        small(workloads={"chat": chat | {"input_tokens": 600, "output_tokens": 150}})
+    )[0]
     assert hours.sum() == pytest.approx(1 / one.flow_per_hour[one.flow_unit == 0][0], rel=1e-6)
     per_hour = i.flow_per_hour[on_gpu]
     assert per_hour[0] > per_hour[1] > per_hour[2]

@@ -51,7 +51,8 @@ def with_flows(instance: Instance, flows: Bools) -> Instance:
 
 
 def only(instance: Instance, pools: Bools) -> Instance:
-    """The instance with some pools alone [(P,)]: what runs on others is gone, nothing of theirs may be held."""
+    """The instance with some pools alone [(P,)]: what runs on others is gone, nothing of theirs may be
+    held."""
     return replace(
         with_flows(instance, pools[instance.flow_pool]),
         held_most=np.where(pools, instance.held_most, 0),
@@ -92,7 +93,8 @@ def _varies(instance: Instance) -> bool:
 
 
 def _ignoring_tariff(instance: Instance, solve: Solve) -> Alternative:
-    """The schedule of a planner that sees one mean price per kWh and no demand charge, billed at the real rates."""
+    """The schedule of a planner that sees one mean price per kWh and no demand charge, billed at the real
+    rates."""
 
     def flat(rate: Rate) -> Rate:
         if base_meter(rate.meter) != "energy_kwh":
@@ -104,7 +106,5 @@ def _ignoring_tariff(instance: Instance, solve: Solve) -> Alternative:
         made = solve(blind)
     except PerTokenError as error:
         return Alternative("ignoring the tariff", None, str(error))
-    peaks = [
-        max(k.already_kw, float(made.site_kw[k.site][k.hours].max(initial=0.0))) for k in instance.peaks
-    ]
+    peaks = [max(k.already_kw, float(made.site_kw[k.site][k.hours].max(initial=0.0))) for k in instance.peaks]
     return Alternative("ignoring the tariff", total_usd(instance, replace(made, peak_kw=np.array(peaks))))

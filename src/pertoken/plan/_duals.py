@@ -1,7 +1,7 @@
 """What one more of something is worth: prices of the plan's constraints, and frontiers against a second goal.
 
-Prices are those of the linear relaxation at its optimum: what the cost would change by for one unit more, at the margin,
-machines taken as divisible. An hour of deadline is a difference of two optima, a finite step.
+Prices are those of the linear relaxation at its optimum: what the cost would change by for one unit more, at
+the margin, machines taken as divisible. An hour of deadline is a difference of two optima, a finite step.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from pertoken.units import TOKENS_PER_MTOK
 class ShadowPrices:
     """Marginal values at the relaxation's optimum.
 
-    usd_per_mtok: by class, cost of one million tokens more in each hour, shape (T,); usd_per_mtok_trained: by job;
-    usd_per_gpu: by pool, what one more GPU held over the horizon would save before its own price; usd_per_kw: by
-    site, what one kW more of the power cap would save; usd_per_deadline_hour: by job, what one hour more would save.
+    usd_per_mtok: by class, cost of one million tokens more in each hour, shape (T,); usd_per_mtok_trained: by
+    job; usd_per_gpu: by pool, what one more GPU held over the horizon would save before its own price;
+    usd_per_kw: by site, what one kW more of the power cap would save; usd_per_deadline_hour: by job, what one
+    hour more would save.
     """
 
     usd_per_mtok: Mapping[str, Floats]
@@ -34,7 +35,9 @@ class ShadowPrices:
     usd_per_deadline_hour: Mapping[str, float]
 
 
-def shadow_prices(instance: Instance, goal: Goal | None = None, *, time_limit_s: float = 60.0) -> ShadowPrices:
+def shadow_prices(
+    instance: Instance, goal: Goal | None = None, *, time_limit_s: float = 60.0
+) -> ShadowPrices:
     """The prices of an instance's constraints. Raises PerTokenError where the relaxation has no optimum."""
     goal = goal or Goal()
     program = build(instance, goal)

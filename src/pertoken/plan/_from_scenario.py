@@ -1,16 +1,17 @@
-"""From a scenario to a planning instance: operating points from `perf`, prices from `rates`, demand from the profile.
+"""From a scenario to a planning instance: operating points from `perf`, prices from `rates`, demand from the
+profile.
 
-What a replica does is exactly what `compare` says it does (the same operations and jobs), so that the plan can repeat any
-option of `compare` and never has to be dearer.
+What a replica does is exactly what `compare` says it does (the same operations and jobs), so that the plan
+can repeat any option of `compare` and never has to be dearer.
 
-- A serving workload runs on each pool in up to three replica sizes: the smallest that works, the one with most
-  requests per GPU, and the one `compare` would take.
-- Where its token counts have a spread (`cv`), its requests fall into three size buckets of equal number, prompt and
-  answer taken to grow together; a bucket's work is the predicted work of its own mean, scaled so that all buckets
-  together are the work `compare` predicts.
+- A serving workload runs on each pool in up to three replica sizes: the smallest that works, the one with
+  most requests per GPU, and the one `compare` would take.
+- Where its token counts have a spread (`cv`), its requests fall into three size buckets of equal number,
+  prompt and answer taken to grow together; a bucket's work is the predicted work of its own mean, scaled so
+  that all buckets together are the work `compare` predicts.
 - Load is packed: replicas work at their operating point or rest, which makes power linear in load.
-- Owned, colocated and reserved machines are the planner's to take or leave, for the whole horizon, up to the count
-  written; what is taken is paid used or not.
+- Owned, colocated and reserved machines are the planner's to take or leave, for the whole horizon, up to the
+  count written; what is taken is paid used or not.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from statistics import NormalDist
 from typing import Any
 
@@ -50,7 +52,8 @@ from pertoken.units import (
 _BUCKETS = 3
 """Size buckets of a workload whose token counts have a spread."""
 _JOB_SIZES = 3
-"""Sizes a job is offered on each pool: the smallest that meets its deadline alone, and the next larger ones."""
+"""Sizes a job is offered on each pool: the smallest that meets its deadline alone, and the next larger
+ones."""
 
 
 @dataclass
@@ -64,7 +67,8 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Class:
-    """One workload's size bucket: its share of the requests, and its tokens relative to the workload's mean."""
+    """One workload's size bucket: its share of the requests, and its tokens relative to the workload's
+    mean."""
 
     workload: str
     name: str
@@ -74,13 +78,18 @@ class _Class:
 
 
 def instance_from_scenario(
-    scenario: Scenario, *, case: str = "expected", demand: float = 1.0, keep: bool = False, market: Market | None = None
+    scenario: Scenario,
+    *,
+    case: str = "expected",
+    demand: float = 1.0,
+    keep: bool = False,
+    market: Market | None = None,
 ) -> tuple[Instance, tuple[str, ...]]:
     """The planning instance of a scenario, and notes on what it leaves out.
 
-    Parameters: case: where in the predictor's 80 % interval throughput is (``low``, ``expected``, ``high``); demand:
-    multiple of all requests and training tokens; keep: owned, colocated and reserved machines are there and paid for, not
-    to be chosen. Raises CannotServeError where a workload runs on none of its pools.
+    Parameters: case: where in the predictor's 80 % interval throughput is (``low``, ``expected``, ``high``);
+    demand: multiple of all requests and training tokens; keep: owned, colocated and reserved machines are
+    there and paid for, not to be chosen. Raises CannotServeError where a workload runs on none of its pools.
     """
     market = market or Market(scenario)
     pools = list(scenario.pools)
@@ -147,11 +156,17 @@ def _scales(tokens: float | Tokens) -> list[float]:
     normal, s = NormalDist(), math.sqrt(math.log1p(tokens.cv**2))
     edges = [-math.inf, *(normal.inv_cdf(k / _BUCKETS) for k in range(1, _BUCKETS)), math.inf]
     reach = [0.0 if e == -math.inf else 1.0 if e == math.inf else normal.cdf(e - s) for e in edges]
-    return [(b - a) * _BUCKETS for a, b in zip(reach, reach[1:], strict=False)]
+    return [(b - a) * _BUCKETS for a, b in pairwise(reach)]
 
 
 def _serve(
-    rows: _Rows, scenario: Scenario, name: str, workload: Serving, pools: list[str], classes: list[_Class], case: str
+    rows: _Rows,
+    scenario: Scenario,
+    name: str,
+    workload: Serving,
+    pools: list[str],
+    classes: list[_Class],
+    case: str,
 ) -> None:
     mine = [(d, c) for d, c in enumerate(classes) if c.workload == name]
     served, refused = False, ""
@@ -178,7 +193,8 @@ def _serve(
 def _offered(
     found: tuple[Operation, ...], pool: Pool, workload: Serving, scenario: Scenario, case: str
 ) -> list[Operation]:
-    """Replica sizes worth offering: the smallest, the most productive per GPU, and the one `compare` takes."""
+    """Replica sizes worth offering: the smallest, the most productive per GPU, and the one `compare`
+    takes."""
 
     def size(o: Operation) -> int:
         return o.candidate.layout.gpus
@@ -191,7 +207,11 @@ def _offered(
         held = _serving.machines_for(o, free, replicas)
         return held.paid_gpus, held.gpus, -o.requests_per_s * held.replicas
 
-    chosen = [min(found, key=size), max(found, key=lambda o: o.requests_per_s / size(o)), min(found, key=paid)]
+    chosen = [
+        min(found, key=size),
+        max(found, key=lambda o: o.requests_per_s / size(o)),
+        min(found, key=paid),
+    ]
     return list({size(o): o for o in chosen}.values())
 
 
@@ -223,7 +243,9 @@ def _replica(
         rows.flows.append(
             _flow(k, p, d, -1, per_hour / factor)
             | {
-                "flow_kw": size * (busy_w + gpu.host_busy_w - gpu.idle_w - gpu.host_idle_w) / WATTS_PER_KILOWATT,
+                "flow_kw": size
+                * (busy_w + gpu.host_busy_w - gpu.idle_w - gpu.host_idle_w)
+                / WATTS_PER_KILOWATT,
                 "flow_gpu_kw": size * (busy_w - gpu.idle_w) / WATTS_PER_KILOWATT,
                 "flow_reserve": reserve,
                 "flow_loss": spot_loss(pool),
@@ -263,8 +285,8 @@ def _work_factors(
         layout=best.layout,
     )
     answer = predict(resolve_model(workload.model), catalog.gpu(pool.gpu), point)
-    # In one batch of all sizes a request's work is the time it takes at the batch's concurrency, its share of memory
-    # aside; a bucket too long for the batch's memory falls back on its tokens.
+    # In one batch of all sizes a request's work is the time it takes at the batch's concurrency, its share of
+    # memory aside; a bucket too long for the batch's memory falls back on its tokens.
     seconds = np.asarray(point.output_tokens) / np.maximum(answer.tokens_per_s.value, 1e-12)
     tokens = scales[0] * mean_tokens(workload.input_tokens) + scales[1] * mean_tokens(workload.output_tokens)
     seconds = np.where(np.isfinite(seconds), seconds, tokens / tokens.mean() * np.nanmean(seconds))
@@ -315,11 +337,14 @@ def _train(
         for job in sizes:
             _job(rows, name, pool, pool_name, p, job, mine, group, case)
     if not offered:
-        raise CannotServeError(f"workload {name!r} trains on none of its pools: {refused or 'none is allowed'}")
+        raise CannotServeError(
+            f"workload {name!r} trains on none of its pools: {refused or 'none is allowed'}"
+        )
 
 
 def _job_sizes(found: tuple[Job, ...], row: dict[str, Any], case: str) -> list[Job]:
-    """The smallest size that meets the deadline alone and the next larger ones; the largest where none does."""
+    """The smallest size that meets the deadline alone and the next larger ones; the largest where none
+    does."""
 
     def hours(job: Job) -> float:
         speed = _training.throughput_of(job, case) * job.retained_fraction * SECONDS_PER_HOUR
@@ -386,7 +411,9 @@ def _machines(
         else:
             rented[p] = most
     del job_rows
-    kept = np.array([keep and committed(scenario.pools[name]) for name in pools])
+    kept = np.array(
+        [(keep or scenario.pools[name].have) and committed(scenario.pools[name]) for name in pools]
+    )
     flat = np.ones((1, T))
     return {
         "pool_names": tuple(pools), "held_names": tuple(pools), "machine_gpus": size,
@@ -424,7 +451,9 @@ def _work(
     """Demand by class and hour, and the jobs."""
     serving = [scenario.workloads[c.workload] for c in classes]
     requests = np.zeros((len(classes), len(scenario.hours)))
-    found: dict[str, list[Any]] = {key: [] for key in ("in", "cached", "out", "egress", "slack", "model", "tenant")}
+    found: dict[str, list[Any]] = {
+        key: [] for key in ("in", "cached", "out", "egress", "slack", "model", "tenant")
+    }
     for d, (c, workload) in enumerate(zip(classes, serving, strict=True)):
         assert isinstance(workload, Serving)
         requests[d] = requests_per_hour(scenario, workload) * c.fraction * demand
@@ -434,7 +463,8 @@ def _work(
         found["cached"].append(prompt * workload.cached_fraction)
         found["out"].append(output)
         found["egress"].append(output * workload.bytes_per_token / BYTES_PER_GB)
-        # A request that comes late in its hour has all of the hours after it; one that comes early has one less.
+        # A request that comes late in its hour has all of the hours after it; one that comes early has one
+        # less.
         found["slack"].append(max(0, int(workload.deadline_hours) - 1) if isinstance(workload, Batch) else 0)
         found["model"].append(resolve_model(workload.model).name)
         found["tenant"].append(workload.tenant or c.workload)
@@ -506,7 +536,9 @@ def _metered(scenario: Scenario, pool: Pool) -> bool:
 
 def _rates(table: pa.Table, scenario: Scenario) -> Iterator[Rate]:
     """Rate rows as arrays over the horizon; rows of one pool, meter, component and source make one."""
-    index = np.searchsorted(scenario.hours, table["hour"].to_numpy(zero_copy_only=False).astype("datetime64[h]"))
+    index = np.searchsorted(
+        scenario.hours, table["hour"].to_numpy(zero_copy_only=False).astype("datetime64[h]")
+    )
     values = table["usd_per_unit"].cast(pa.float64()).to_numpy(zero_copy_only=False)
     columns = [table[name].to_pylist() for name in ("pool", "meter", "component", "basis", "source")]
     found: dict[tuple[str, ...], Floats] = {}
@@ -526,7 +558,9 @@ def _peaks(scenario: Scenario, market: Market, number: int, name: str) -> Iterat
     least = billed_peaks_kw(tariff, np.zeros(T), previous_peaks_kw=site.previous_peaks_kw or None)
     unknown = set(site.peak_so_far_kw) - {charge.name for charge in tariff.demand}
     if unknown:
-        raise InputError(f"site {name!r}: peak_so_far_kw names {min(unknown)!r}, which its tariff lacks in this horizon")
+        raise InputError(
+            f"site {name!r}: peak_so_far_kw names {min(unknown)!r}, which its tariff lacks in this horizon"
+        )
     first = tariff.first_hours()
     for charge in tariff.demand:
         for period in range(tariff.periods):
@@ -574,7 +608,9 @@ def _limited(instance: Instance, scenario: Scenario, classes: list[_Class]) -> I
         else:
             mine = np.isin(instance.flow_class, [d for d, c in enumerate(classes) if c.workload == name])
         if (mine & spot[instance.flow_pool]).any():
-            limits.append(Limit("spot", name, mine & spot[instance.flow_pool], mine, workload.max_spot_fraction))
+            limits.append(
+                Limit("spot", name, mine & spot[instance.flow_pool], mine, workload.max_spot_fraction)
+            )
     return replace(instance, limits=tuple(limits))
 
 
@@ -583,9 +619,13 @@ def _notes(scenario: Scenario) -> list[str]:
     notes = []
     for name, pool in scenario.pools.items():
         if pool.startup_usd:
-            notes.append(f"startup_usd of pool {name!r} is left out: starts are priced by their time and energy")
+            notes.append(
+                f"startup_usd of pool {name!r} is left out: starts are priced by their time and energy"
+            )
         if pool.startup_minutes > MINUTES_PER_HOUR:
-            notes.append(f"startup of pool {name!r} is counted as one hour, not {pool.startup_minutes:g} minutes")
+            notes.append(
+                f"startup of pool {name!r} is counted as one hour, not {pool.startup_minutes:g} minutes"
+            )
     for name, workload in scenario.workloads.items():
         if isinstance(workload, Serving) and workload.minimum_replicas > 1:
             notes.append(f"minimum_replicas of {name!r} is not enforced where its load is spread over pools")

@@ -1,15 +1,19 @@
-"""Long horizons: what is held from representative days, when it runs from a rolling window, and a bound from weeks.
+"""Long horizons: what is held from representative days, when it runs from a rolling window, and a bound from
+weeks.
 
-1. **Representative days.** Of each billing month a few days (its busiest, and the days nearest to the centres of the
-   rest) stand for all of its days. Their program decides once: machines held, the pool of each job, what is open.
-2. **Rolling window.** With that fixed, windows of three days and a look-ahead of one are solved one after another
-   with real hours, each from the state the last one left: machines on, work waiting, peaks already set, tokens still
-   to train (paid for ahead of a deadline at the price the representative days put on them).
-3. **Bound.** Weeks are relaxed independently (each may hold its own machines, set its own peak and hand waiting work
-   to the next at the price the representative days put on it). What ties weeks together is dualised, the prices of
-   each tie summing to the true one, so the sum of the weeks' optima is below every plan's cost, whatever those prices.
+1. **Representative days.** Of each billing month a few days (its busiest, and the days nearest to the centres
+   of the rest) stand for all of its days. Their program decides once: machines held, the pool of each job,
+   what is open.
+2. **Rolling window.** With that fixed, windows of three days and a look-ahead of one are solved one after
+   another with real hours, each from the state the last one left: machines on, work waiting, peaks already
+   set, tokens still to train (paid for ahead of a deadline at the price the representative days put on them).
+3. **Bound.** Weeks are relaxed independently (each may hold its own machines, set its own peak and hand
+   waiting work to the next at the price the representative days put on it). What ties weeks together is
+   dualised, the prices of each tie summing to the true one, so the sum of the weeks' optima is below every
+   plan's cost, whatever those prices.
 
-Two halves of the horizon roll at once, as many as there are cores to spare; nothing waits across their border.
+Two halves of the horizon roll at once, as many as there are cores to spare; nothing waits across their
+border.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -44,12 +49,14 @@ _TOLERANCE, _POLL_S = 1e-6, 0.1
 
 @dataclass(frozen=True)
 class Prices:
-    """What the representative days put on what crosses a border: USD per request waiting, USD per training token."""
+    """What the representative days put on what crosses a border: USD per request waiting, USD per training
+    token."""
 
     waiting: Floats
     token: Floats
     peak_kw: Floats
-    """The peak the representative days would set in each band: what windows may use without being charged for it."""
+    """The peak the representative days would set in each band: what windows may use without being charged for
+    it."""
     midnight: Floats
     """Work the representative days leave waiting at midnight [requests, (D,)]."""
 
@@ -64,7 +71,8 @@ class Rolled:
 
 
 def roll(instance: Instance, goal: Goal, gap_fraction: float, watch: Watch, threads: int = 2) -> Rolled:
-    """Plan a long horizon for least cost. Raises PerTokenError where a window has no plan or time runs out."""
+    """Plan a long horizon for least cost. Raises PerTokenError where a window has no plan or time runs
+    out."""
     scaled = replace(
         instance, requests=instance.requests * goal.scale, job_tokens=instance.job_tokens * goal.scale
     )
@@ -73,7 +81,9 @@ def roll(instance: Instance, goal: Goal, gap_fraction: float, watch: Watch, thre
     watch.drain()
     hours = len(instance.hours)
     with ThreadPoolExecutor(max_workers=threads) as pool:
-        chains = [pool.submit(_chain, fixed, prices, a, b, gap_fraction, watch) for a, b in _parts(hours, threads)]
+        chains = [
+            pool.submit(_chain, fixed, prices, a, b, gap_fraction, watch) for a, b in _parts(hours, threads)
+        ]
         blocks = [pool.submit(_block_bound, scaled, prices, a, b, watch) for a, b in _blocks(hours)]
         whole = [pool.submit(_whole_bound, scaled, watch)] if hours <= _WHOLE_HOURS else []
         _wait([*chains, *blocks, *whole], watch)
@@ -114,16 +124,17 @@ def _parts(hours: int, threads: int) -> list[tuple[int, int]]:
     threads = threads if hours >= threads * _SHORT_HOURS else 1
     windows = -(-hours // WINDOW_HOURS)
     edges = [min(hours, round(windows * n / threads) * WINDOW_HOURS) for n in range(threads + 1)]
-    return [(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+    return [(a, b) for a, b in pairwise(edges) if b > a]
 
 
 def _blocks(hours: int) -> list[tuple[int, int]]:
     edges = [*range(0, hours, BLOCK_HOURS), hours]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(pairwise(edges))
 
 
 def _once(instance: Instance, gap_fraction: float, watch: Watch) -> tuple[Instance, Ints, Prices]:
-    """The instance with what is decided once fixed as the representative days say, the flows left, and prices."""
+    """The instance with what is decided once fixed as the representative days say, the flows left, and
+    prices."""
     days = representative_days(instance)
     goal = Goal()
     program = build(days, goal)
@@ -163,13 +174,17 @@ def _prices(instance: Instance, days: Instance, program: Program, found: Found) 
     kw = np.array([k.already_kw for k in instance.peaks])
     there = [n for n, k in enumerate(instance.peaks) if np.isin(instance.hours[k.hours], days.hours).any()]
     kw[there] = _at(found.x, program.columns["peak"]).sum(axis=1)
-    backlog = _at(found.x, program.columns["backlog"])[:, HOURS_PER_DAY - 1 :: HOURS_PER_DAY] * program.class_scale[:, None]
+    backlog = (
+        _at(found.x, program.columns["backlog"])[:, HOURS_PER_DAY - 1 :: HOURS_PER_DAY]
+        * program.class_scale[:, None]
+    )
     days_of = days.weight[HOURS_PER_DAY - 1 :: HOURS_PER_DAY]
     return Prices(np.maximum(waiting, 0.0), token, kw, backlog @ days_of / days_of.sum())
 
 
 def representative_days(instance: Instance) -> Instance:
-    """A few days of each billing month, each weighted by the days it stands for; a day's end meets its own start."""
+    """A few days of each billing month, each weighted by the days it stands for; a day's end meets its own
+    start."""
     days = len(instance.hours) // HOURS_PER_DAY
     shape = _features(instance, days)
     period = _periods(instance, days)
@@ -207,13 +222,15 @@ def _features(instance: Instance, days: int) -> Floats:
 
 
 def _periods(instance: Instance, days: int) -> Ints:
-    """The billing month of each day: of the first demand charge that has hours in it, else the calendar month."""
+    """The billing month of each day: of the first demand charge that has hours in it, else the calendar
+    month."""
     month = instance.hours.astype("datetime64[M]").astype(np.int64)
     return month[: days * HOURS_PER_DAY : HOURS_PER_DAY]
 
 
 def _medoids(shape: Floats, count: int) -> list[tuple[int, float]]:
-    """Days that stand for all, with their weights: the busiest, then those farthest from any taken, then settled."""
+    """Days that stand for all, with their weights: the busiest, then those farthest from any taken, then
+    settled."""
     first = int(np.argmax(shape.sum(axis=1)))
     taken = [first]
     distance = np.linalg.norm(shape - shape[first], axis=1)
@@ -263,7 +280,9 @@ def _chain(
         found = search(part, program, gap_fraction, Watch(watch.left_s(), None, stop=watch.stop), quick=True)
         if found.x is None:
             program = build(part, Goal())
-            found = search(part, program, gap_fraction, Watch(watch.left_s(), None, stop=watch.stop), quick=True)
+            found = search(
+                part, program, gap_fraction, Watch(watch.left_s(), None, stop=watch.stop), quick=True
+            )
         if found.x is None:
             raise PerTokenError(f"hours {start} to {until} of the horizon have no plan ({found.status})")
         made = schedule(part, program, found.x)
@@ -282,7 +301,9 @@ def _overlap(instance: Instance, first: int, last: int) -> Floats:
     return np.asarray(np.clip(inside, 0, None) / whole, dtype=np.float64)
 
 
-def _advance(instance: Instance, part: Instance, state: _State, made: Schedule, start: int, kept: int) -> None:
+def _advance(
+    instance: Instance, part: Instance, state: _State, made: Schedule, start: int, kept: int
+) -> None:
     state.on, state.units = made.machines[:, kept - 1], made.units[:, kept - 1]
     state.waiting = made.backlog[:, kept - 1]
     work = made.load[:, :kept].sum(axis=1) * part.useful()
@@ -297,7 +318,8 @@ def _advance(instance: Instance, part: Instance, state: _State, made: Schedule, 
 def _window_program(
     instance: Instance, prices: Prices, state: _State, start: int, until: int, last: int, border: Floats
 ) -> tuple[Instance, Program]:
-    """A window and its program: from the state left, and no more left waiting than the representative days leave.
+    """A window and its program: from the state left, and no more left waiting than the representative days
+    leave.
 
     At a border between two chains exactly that is left, which the next chain takes over.
     """
@@ -319,10 +341,13 @@ def _window_program(
 
 
 def _window(instance: Instance, start: int, until: int, left: Floats, seen: Floats) -> Instance:
-    """One window: peaks already set, and of each job what must be done here: what the hours after could not do."""
+    """One window: peaks already set, and of each job what must be done here: what the hours after could not
+    do."""
     part = window(instance, start, until)
     rest = instance.job_deadline - until
-    must = np.where(rest <= 0, left, np.minimum(left, left * (until - start) / np.maximum(rest + until - start, 1)))
+    must = np.where(
+        rest <= 0, left, np.minimum(left, left * (until - start) / np.maximum(rest + until - start, 1))
+    )
     inside = (instance.job_release < until) & (instance.job_deadline > start)
     peaks, n = [], 0
     for number, k in enumerate(instance.peaks):
@@ -333,7 +358,8 @@ def _window(instance: Instance, start: int, until: int, left: Floats, seen: Floa
 
 
 def _block_bound(instance: Instance, prices: Prices, first: int, last: int, watch: Watch) -> float:
-    """The least cost of hours [first, last) alone, ties to other hours priced: a lower bound's share [USD]."""
+    """The least cost of hours [first, last) alone, ties to other hours priced: a lower bound's share
+    [USD]."""
     part = window(instance, first, last)
     share = (last - first) / len(instance.hours)
     share_of_peak = [
@@ -363,9 +389,16 @@ def _block_bound(instance: Instance, prices: Prices, first: int, last: int, watc
 
 
 def _open_borders(
-    session: Session, program: Program, part: Instance, instance: Instance, prices: Prices, first: int, last: int
+    session: Session,
+    program: Program,
+    part: Instance,
+    instance: Instance,
+    prices: Prices,
+    first: int,
+    last: int,
 ) -> None:
-    """Waiting work may come in from the hour before and go out after the last, at its price; jobs at most once."""
+    """Waiting work may come in from the hour before and go out after the last, at its price; jobs at most
+    once."""
     most = instance.waiting_most()
     highs = session.highs
     serve = next((b for b in program.blocks if b.name == "serve"), None)
@@ -373,12 +406,21 @@ def _open_borders(
         for d in np.flatnonzero(most[:, first - 1] > 0):
             # Work taken over must be served here: it adds to the first hour's right side, and pays its price.
             row = np.array([serve.rows[d, 0]], dtype=np.int32)
-            highs.addCol(-prices.waiting[d], 0.0, float(most[d, first - 1]), 1, row, np.array([-1 / program.class_scale[d]]))
+            highs.addCol(
+                -prices.waiting[d],
+                0.0,
+                float(most[d, first - 1]),
+                1,
+                row,
+                np.array([-1 / program.class_scale[d]]),
+            )
     backlog = program.columns["backlog"]
-    for d in range(len(part.class_names)):
-        column = backlog[d, -1] if backlog.size else -1
+    for c in range(len(part.class_names)):
+        column = int(backlog[c, -1]) if backlog.size else -1
         if last < len(instance.hours) and column >= 0:
-            highs.changeColCost(int(column), float(program.objective[column] + prices.waiting[d] * program.class_scale[d]))
+            highs.changeColCost(
+                column, float(program.objective[column] + prices.waiting[c] * program.class_scale[c])
+            )
     y = program.columns["y"]
     for j in range(len(part.job_names)):
         flows = np.flatnonzero(part.flow_job == j)

@@ -1,8 +1,8 @@
 """Why no schedule exists: which constraint is in the way, how much is missing, what would free it.
 
-Elastic relaxation: one family of constraints at a time may be broken at a cost of 1 per unit, all others hold; the least
-that must be broken is what is missing. A family that alone makes the plan possible is one way out; where none does,
-all are loosened at once and the answer names what is missing together.
+Elastic relaxation: one family of constraints at a time may be broken at a cost of 1 per unit, all others
+hold; the least that must be broken is what is missing. A family that alone makes the plan possible is one way
+out; where none does, all are loosened at once and the answer names what is missing together.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _FEW_INTEGERS = 3000
 
 @dataclass(frozen=True)
 class Cause:
-    """One way to make the plan possible: the constraint, whose it is, how much is missing, and in words what to do."""
+    """One way to make the plan possible: the constraint, whose it is, how much is missing, and in words what
+    to do."""
 
     constraint: str
     entity: str
@@ -49,8 +50,8 @@ class _Slack:
 def explain(instance: Instance, goal: Goal, watch: Watch) -> tuple[Cause, ...]:
     """What would free an infeasible plan: single remedies where one suffices, else those needed together.
 
-    Where the linear relaxation is feasible, whole machines are what stands in the way, and the slacks are sought for
-    whole machines too.
+    Where the linear relaxation is feasible, whole machines are what stands in the way, and the slacks are
+    sought for whole machines too.
     """
     program = build(instance, goal)
     whole = int(program.integer.sum()) <= _FEW_INTEGERS or Session(program, watch).relax()
@@ -70,7 +71,8 @@ def error(causes: tuple[Cause, ...]) -> InfeasibleError:
     """The error that says so, in one line per way out."""
     if not causes:
         return InfeasibleError(
-            "no schedule meets every constraint, and loosening capacity, deadlines, power, limits and budget does not help"
+            "no schedule meets every constraint, and loosening capacity, deadlines, power, limits and "
+            "budget does not help"
         )
     first = causes[0]
     ways = "; or ".join(dict.fromkeys(c.remedy for c in causes))
@@ -115,7 +117,8 @@ def _slacks(instance: Instance, program: Program) -> list[_Slack]:
 def _least(
     instance: Instance, program: Program, slacks: list[_Slack], whole: bool, watch: Watch
 ) -> list[tuple[_Slack, float]] | None:
-    """The least that must be loosened (each slack relative to its row), or None where that does not free the plan."""
+    """The least that must be loosened (each slack relative to its row), or None where that does not free the
+    plan."""
     session = Session(program, watch)
     every = np.arange(len(program.lower), dtype=np.int32)
     session.highs.changeColsCost(len(every), every, np.zeros(len(every)))
@@ -174,7 +177,8 @@ def _remedy(
 
 
 def _hours_later(instance: Instance, goal: Goal, job: str, watch: Watch) -> int | None:
-    """Fewest hours by which a job's deadline must move for the relaxation to be feasible; None within the horizon."""
+    """Fewest hours by which a job's deadline must move for the relaxation to be feasible; None within the
+    horizon."""
     number = instance.job_names.index(job)
     low, high = 0, len(instance.hours) - int(instance.job_deadline[number])
 

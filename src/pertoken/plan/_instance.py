@@ -2,12 +2,13 @@
 
 The words, from the machine up:
 
-- **pool**: identical machines at one site. Some are *held* (owned, colocated or committed: paid for every hour of the
-  horizon, used or not), others may be *rented* by the hour. An API is a pool without machines.
-- **unit**: what runs on a pool for one serving model or one training job; takes `unit_gpus` GPUs. A *whole* unit exists or
-  does not (a replica); other units may take any share of a machine.
-- **flow**: one kind of load on a unit: a size bucket of a workload (a *class*) or a training *job*, at an operating point
-  that meets the SLO. A fully loaded unit does `flow_per_hour` requests (jobs: tokens) of it in an hour.
+- **pool**: identical machines at one site. Some are *held* (owned, colocated or committed: paid for every
+  hour of the horizon, used or not), others may be *rented* by the hour. An API is a pool without machines.
+- **unit**: what runs on a pool for one serving model or one training job; takes `unit_gpus` GPUs. A *whole*
+  unit exists or does not (a replica); other units may take any share of a machine.
+- **flow**: one kind of load on a unit: a size bucket of a workload (a *class*) or a training *job*, at an
+  operating point that meets the SLO. A fully loaded unit does `flow_per_hour` requests (jobs: tokens) of it
+  in an hour.
 - **class**: one workload's size bucket: requests by hour, tokens per request, and how many hours it may wait.
 
 Cost coefficients are never held: they are `rates`, the very rows the ledger prices usage with.
@@ -83,9 +84,11 @@ class Peak:
 
 @dataclass(frozen=True)
 class Limit:
-    """At most `fraction` of the tokens served by `of` flows (hour by hour) may be served by `flows`; shapes (F,).
+    """At most `fraction` of the tokens served by `of` flows (hour by hour) may be served by `flows`; shapes
+    (F,).
 
-    With `most_per_hour` [tokens, (T,)] instead, an absolute limit. `name` is what it protects: ``spot``, ``vendor``.
+    With `most_per_hour` [tokens, (T,)] instead, an absolute limit. `name` is what it protects: ``spot``,
+    ``vendor``.
     """
 
     name: str
@@ -115,7 +118,8 @@ class Instance:
     machine_gpus: Ints
     held_least: Ints
     held_most: Ints
-    """Machines held over the whole horizon: equal bounds are owned ones; a range is for the planner to choose."""
+    """Machines held over the whole horizon: equal bounds are owned ones; a range is for the planner to
+    choose."""
     rented_most: Floats
     """Machines that may be rented, shape (P, T); 0 where only held ones exist."""
     machines_most: Floats
@@ -210,13 +214,14 @@ class Instance:
     name: str = "plan"
     basis: str = "roofline"
     initial_on: Floats | None = None
-    """Machines on in the hour before the first [(P,)]; None: nobody knows, and the first hour's starts are free."""
+    """Machines on in the hour before the first [(P,)]; None: nobody knows, and the first hour's starts are
+    free."""
     initial_units: Floats | None = None
     initial_backlog: Floats | None = None
     """Requests waiting at the start [(D,)]."""
     backlog_most: Floats | None = None
-    """Most requests that may wait at the end of each hour, shape (D, T); None: what arrived within the slack, and
-    nothing at the end of the horizon."""
+    """Most requests that may wait at the end of each hour, shape (D, T); None: what arrived within the slack,
+    and nothing at the end of the horizon."""
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -227,7 +232,8 @@ class Instance:
         }  # fmt: skip
 
     def price(self, pool: str, meter: str) -> Floats:
-        """USD per unit of a meter in a pool, all components together, shape (T,); zero where no rate names it."""
+        """USD per unit of a meter in a pool, all components together, shape (T,); zero where no rate names
+        it."""
         total = np.zeros(len(self.hours))
         for rate in self.rates:
             if rate.pool == pool and rate.meter == meter:
@@ -271,8 +277,8 @@ class Instance:
     def waiting_most(self) -> Floats:
         """Most requests that may wait at the end of each hour, shape (D, T): what arrived within the slack.
 
-        That bound is the deadline: whatever arrived earlier has been served. Nothing waits past the last hour of a
-        chain of hours that ends, nor where the slack is 0.
+        That bound is the deadline: whatever arrived earlier has been served. Nothing waits past the last hour
+        of a chain of hours that ends, nor where the slack is 0.
         """
         if self.backlog_most is not None:
             return self.backlog_most
@@ -294,27 +300,33 @@ class Instance:
         _check(self)
 
 
+_SHAPES = {
+    "T": "previous weight",
+    "P": "held_names pool_site machine_gpus held_least held_most machine_kw machine_gpu_kw off_kw start_hours "
+    "start_kwh min_run",
+    "PT": "rented_most machines_most pue carbon_g_per_kwh",
+    "K": "unit_names unit_gpus unit_whole unit_most unit_start_hours unit_min_run unit_single",
+    "F": "flow_pool flow_class flow_job flow_per_hour flow_kw flow_gpu_kw flow_reserve flow_loss flow_prefill",
+    "D": "class_model class_tenant class_workload input_tokens cached_input_tokens output_tokens egress_gb "
+    "slack_hours",
+    "DT": "requests",
+    "J": "job_model job_tenant job_tokens job_release job_deadline job_one_pool",
+    "ST": "site_base_kw site_cap_kw",
+}
+"""Fields by their axes."""
+
+
 def _check(instance: Instance) -> None:
     """Raises InputError where shapes disagree or a number cannot be meant; one line, naming the field."""
     s = instance.sizes
-    shapes = {
-        "previous": "T", "weight": "T", "held_names": "P", "pool_site": "P", "machine_gpus": "P",
-        "held_least": "P", "held_most": "P", "rented_most": "PT", "machines_most": "PT", "machine_kw": "P", "off_kw": "P", "pue": "PT",
-        "start_hours": "P", "start_kwh": "P", "min_run": "P", "unit_names": "K", "unit_gpus": "K",
-        "unit_whole": "K", "unit_most": "K", "unit_start_hours": "K", "unit_min_run": "K", "unit_single": "K", "flow_pool": "F",
-        "flow_class": "F", "flow_job": "F", "flow_per_hour": "F", "flow_kw": "F", "flow_gpu_kw": "F", "flow_reserve": "F", "machine_gpu_kw": "P", "flow_loss": "F",
-        "flow_prefill": "F", "class_model": "D", "class_tenant": "D", "class_workload": "D", "requests": "DT",
-        "input_tokens": "D", "cached_input_tokens": "D", "output_tokens": "D", "egress_gb": "D", "slack_hours": "D",
-        "job_model": "J", "job_tenant": "J", "job_tokens": "J", "job_release": "J", "job_deadline": "J",
-        "job_one_pool": "J", "site_base_kw": "ST", "site_cap_kw": "ST", "carbon_g_per_kwh": "PT",
-    }  # fmt: skip
-    for name, axes in shapes.items():
-        value, wanted = getattr(instance, name), tuple(s[a] for a in axes)
-        found = value.shape if isinstance(value, np.ndarray) else (len(value),)
-        if found != wanted:
-            raise InputError(
-                f"plan instance: {name} has shape {found}, expected {wanted} ({' × '.join(axes)})"
-            )
+    for axes, names in _SHAPES.items():
+        wanted = tuple(s[axis] for axis in axes)
+        for name in names.split():
+            value = getattr(instance, name)
+            found = value.shape if isinstance(value, np.ndarray) else (len(value),)
+            if found != wanted:
+                axis_names = " × ".join(axes)
+                raise InputError(f"plan instance: {name} has shape {found}, expected {wanted} ({axis_names})")
     may_be_infinite = ("machines_most", "rented_most", "unit_most", "site_cap_kw", "carbon_g_per_kwh")
     for item in fields(instance):
         value = getattr(instance, item.name)
@@ -340,7 +352,8 @@ def _check(instance: Instance) -> None:
 
 
 def chosen(instance: Instance, hours: Ints, previous: Ints, weight: Floats) -> Instance:
-    """The problem of some hours alone, each standing for `weight` hours; jobs and initial state are the caller's."""
+    """The problem of some hours alone, each standing for `weight` hours; jobs and initial state are the
+    caller's."""
     i = instance
     return replace(
         i,
@@ -371,7 +384,8 @@ def chosen(instance: Instance, hours: Ints, previous: Ints, weight: Floats) -> I
 
 
 def window(instance: Instance, first: int, last: int) -> Instance:
-    """The problem of hours [first, last) alone, deadlines of waiting work kept; initial state is the caller's."""
+    """The problem of hours [first, last) alone, deadlines of waiting work kept; initial state is the
+    caller's."""
     i = replace(instance, backlog_most=instance.waiting_most())
     length = last - first
     part = chosen(i, np.arange(first, last), np.arange(length, dtype=np.int64) - 1, i.weight[first:last])

@@ -1,8 +1,9 @@
 """When a job of fixed size runs: hours chosen by what they cost at the relaxation's prices, starts counted.
 
-The relaxation runs such a job a little in every hour. Here each job takes one size on its pool and whole hours: the
-cheapest on/off sequence whose hours, less what each start loses, do the work. With a value v per hour of work the best
-sequence is a shortest path over (hour, off | hours on so far up to the minimum run); v is raised until the work is done.
+The relaxation runs such a job a little in every hour. Here each job takes one size on its pool and whole
+hours: the cheapest on/off sequence whose hours, less what each start loses, do the work. With a value v per
+hour of work the best sequence is a shortest path over (hour, off | hours on so far up to the minimum run); v
+is raised until the work is done.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def place_jobs(instance: Instance, program: Program, session: Session) -> bool:
 
 
 def _by_integers(program: Program, session: Session, columns: Ints) -> bool:
-    """The hours of all jobs by an integer program in which only they are whole: where prices see no full machine."""
+    """The hours of all jobs by an integer program in which only they are whole: where prices see no full
+    machine."""
     mine = columns[columns >= 0]
     session.bounds(mine, program.lower[mine], program.upper[mine])
     if not session.integer(_GAP, None, max(_SHARE * session.watch.left_s(), 1.0), only=mine):
@@ -73,7 +75,8 @@ def job_units(i: Instance) -> list[int]:
 
 
 def _prices(i: Instance, program: Program, session: Session) -> Floats:
-    """What an hour of each unit costs at the relaxation's prices, shape (K, T): machines, and energy at full load."""
+    """What an hour of each unit costs at the relaxation's prices, shape (K, T): machines, and energy at full
+    load."""
     price = np.zeros((len(i.unit_pool), len(i.hours)))
     for block in program.blocks:
         if block.name == "capacity":
@@ -91,10 +94,12 @@ def _prices(i: Instance, program: Program, session: Session) -> Floats:
 def cheapest_hours(
     price: Floats, window: Bools, hours: float, start_hours: float, min_run: int
 ) -> Floats | None:
-    """The cheapest hours to run `hours` of work in a window, 1 where it runs, shape (T,); None where they are too few.
+    """The cheapest hours to run `hours` of work in a window, 1 where it runs, shape (T,); None where they are
+    too few.
 
-    Parameters: price [USD per hour on, (T,)]; window: hours it may run [(T,)]; hours of work; start_hours lost at each
-    start; min_run: fewest hours on. The work is done by whole hours, so the last may be longer than needed.
+    Parameters: price [USD per hour on, (T,)]; window: hours it may run [(T,)]; hours of work; start_hours
+    lost at each start; min_run: fewest hours on. The work is done by whole hours, so the last may be longer
+    than needed.
 
     >>> cheapest_hours(np.array([3., 1., 1., 3.]), np.ones(4, dtype=bool), 2.0, 0.0, 1).tolist()
     [0.0, 1.0, 1.0, 0.0]

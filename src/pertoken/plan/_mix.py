@@ -1,4 +1,5 @@
-"""Which GPUs, and how many of each, for one hour of requests of many sizes: the allocation problem of Mélange.
+"""Which GPUs, and how many of each, for one hour of requests of many sizes: the allocation problem of
+Mélange.
 
 Sets: GPU types g, size buckets b.
 Variables: gpus[g] whole GPUs bought; share[g,b] of bucket b's requests that type g serves.
@@ -7,11 +8,12 @@ s.t.
   serve[b]     Σ_g share[g,b] = 1
   capacity[g]  Σ_b share[g,b]·requests[b] / rate[g,b] ≤ gpus[g]
 
-Mélange (Griggs et al., 2024, https://arxiv.org/abs/2404.14527) cuts each bucket into `slices` equal parts and gives every
-slice whole to one GPU type: a binary for each slice and type (16 × 240 × 8 = 30,720 for its larger instance), many of
-them interchangeable. Here the slices of a bucket are counted, not named: one whole number 0 to `slices` for each type and
-bucket; and without `slices` the share is any fraction, which a router can do as well. Every sliced assignment is such a
-share, so the optimum without slices is never dearer than the published formulation's.
+Mélange (Griggs et al., 2024, https://arxiv.org/abs/2404.14527) cuts each bucket into `slices` equal parts and
+gives every slice whole to one GPU type: a binary for each slice and type (16 × 240 × 8 = 30,720 for its
+larger instance), many of them interchangeable. Here the slices of a bucket are counted, not named: one whole
+number 0 to `slices` for each type and bucket; and without `slices` the share is any fraction, which a router
+can do as well. Every sliced assignment is such a share, so the optimum without slices is never dearer than
+the published formulation's.
 """
 
 from __future__ import annotations
@@ -48,10 +50,11 @@ def mix(
 ) -> Mix:
     """The cheapest whole GPUs that serve all buckets.
 
-    Parameters: usd_per_hour [USD per GPU·h, (G,)]; rate: requests per second one GPU sustains of each bucket within
-    the SLO, 0 where it cannot [1/s, (G, B)]; requests [1/s, (B,)]; slices: into how many equal parts a bucket
-    may be cut (0: any share); most: GPUs there are of each type [(G,)]. Formula: see the module. Raises InputError on
-    shapes or signs that cannot be meant, CannotServeError naming a bucket that no type serves, or where `most` is too few.
+    Parameters: usd_per_hour [USD per GPU·h, (G,)]; rate: requests per second one GPU sustains of each bucket
+    within the SLO, 0 where it cannot [1/s, (G, B)]; requests [1/s, (B,)]; slices: into how many equal parts a
+    bucket may be cut (0: any share); most: GPUs there are of each type [(G,)]. Formula: see the module.
+    Raises InputError on shapes or signs that cannot be meant, CannotServeError naming a bucket that no type
+    serves, or where `most` is too few.
 
     >>> a10g_and_a100 = np.array([[2, 1, 5, 2], [20, 20, 40, 20]], dtype=float)
     >>> found = mix(np.array([1.01, 3.67]), a10g_and_a100, 30 * np.array([.2, .1, .5, .2]), slices=1)
@@ -62,7 +65,9 @@ def mix(
     used = np.flatnonzero(requests > 0)
     dead = used[~(rate[:, used] > 0).any(axis=0)]
     if len(dead):
-        raise CannotServeError(f"no GPU type serves bucket {int(dead[0])} within the SLO ({len(dead)} such buckets)")
+        raise CannotServeError(
+            f"no GPU type serves bucket {int(dead[0])} within the SLO ({len(dead)} such buckets)"
+        )
     program = _program(usd_per_hour, rate[:, used], requests[used], slices, most)
     session = Session(program, Watch(time_limit_s))
     if not session.integer(gap, None, time_limit_s):
@@ -87,7 +92,9 @@ def _check(usd_per_hour: Floats, rate: Floats, requests: Floats, slices: int) ->
         raise InputError(f"slices must be 0 (any share) or more, found {slices}")
 
 
-def _program(usd_per_hour: Floats, rate: Floats, requests: Floats, slices: int, most: Floats | None) -> Program:
+def _program(
+    usd_per_hour: Floats, rate: Floats, requests: Floats, slices: int, most: Floats | None
+) -> Program:
     G, B = rate.shape
     parts = max(slices, 1)
     can = rate > 0
@@ -98,7 +105,9 @@ def _program(usd_per_hour: Floats, rate: Floats, requests: Floats, slices: int, 
     capacity_index = np.concatenate([np.arange(G)[:, None], share], axis=1)
     capacity_value = np.concatenate([-np.ones((G, 1)), need], axis=1)
     start = np.concatenate([np.arange(G) * (B + 1), G * (B + 1) + np.arange(B + 1) * G])
-    upper = np.concatenate([np.full(G, INF) if most is None else most, np.where(can, float(parts), 0.0).ravel()])
+    upper = np.concatenate(
+        [np.full(G, INF) if most is None else most, np.where(can, float(parts), 0.0).ravel()]
+    )
     cost = np.concatenate([usd_per_hour, np.zeros(G * B)])
     whole = np.concatenate([np.ones(G, dtype=np.bool_), np.full(G * B, slices > 0)])
     none = np.zeros(columns)

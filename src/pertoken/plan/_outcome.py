@@ -1,7 +1,8 @@
 """From a solution to quantities: what ran, what it used, and, with the ledger's own rates, what it cost.
 
-Nothing here trusts the solver's auxiliary columns: rented machines, starts, power and peaks are computed again from the
-counts and the loads, so that the plan's cost is a sum over usage and its agreement with the objective is a check.
+Nothing here trusts the solver's auxiliary columns: rented machines, starts, power and peaks are computed
+again from the counts and the loads, so that the plan's cost is a sum over usage and its agreement with the
+objective is a check.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def schedule(instance: Instance, program: Program, x: Floats) -> Schedule:
     return derived(i, machines, np.round(_values(program, x, "held")), units, load, backlog)
 
 
-def _whole(program: Program, name: str) -> Floats:
+def _whole(program: Program, name: str) -> Bools:
     number = program.columns[name]
     return np.asarray(np.where(number >= 0, program.integer[np.maximum(number, 0)], False))
 
@@ -153,7 +154,9 @@ def _pools(i: Instance, s: Schedule) -> Iterator[Entry]:
 
 def _on_held(s: Schedule) -> Floats:
     """Of the machines on, the share that is held rather than rented, shape (P, T)."""
-    return np.where(s.machines > 0, np.minimum(s.machines, s.held[:, None]) / np.maximum(s.machines, 1.0), 1.0)
+    return np.where(
+        s.machines > 0, np.minimum(s.machines, s.held[:, None]) / np.maximum(s.machines, 1.0), 1.0
+    )
 
 
 def _who(i: Instance, f: int) -> tuple[str, str]:
@@ -189,11 +192,17 @@ def _flow_entries(i: Instance, f: int, hours: Floats, drawn: _Energy) -> Iterato
     model, tenant = _who(i, f)
     p, kept = i.flow_pool[f], 1 - float(i.flow_loss[f])
     prefill = float(i.flow_prefill[f])
-    shares = {"training": kept} if i.flow_job[f] >= 0 else {"input": kept * prefill, "output": kept * (1 - prefill)}
+    shares = (
+        {"training": kept}
+        if i.flow_job[f] >= 0
+        else {"input": kept * prefill, "output": kept * (1 - prefill)}
+    )
     shares["waste"] = float(i.flow_loss[f])
     for phase, share in shares.items():
         if share > 0:
-            yield from _resources(i, p, i.pool_names[p], model, tenant, phase, hours * share, drawn.share(share))
+            yield from _resources(
+                i, p, i.pool_names[p], model, tenant, phase, hours * share, drawn.share(share)
+            )
 
 
 def _resources(
@@ -253,7 +262,8 @@ def _pool_entries(
 
 
 def _peaks(i: Instance, s: Schedule, resources: list[Entry]) -> Iterator[Entry]:
-    """Peaks of each billing period, by what each phase drew in the hour of the peak; nobody owns a site's peak."""
+    """Peaks of each billing period, by what each phase drew in the hour of the peak; nobody owns a site's
+    peak."""
     for number, peak in enumerate(i.peaks):
         kw, hours = float(s.peak_kw[number]), np.flatnonzero(peak.hours)
         if kw <= 0 or not len(hours):
@@ -275,12 +285,15 @@ def _peaks(i: Instance, s: Schedule, resources: list[Entry]) -> Iterator[Entry]:
 
 
 def _fixed(i: Instance, s: Schedule, resources: list[Entry]) -> Iterator[Entry]:
-    """What must be there, over the phases as the GPU hours beside it are (an API's: as its tokens); else idle."""
+    """What must be there, over the phases as the GPU hours beside it are (an API's: as its tokens); else
+    idle."""
     api = i.machine_gpus <= 0
     for fixed in i.fixed:
         if fixed.only_with is not None and not used(i, s)[fixed.only_with].any():
             continue
-        pools = np.flatnonzero(np.ones(len(api), dtype=np.bool_) if fixed.only_with is None else fixed.only_with)
+        pools = np.flatnonzero(
+            np.ones(len(api), dtype=np.bool_) if fixed.only_with is None else fixed.only_with
+        )
         names = {i.pool_names[p] for p in pools} | {i.held_names[p] for p in pools}
         by_phase: dict[str, Floats] = {}
         for e in resources:

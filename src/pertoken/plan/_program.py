@@ -1,7 +1,7 @@
 """The cheapest schedule as a mixed-integer program.
 
-Sets: pools p, units k (on pool p(k)), flows f (of unit k(f), of class d(f) or job j(f)), classes d, jobs j, sites s,
-demand-charge bands i, hours t with predecessor t⁻ and weight w_t.
+Sets: pools p, units k (on pool p(k)), flows f (of unit k(f), of class d(f) or job j(f)), classes d, jobs j,
+sites s, demand-charge bands i, hours t with predecessor t⁻ and weight w_t.
 
 Variables
   machines[p,t]  whole machines on                        rented[p,t]  machines rented by the hour
@@ -13,17 +13,17 @@ Variables
   scale          multiple of the demand (objective tokens)
 
 Objective: least  Σ price × quantity, with the very rates of the ledger:
-  cost = Σ_t w_t Σ_p [ gpu_hours(p,t)·(held[p] or rented[p,t]) + energy(p,t)·kwh[p,t] ] + Σ token, egress and start meters
-         + Σ_i demand(i)·peak[i] + Σ_x fixed(x)·open[x] + fixed usage
-  kwh[p,t] = pue·( machine_kw·machines + off_kw·(held + rented − machines) + start_kwh·starts + Σ_f flow_kw·y )
-or least carbon = Σ intensity·kwh, or greatest scale.
+  cost = Σ_t w_t Σ_p [ gpu_hours(p,t)·(held[p] or rented[p,t]) + energy(p,t)·kwh[p,t] ] + Σ token, egress and
+         start meters + Σ_i demand(i)·peak[i] + Σ_x fixed(x)·open[x] + fixed usage
+  kwh[p,t] = pue·( machine_kw·machines + off_kw·(held + rented − machines) + start_kwh·starts + Σ_f flow_kw·y
+) or least carbon = Σ intensity·kwh, or greatest scale.
 
 s.t.
   serve[d,t]     Σ_f useful_f·y[f,t] + backlog[d,t] − backlog[d,t⁻] = scale·requests[d,t]
   wait[d,t]      backlog[d,t] ≤ what arrived within the slack: older work is served (a bound)
-  replica[k,t]   Σ_{f of k} reserve_f·y[f,t] ≤ units[k,t] − start_hours·loads[k,t]                   (whole units)
-  capacity[p,t]  Σ_k gpus_k·units[k,t] + Σ_f gpus·y[f,t] ≤ machine_gpus·(machines[p,t] − start_hours·starts[p,t])
-  one_size[t]    Σ units of one job on one pool ≤ 1
+  replica[k,t]   Σ_{f of k} reserve_f·y[f,t] ≤ units[k,t] − start_hours·loads[k,t]                   (whole
+  units) capacity[p,t]  Σ_k gpus_k·units[k,t] + Σ_f gpus·y[f,t] ≤ machine_gpus·(machines[p,t] −
+  start_hours·starts[p,t]) one_size[t]    Σ units of one job on one pool ≤ 1
   held[p,t]      machines[p,t] ≤ held[p] + rented[p,t]
   start[p,t]     starts[p,t] ≥ machines[p,t] − machines[p,t⁻];  load[k,t] likewise for units
   run[p,t]       Σ_{min run} starts ≤ machines[p,t];  and for units
@@ -36,35 +36,37 @@ s.t.
   peak[i,t]      kw[s(i),t] ≤ Σ tiers of peak[i],  peak[i] ≥ what the period has already seen
   budget         cost ≤ USD;  carbon ≤ kgCO2e;  tokens ≤ tokens
 
-Why it solves: replicas are counted, never named, so that no two solutions differ by a swap; waiting work is a state, not
-a variable per arrival and hour of service; a machine in use is a count, so that the relaxation loses only the
-rounding of counts (0.1 to 0.3 % on fleets).
+Why it solves: replicas are counted, never named, so that no two solutions differ by a swap; waiting work is a
+state, not a variable per arrival and hour of service; a machine in use is a count, so that the relaxation
+loses only the rounding of counts (0.1 to 0.3 % on fleets).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from pertoken.errors import InputError
+from pertoken.plan._builder import INF, Builder, Program, RowBlock
+from pertoken.plan._cuts import add_cuts, per_machine
 from pertoken.plan._instance import Fixed, Floats, Instance, Ints
 from pertoken.units import GRAMS_PER_KILOGRAM, METERS
 
-Ints32 = npt.NDArray[np.int32]
-INF = float("inf")
 Objective = Literal["cost", "tokens", "carbon"]
+
+__all__ = ["INF", "Coefficients", "Goal", "Program", "RowBlock", "build", "class_meters", "coefficients"]
 
 
 @dataclass(frozen=True)
 class Goal:
     """What is minimised or maximised, and within what.
 
-    scale multiplies all demand (1.5: 50 % more tokens); `switches` gives every machine and unit its starts, so that they
-    can be counted.
+    scale multiplies all demand (1.5: 50 % more tokens); `switches` gives every machine and unit its starts,
+    so that they can be counted.
     """
 
     objective: Objective = "cost"
@@ -73,107 +75,6 @@ class Goal:
     budget_kgco2e: float = INF
     scale: float = 1.0
     switches: bool = False
-
-
-@dataclass(frozen=True)
-class RowBlock:
-    """Rows of one constraint: `rows` has one axis per index (entity, or entity and hour); `unit` is the row's unit once
-    multiplied by `per_row` (shape of entities): what one unit of the row means outside."""
-
-    name: str
-    entities: tuple[str, ...]
-    rows: Ints
-    unit: str
-    per_row: Floats
-
-
-@dataclass(frozen=True)
-class Program:
-    """Arrays of the program, and where each variable and constraint lies in them."""
-
-    cost: Floats
-    cost_offset: float
-    carbon: Floats
-    """kgCO2e per unit of each column; NaN where unknown."""
-    tokens: Floats
-    objective: Floats
-    objective_offset: float
-    maximise: bool
-    lower: Floats
-    upper: Floats
-    integer: npt.NDArray[np.bool_]
-    row_lower: Floats
-    row_upper: Floats
-    start: Ints32
-    index: Ints32
-    value: Floats
-    columns: dict[str, Ints]
-    """Column numbers of each variable, shaped as in the docstring; −1 where that one does not exist."""
-    blocks: tuple[RowBlock, ...]
-    class_scale: Floats
-    """Requests per unit of serve row and backlog column, shape (D,)."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Rows, columns, entries."""
-        return len(self.row_lower), len(self.lower), len(self.value)
-
-
-@dataclass
-class _Builder:
-    """Triplets and bounds, gathered in bulk."""
-
-    lower: list[Floats] = field(default_factory=list)
-    upper: list[Floats] = field(default_factory=list)
-    integer: list[npt.NDArray[np.bool_]] = field(default_factory=list)
-    rows: list[Ints] = field(default_factory=list)
-    cols: list[Ints] = field(default_factory=list)
-    values: list[Floats] = field(default_factory=list)
-    row_lower: list[Floats] = field(default_factory=list)
-    row_upper: list[Floats] = field(default_factory=list)
-    blocks: list[RowBlock] = field(default_factory=list)
-    columns: dict[str, Ints] = field(default_factory=dict)
-    count: int = 0
-    row_count: int = 0
-
-    def variable(
-        self, name: str, upper: Floats, *, exists: npt.NDArray[np.bool_] | None = None, lower: float | Floats = 0.0,
-        integer: bool | npt.NDArray[np.bool_] = False,
-    ) -> Ints:  # fmt: skip
-        """New columns shaped like `upper`; those that do not exist get number −1."""
-        here = (
-            np.ones(upper.shape, dtype=np.bool_) if exists is None else np.broadcast_to(exists, upper.shape)
-        )
-        number = np.full(upper.shape, -1, dtype=np.int64)
-        many = int(here.sum())
-        number[here] = np.arange(self.count, self.count + many)
-        self.lower.append(np.broadcast_to(np.asarray(lower, dtype=np.float64), upper.shape)[here])
-        self.upper.append(upper[here])
-        self.integer.append(np.broadcast_to(np.asarray(integer), upper.shape)[here])
-        self.count += many
-        self.columns[name] = number
-        return number
-
-    def constraint(
-        self, name: str, entities: Sequence[str], lower: Floats | float, upper: Floats, unit: str,
-        per_row: Floats | None = None,
-    ) -> Ints:  # fmt: skip
-        """New rows shaped like `upper` (entities first)."""
-        rows = np.arange(self.row_count, self.row_count + upper.size, dtype=np.int64).reshape(upper.shape)
-        self.row_lower.append(np.broadcast_to(np.asarray(lower, dtype=np.float64), upper.shape).ravel())
-        self.row_upper.append(upper.ravel())
-        self.row_count += upper.size
-        scale = np.ones(len(entities)) if per_row is None else per_row
-        self.blocks.append(RowBlock(name, tuple(entities), rows, unit, scale))
-        return rows
-
-    def add(self, rows: Ints, cols: Ints, values: Floats | float) -> None:
-        """Entries value at (row, column), broadcast together; columns that do not exist are left out."""
-        r, c, v = np.broadcast_arrays(rows, cols, np.asarray(values, dtype=np.float64))
-        keep = (c >= 0) & (v != 0)
-        self.rows.append(r[keep])
-        self.cols.append(c[keep])
-        self.values.append(v[keep])
 
 
 @dataclass(frozen=True)
@@ -223,7 +124,8 @@ def class_meters(instance: Instance) -> dict[str, Floats]:
 
 
 def flow_price(instance: Instance) -> Floats:
-    """USD per unit of load and hour for all meters that count work (tokens, requests, egress), shape (F, T)."""
+    """USD per unit of load and hour for all meters that count work (tokens, requests, egress), shape (F,
+    T)."""
     useful = instance.useful()
     total = np.zeros((len(instance.flow_unit), len(instance.hours)))
     priced = {rate.meter for rate in instance.rates}
@@ -245,10 +147,11 @@ def flow_price(instance: Instance) -> Floats:
 def build(instance: Instance, goal: Goal | None = None) -> Program:
     """The program of an instance, all of it from array operations.
 
-    Raises InputError where an objective or budget needs numbers the instance lacks (carbon of an unknown grid).
+    Raises InputError where an objective or budget needs numbers the instance lacks (carbon of an unknown
+    grid).
     """
     goal = goal or Goal()
-    b = _Builder()
+    b = Builder()
     _variables(b, instance, goal)
     class_scale = _class_scale(instance)
     _serving(b, instance, goal, class_scale)
@@ -257,12 +160,13 @@ def build(instance: Instance, goal: Goal | None = None) -> Program:
     _jobs(b, instance, goal)
     _limits(b, instance)
     _open(b, instance, goal)
-    _shares(b, instance, goal)
+    if goal.objective != "tokens":
+        add_cuts(b, instance, goal.scale)
     _power(b, instance)
     return _finish(b, instance, goal, class_scale)
 
 
-def _variables(b: _Builder, i: Instance, goal: Goal) -> None:
+def _variables(b: Builder, i: Instance, goal: Goal) -> None:
     n, T = i.sizes, len(i.hours)
     has_machines = i.machine_gpus > 0
     every = np.ones((1, T), dtype=np.bool_)
@@ -282,17 +186,19 @@ def _variables(b: _Builder, i: Instance, goal: Goal) -> None:
     implied &= ~matters
     b.variable("machines", most, exists=has_machines[:, None] & every, integer=~implied[:, None] & every)
     b.variable("rented", i.rented_most, exists=has_machines[:, None] & (i.rented_most > 0))
-    b.variable("held", i.held_most.astype(np.float64), exists=has_machines & (i.held_most > 0), lower=i.held_least,
-               integer=True)  # fmt: skip
+    least, highest = i.held_least.astype(np.float64), i.held_most.astype(np.float64)
+    b.variable("held", highest, exists=has_machines & (highest > 0), lower=least, integer=True)
     b.variable("starts", most, exists=(has_machines & matters)[:, None] & every)
-    b.variable("units", np.where(_needed(i), i.unit_most[:, None], 0.0), exists=whole[:, None] & every, integer=True)
+    b.variable(
+        "units", np.where(_needed(i), i.unit_most[:, None], 0.0), exists=whole[:, None] & every, integer=True
+    )
     loads = whole & ((i.unit_start_hours > 0) | (i.unit_min_run > 1) | goal.switches)
     b.variable("loads", np.full((n["K"], T), INF), exists=loads[:, None] & every)
     _work_variables(b, i, goal)
     _money_variables(b, i, goal)
 
 
-def _work_variables(b: _Builder, i: Instance, goal: Goal) -> None:
+def _work_variables(b: Builder, i: Instance, goal: Goal) -> None:
     n = i.sizes
     b.variable("y", _load_most(i))
     waits = i.waiting_most()
@@ -304,9 +210,10 @@ def _work_variables(b: _Builder, i: Instance, goal: Goal) -> None:
     on[i.flow_job[mine], i.flow_pool[mine]] = True
     b.variable("runs_on", np.ones(on.shape), exists=on & i.job_one_pool[:, None], integer=True)
 
-def _money_variables(b: _Builder, i: Instance, goal: Goal) -> None:
+
+def _money_variables(b: Builder, i: Instance, goal: Goal) -> None:
     every = np.ones((1, len(i.hours)), dtype=np.bool_)
-    metered = np.isfinite(i.site_cap_kw).any(axis=1)
+    metered = np.asarray(np.isfinite(i.site_cap_kw).any(axis=1))
     metered[[peak.site for peak in i.peaks]] = True
     b.variable("kw", i.site_cap_kw, exists=metered[:, None] & every)
     tiers = max((len(peak.meters) for peak in i.peaks), default=1)
@@ -331,7 +238,8 @@ def _needed(i: Instance) -> npt.NDArray[np.bool_]:
 
 
 def _class_scale(i: Instance) -> Floats:
-    """Mean requests per hour of each class, 1 where there are none: the unit of its rows, so that all are near 1."""
+    """Mean requests per hour of each class, 1 where there are none: the unit of its rows, so that all are
+    near 1."""
     mean = i.requests.mean(axis=1) if i.requests.size else np.ones(len(i.class_names))
     return np.where(mean > 0, mean, 1.0)
 
@@ -342,7 +250,8 @@ def _any_price(i: Instance, meter: str) -> npt.NDArray[np.bool_]:
 
 
 def _load_most(i: Instance) -> Floats:
-    """Upper bound of each flow's load: 0 outside a job's window, else the unit's own limit if it is not whole."""
+    """Upper bound of each flow's load: 0 outside a job's window, else the unit's own limit if it is not
+    whole."""
     most = np.full((len(i.flow_unit), len(i.hours)), INF)
     job = i.flow_job >= 0
     if job.any():
@@ -356,7 +265,7 @@ def _load_most(i: Instance) -> Floats:
     return most
 
 
-def _serving(b: _Builder, i: Instance, goal: Goal, scale: Floats) -> None:
+def _serving(b: Builder, i: Instance, goal: Goal, scale: Floats) -> None:
     D, T = i.requests.shape
     if not D:
         return
@@ -382,7 +291,7 @@ def _serving(b: _Builder, i: Instance, goal: Goal, scale: Floats) -> None:
     b.add(rows[:, known], backlog[:, i.previous[known]], -1.0)
 
 
-def _machines(b: _Builder, i: Instance) -> None:
+def _machines(b: Builder, i: Instance) -> None:
     n, T = i.sizes, len(i.hours)
     machines, starts, rented, held = (b.columns[k] for k in ("machines", "starts", "rented", "held"))
     units, loads, y = b.columns["units"], b.columns["loads"], b.columns["y"]
@@ -404,9 +313,13 @@ def _machines(b: _Builder, i: Instance) -> None:
     size = i.machine_gpus[pools].astype(np.float64)
     rows = b.constraint("capacity", names, -INF, np.zeros((len(pools), T)), "machines")
     if len(whole):
-        b.add(rows[position[i.unit_pool[whole]]], units[whole], _per_machine(i, whole)[:, None])
+        b.add(rows[position[i.unit_pool[whole]]], units[whole], per_machine(i, whole)[:, None])
     part = on_unit & ~of_whole
-    b.add(rows[position[i.flow_pool[part]]], y[part], (_per_machine(i, i.flow_unit[part]) * i.flow_reserve[part])[:, None])
+    b.add(
+        rows[position[i.flow_pool[part]]],
+        y[part],
+        (per_machine(i, i.flow_unit[part]) * i.flow_reserve[part])[:, None],
+    )
     b.add(rows, machines[pools], -1.0)
     b.add(rows, starts[pools], i.start_hours[pools][:, None])
     rows = b.constraint("held", names, -INF, np.zeros((len(pools), T)), "machines")
@@ -422,11 +335,7 @@ def _machines(b: _Builder, i: Instance) -> None:
             b.add(rows, units[mine], 1.0)
 
 
-def _per_machine(i: Instance, units: Ints) -> Floats:
-    return np.asarray(i.unit_gpus[units] / i.machine_gpus[i.unit_pool[units]], dtype=np.float64)
-
-
-def _unit_limits(b: _Builder, i: Instance, part: npt.NDArray[np.bool_]) -> None:
+def _unit_limits(b: Builder, i: Instance, part: npt.NDArray[np.bool_]) -> None:
     """Units that are not whole but limited in number, where more than one flow shares the limit."""
     flows_of = (
         np.bincount(i.flow_unit[part], minlength=len(i.unit_pool))
@@ -445,7 +354,7 @@ def _unit_limits(b: _Builder, i: Instance, part: npt.NDArray[np.bool_]) -> None:
     b.add(rows[position[i.flow_unit[mine]]], b.columns["y"][mine], 1.0)
 
 
-def _starts(b: _Builder, i: Instance) -> None:
+def _starts(b: Builder, i: Instance) -> None:
     for name, on, started, names, initial, least in (
         ("start", "machines", "starts", i.pool_names, i.initial_on, i.min_run),
         ("load", "units", "loads", i.unit_names, i.initial_units, i.unit_min_run),
@@ -469,7 +378,7 @@ def _starts(b: _Builder, i: Instance) -> None:
 
 
 def _min_run(
-    b: _Builder,
+    b: Builder,
     i: Instance,
     name: str,
     names: Sequence[str],
@@ -492,7 +401,7 @@ def _min_run(
         at = np.where(at >= 0, i.previous[np.maximum(at, 0)], -1)
 
 
-def _jobs(b: _Builder, i: Instance, goal: Goal) -> None:
+def _jobs(b: Builder, i: Instance, goal: Goal) -> None:
     if not len(i.job_names):
         return
     y, runs_on = b.columns["y"], b.columns["runs_on"]
@@ -529,7 +438,8 @@ def _at_least_one(i: Instance) -> float:
 
 
 def _most_work(i: Instance, pairs: Ints, unit: Floats) -> Floats:
-    """An upper bound on the tokens of each (job, pool): all its machines for all the window, at the fastest unit."""
+    """An upper bound on the tokens of each (job, pool): all its machines for all the window, at the fastest
+    unit."""
     work = np.zeros(len(pairs))
     for r, (j, p) in enumerate(pairs):
         flows = np.flatnonzero((i.flow_job == j) & (i.flow_pool == p))
@@ -540,7 +450,7 @@ def _most_work(i: Instance, pairs: Ints, unit: Floats) -> Floats:
     return work
 
 
-def _limits(b: _Builder, i: Instance) -> None:
+def _limits(b: Builder, i: Instance) -> None:
     per = coefficients(i).tokens_flows
     y = b.columns["y"]
     T = len(i.hours)
@@ -558,7 +468,7 @@ def _limits(b: _Builder, i: Instance) -> None:
         b.add(rows, y[limit.of], share[limit.of][:, None] * (i.weight if jobs else 1.0))
 
 
-def _power(b: _Builder, i: Instance) -> None:
+def _power(b: Builder, i: Instance) -> None:
     kw, peak = b.columns["kw"], b.columns["peak"]
     sites = np.flatnonzero((kw >= 0).any(axis=1))
     if not len(sites):
@@ -586,7 +496,7 @@ def _power(b: _Builder, i: Instance) -> None:
         b.add(rows, peak[number][peak[number] >= 0][:, None, None], -1.0)
 
 
-def _spread(b: _Builder, parts: Sequence[tuple[str, Floats | float]]) -> Floats:
+def _spread(b: Builder, parts: Sequence[tuple[str, Floats | float]]) -> Floats:
     """One vector over all columns from values given per variable."""
     total = np.zeros(b.count)
     for name, values in parts:
@@ -609,7 +519,7 @@ def _energy_parts(c: Coefficients, per_kwh: Floats, pool_of_flow: Ints) -> list[
     ]
 
 
-def _finish(b: _Builder, i: Instance, goal: Goal, class_scale: Floats) -> Program:
+def _finish(b: Builder, i: Instance, goal: Goal, class_scale: Floats) -> Program:
     c, w = coefficients(i), i.weight
     gpus = i.machine_gpus[:, None].astype(np.float64)
     parts = _energy_parts(c, i.energy_prices(i.pool_names) * w, i.flow_pool)
@@ -666,7 +576,7 @@ def _peak_prices(i: Instance, shape: tuple[int, ...]) -> Floats:
     return prices
 
 
-def _open(b: _Builder, i: Instance, goal: Goal) -> None:
+def _open(b: Builder, i: Instance, goal: Goal) -> None:
     """What serves a share of a class or job must be open by at least that share; what is held, wholly."""
     places, held, y = _places(i), b.columns["held"], b.columns["y"]
     ample = _AMPLE if goal.objective == "tokens" else goal.scale
@@ -679,7 +589,9 @@ def _open(b: _Builder, i: Instance, goal: Goal) -> None:
             mine = np.flatnonzero(flows & (kind >= 0))
             if not len(mine):
                 continue
-            rows = b.constraint("open", [f"{place.pool} {n}" for n in range(count)], -INF, np.zeros(count), "share")
+            rows = b.constraint(
+                "open", [f"{place.pool} {n}" for n in range(count)], -INF, np.zeros(count), "share"
+            )
             share = (i.useful()[mine] / amount[kind[mine]])[:, None] * i.weight
             b.add(rows[kind[mine]][:, None], y[mine], share)
             b.add(rows, column[None], -1.0)
@@ -693,69 +605,7 @@ _AMPLE = 1000.0
 """Multiple of the demand a plan is taken to serve at most where it may scale the demand."""
 
 
-def _shares(b: _Builder, i: Instance, goal: Goal) -> None:
-    """Whole units, and machines that hold them, by what they serve of each hour's requests: cuts, not limits.
-
-    With D units needed for all requests and x of them served here, x ≤ D and x ≤ n with n whole give, as their
-    convex hull, x ≤ D − f·(⌈D⌉ − n), f = D − ⌊D⌋. For D < 1: a replica exists by at least the part it serves.
-    """
-    if goal.objective == "tokens":
-        return
-    machines, units = b.columns["machines"], b.columns["units"]
-    serving = (i.flow_class >= 0) & (i.flow_unit >= 0)
-    serving[serving] = i.unit_whole[i.flow_unit[serving]] & (i.slack_hours[i.flow_class[serving]] == 0)
-    of = np.array(i.class_workload)[np.maximum(i.flow_class, 0)] if len(i.class_names) else np.zeros(0)
-    for workload in dict.fromkeys(i.class_workload):
-        flows = np.flatnonzero(serving & (of == workload))
-        for k in np.unique(i.flow_unit[flows]):
-            _share(b, i, goal, flows[i.flow_unit[flows] == k], units[k], i.unit_names[k])
-        for p in np.unique(i.flow_pool[flows]):
-            # Units that fill whole machines share them with nobody; what else serves needs a machine of its own.
-            full = i.unit_whole & (i.unit_pool == p) & (i.unit_gpus % max(i.machine_gpus[p], 1) == 0)
-            mine = flows[(i.flow_pool[flows] == p) & ~full[i.flow_unit[flows]]]
-            if len(mine):
-                _share(b, i, goal, mine, machines[p], i.pool_names[p], np.flatnonzero(full))
-            here = flows[i.flow_pool[flows] == p]
-            if full[i.flow_unit[here]].any():
-                _share(b, i, goal, here, machines[p], i.pool_names[p], np.zeros(0, dtype=np.int64))
-        pools = np.unique(i.flow_pool[flows])
-        if len(pools) > 1:
-            _share(b, i, goal, flows, machines[pools], workload, np.zeros(0, dtype=np.int64))
-
-
-def _share(
-    b: _Builder, i: Instance, goal: Goal, flows: Ints, count: Ints, name: str, beside: Ints | None = None
-) -> None:
-    """The cut of one workload on one unit, or (with the units that fill machines `beside`) on the machines of pools."""
-    useful, size = i.useful()[flows], np.ones(len(flows))
-    if beside is not None:
-        size = _per_machine(i, i.flow_unit[flows])
-    each = size * i.flow_reserve[flows] / useful
-    least = np.full(len(i.class_names), INF)
-    np.minimum.at(least, i.flow_class[flows], each)
-    classes = np.unique(i.flow_class[flows])
-    need = (i.requests[classes] * goal.scale * least[classes][:, None]).sum(axis=0)
-    part = need - np.floor(need)
-    count = np.atleast_2d(count)
-    hours = np.flatnonzero((part > _LITTLE) & (count >= 0).all(axis=0))
-    if not len(hours):
-        return
-    weight = part[hours] / need[hours]
-    right = 1 - weight * np.ceil(need[hours])
-    rows = b.constraint("share", [name], -INF, right[None, :], "units")
-    taken = (useful * least[i.flow_class[flows]])[:, None] / need[hours]
-    b.add(rows, b.columns["y"][flows][:, hours][:, None, :], taken[:, None, :])
-    b.add(rows, count[:, hours][:, None, :], -weight)
-    if beside is not None and len(beside):
-        filled = _per_machine(i, beside)[:, None, None] * weight
-        b.add(rows, b.columns["units"][beside][:, hours][:, None, :], filled)
-
-
-_LITTLE = 0.01
-"""Part of a unit below which its cut says nothing."""
-
-
-def _budgets(b: _Builder, goal: Goal, cost: Floats, offset: float, carbon: Floats, tokens: Floats) -> None:
+def _budgets(b: Builder, goal: Goal, cost: Floats, offset: float, carbon: Floats, tokens: Floats) -> None:
     for name, limit, used, per in (
         ("USD", goal.budget_usd - offset, cost, "USD"),
         ("kgCO2e", goal.budget_kgco2e, carbon, "kgCO2e"),

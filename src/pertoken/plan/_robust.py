@@ -1,8 +1,8 @@
 """Plans that must hold in more than one future: the predictor's interval, and more or less demand.
 
-What is decided beforehand is what is held (owned, colocated, committed); the hours are decided as they come. So each
-future's own plan is tried in every other: with its machines, the rest planned again. The regret is what that costs over the
-other future's own best plan; the choice is the plan whose greatest regret is least.
+What is decided beforehand is what is held (owned, colocated, committed); the hours are decided as they come.
+So each future's own plan is tried in every other: with its machines, the rest planned again. The regret is
+what that costs over the other future's own best plan; the choice is the plan whose greatest regret is least.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Future:
-    """One way things may turn out: where throughput is in the predictor's interval, and a multiple of the demand."""
+    """One way things may turn out: where throughput is in the predictor's interval, and a multiple of the
+    demand."""
 
     case: str = "expected"
     demand: float = 1.0
@@ -33,7 +34,8 @@ class Future:
 
 @dataclass(frozen=True)
 class Robust:
-    """Each future's own plan; what each plan's machines cost in each future; the regret; and the plan to take.
+    """Each future's own plan; what each plan's machines cost in each future; the regret; and the plan to
+    take.
 
     cost_usd and regret_usd: shape (plans, futures), inf where those machines cannot do it.
     """
@@ -45,7 +47,11 @@ class Robust:
 
 
 def under(
-    scenario: Scenario, futures: Mapping[str, Future] | None = None, *, gap: float = 0.02, time_limit_s: float = 60.0
+    scenario: Scenario,
+    futures: Mapping[str, Future] | None = None,
+    *,
+    gap: float = 0.02,
+    time_limit_s: float = 60.0,
 ) -> Robust:
     """Plans for each future, their regret in the others, and the one whose greatest regret is least.
 

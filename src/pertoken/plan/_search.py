@@ -1,11 +1,11 @@
 """From relaxation to whole machines: round what holds for the whole horizon, then dive hour by hour.
 
 1. The relaxation gives the bound.
-2. What is decided once (machines held, the pool of each job) is rounded and fixed; on fleets the relaxation of the rest is
-   then nearly whole by itself.
-3. Dive: of each hour the count nearest to its ceiling is rounded up, the better half of these are fixed, the relaxation
-   is solved again from where it stands, until every count is whole. Rounding all counts up at once after step 2 gives
-   the first feasible plan.
+2. What is decided once (machines held, the pool of each job) is rounded and fixed; on fleets the relaxation
+   of the rest is then nearly whole by itself.
+3. Dive: of each hour the count nearest to its ceiling is rounded up, the better half of these are fixed, the
+   relaxation is solved again from where it stands, until every count is whole. Rounding all counts up at once
+   after step 2 gives the first feasible plan.
 4. Where the gap is still too wide, HiGHS goes on from that plan as an integer program.
 """
 
@@ -42,7 +42,8 @@ class Found:
 def search(
     instance: Instance, program: Program, gap_fraction: float, watch: Watch, *, quick: bool = False
 ) -> Found:
-    """The best solution within the gap, the time limit, or until told to stop; quick: what rounding finds is enough."""
+    """The best solution within the gap, the time limit, or until told to stop; quick: what rounding finds is
+    enough."""
     watch.best = watch.bound = None
     session = Session(program, watch)
     if not session.relax(barrier=program.shape[0] > _BARRIER_ROWS):
@@ -62,7 +63,7 @@ def search(
             bound = _tighter(bound, session.mip_bound, program.maximise)
             raw = session.x.copy(), session.objective
             polished = polish(session, raw[0]) or raw
-            if (best is None or _better(polished[1], best[1], program.maximise)):
+            if best is None or _better(polished[1], best[1], program.maximise):
                 best = polished
         status = session.status if best is None else "optimal"
         if session.status == "infeasible":
@@ -126,7 +127,8 @@ def dive(
 def _first(
     instance: Instance, session: Session, program: Program, watch: Watch
 ) -> tuple[Floats, float] | None:
-    """A feasible plan as soon as there can be one: each job where most of it is, all counts up; the session as before."""
+    """A feasible plan as soon as there can be one: each job where most of it is, all counts up; the session
+    as before."""
     saved = session.x, session.row_dual, session.reduced_cost, session.objective
     held, runs_on, opened = (program.columns[n] for n in ("held", "runs_on", "open"))
     for job in range(runs_on.shape[0]):
@@ -178,8 +180,8 @@ def _all_up(session: Session, watch: Watch) -> tuple[Floats, float] | None:
 def _settle_once(session: Session, program: Program, gap_fraction: float) -> bool:
     """Fix what is decided once for the horizon; False where no rounding of it is feasible.
 
-    Each job on the best of the pools that did some of it, open what is used, machines held to the nearest. Where that
-    costs more than the gap, or fails, by an integer program in which only these few are whole.
+    Each job on the best of the pools that did some of it, open what is used, machines held to the nearest.
+    Where that costs more than the gap, or fails, by an integer program in which only these few are whole.
     """
     once = np.concatenate([program.columns[n][program.columns[n] >= 0] for n in ("held", "runs_on", "open")])
     if not len(once):
@@ -210,7 +212,8 @@ _CANDIDATES = 4
 
 
 def _round_once(session: Session, program: Program) -> tuple[float, Floats] | None:
-    """Round and fix one kind after another, solving again between; objective and values, None where it fails."""
+    """Round and fix one kind after another, solving again between; objective and values, None where it
+    fails."""
     held, runs_on, opened = (program.columns[n] for n in ("held", "runs_on", "open"))
     untouched = True
     for job in range(runs_on.shape[0]):
@@ -230,8 +233,9 @@ def _round_once(session: Session, program: Program) -> tuple[float, Floats] | No
 def _place(session: Session, columns: Ints, maximise: bool, *, bounds: bool) -> bool:
     """Fix a job on the pool of least cost; False where none is feasible.
 
-    Pools are tried by how much of the job the relaxation gave them, each dropped as soon as it is dearer than the best.
-    Where all were tried (`bounds`: nothing else is fixed yet), the best is a bound no plan can beat.
+    Pools are tried by how much of the job the relaxation gave them, each dropped as soon as it is dearer than
+    the best. Where all were tried (`bounds`: nothing else is fixed yet), the best is a bound no plan can
+    beat.
     """
     share = session.x[columns]
     order = np.argsort(-share, kind="stable")
@@ -263,7 +267,8 @@ _PLACE_SHARE = 0.2
 
 
 def _round_some(session: Session, columns: Ints, values: Floats, open_: Bools) -> bool:
-    """Fix the better half of each hour's count nearest to its ceiling; step back to the floor where that is a wall."""
+    """Fix the better half of each hour's count nearest to its ceiling; step back to the floor where that is a
+    wall."""
     up = np.where(open_, np.ceil(values) - values, np.inf)
     row = up.argmin(axis=0)
     hours = np.flatnonzero(np.isfinite(up.min(axis=0)))

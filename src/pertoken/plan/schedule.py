@@ -44,9 +44,9 @@ __all__ = ["OBJECTIVES", "Instance", "Plan", "Progress", "plan"]
 class Plan:
     """A schedule, what it costs, and how good it is proven to be.
 
-    objective and bound are in the objective's unit (USD; a multiple of the demand; kgCO2e; hours); gap is their
-    relative distance, None where no bound is known. status: ``optimal`` (within the asked gap), ``time limit``,
-    ``stopped``, or ``heuristic`` (a long horizon whose stated gap is wider than asked).
+    objective and bound are in the objective's unit (USD; a multiple of the demand; kgCO2e; hours); gap is
+    their relative distance, None where no bound is known. status: ``optimal`` (within the asked gap), ``time
+    limit``, ``stopped``, or ``heuristic`` (a long horizon whose stated gap is wider than asked).
     """
 
     instance: Instance
@@ -141,8 +141,8 @@ class Plan:
 
         return concat(
             [
-                rate_rows(self.instance.hours, _posted(self.instance, r), pool=r.pool, meter=r.meter, component=r.component,
-                          basis=r.basis, source=r.source)
+                rate_rows(self.instance.hours, _posted(self.instance, r), pool=r.pool, meter=r.meter,
+                          component=r.component, basis=r.basis, source=r.source)
                 for r in self.instance.rates
             ],
             RATES,
@@ -189,12 +189,13 @@ def plan(
 ) -> Plan:
     """The best schedule within the gap and the time limit; Ctrl-C returns the best so far.
 
-    Parameters: objective: see `OBJECTIVES`; gap: relative distance from the bound that is good enough; budgets over
-    the horizon [USD, tokens, kgCO2e]; scale: a multiple of all demand; fewest_switches: among plans of that
-    cost the one that starts fewest machines. Of a scenario also case: where in the predictor's interval
-    throughput is; keep: machines owned, colocated or reserved are there and paid for, not to be chosen. Raises InfeasibleError (with `causes`) where no schedule meets every
-    constraint, InputError where the objective needs numbers the instance lacks, PerTokenError where the time
-    limit ran out before any plan was found.
+    Parameters: objective: see `OBJECTIVES`; gap: relative distance from the bound that is good enough;
+    budgets over the horizon [USD, tokens, kgCO2e]; scale: a multiple of all demand; fewest_switches: among
+    plans of that cost the one that starts fewest machines. Of a scenario also case: where in the predictor's
+    interval throughput is; keep: machines owned, colocated or reserved are there and paid for, not to be
+    chosen. Raises InfeasibleError (with `causes`) where no schedule meets every constraint, InputError where
+    the objective needs numbers the instance lacks, PerTokenError where the time limit ran out before any plan
+    was found.
     """
     if objective not in OBJECTIVES:
         raise InputError(f"unknown objective {objective!r}: one of {', '.join(OBJECTIVES)}")
@@ -229,8 +230,9 @@ def _to(instance: Instance, objective: Objective, goal: Goal, gap_fraction: floa
 
 
 def _known_carbon(instance: Instance) -> tuple[Instance, tuple[str, ...]]:
-    """The instance without pools whose energy's gas is unknown: no number, no place in a plan that counts it."""
-    known = np.isfinite(instance.carbon_g_per_kwh).all(axis=1)
+    """The instance without pools whose energy's gas is unknown: no number, no place in a plan that counts
+    it."""
+    known = np.asarray(np.isfinite(instance.carbon_g_per_kwh).all(axis=1))
     if not known.any():
         raise InputError("least carbon needs the grid intensity (gCO2e per kWh) of a pool; none has one")
     if known.all():
@@ -245,9 +247,16 @@ _TIER_ROUNDS = 4
 
 
 def _of_scenario(
-    scenario: Scenario, objective: Objective, goal: Goal, gap_fraction: float, watch: Watch, case: str, keep: bool
+    scenario: Scenario,
+    objective: Objective,
+    goal: Goal,
+    gap_fraction: float,
+    watch: Watch,
+    case: str,
+    keep: bool,
 ) -> Plan:
-    """The plan of a scenario; where a tariff has energy tiers, solved again until each hour is in the tier it pays."""
+    """The plan of a scenario; where a tariff has energy tiers, solved again until each hour is in the tier it
+    pays."""
     from pertoken.plan._from_scenario import instance_from_scenario, with_tiers
     from pertoken.plan.options import Market
 
@@ -277,7 +286,8 @@ def _same_tiers(a: Instance, b: Instance) -> bool:
 
 
 def savings(found: Plan, *, gap: float = 0.02, time_limit_s: float = 60.0) -> list[Alternative]:
-    """What else could be done and what it would cost: the best single pool, always cloud, ignoring the tariff."""
+    """What else could be done and what it would cost: the best single pool, always cloud, ignoring the
+    tariff."""
     watch = Watch(time_limit_s)
 
     def solve(instance: Instance) -> Schedule:
@@ -293,7 +303,8 @@ _LONG_CELLS = 40_000
 
 
 def _is_long(instance: Instance, goal: Goal) -> bool:
-    """Whether the horizon is rolled: long, for least cost, and nothing ties all its hours together but peaks and jobs."""
+    """Whether the horizon is rolled: long, for least cost, and nothing ties all its hours together but peaks
+    and jobs."""
     T, limits = len(instance.hours), (goal.budget_usd, goal.budget_tokens, goal.budget_kgco2e)
     one_by_one = all((instance.flow_job[m.of] < 0).all() for m in instance.limits)
     return (
@@ -334,21 +345,21 @@ def _solve(instance: Instance, goal: Goal, gap_fraction: float, watch: Watch) ->
     program = build(instance, goal)
     found = search(instance, program, gap_fraction, watch)
     if found.x is None:
-        raise _nothing(instance, goal, found, watch)
+        raise _nothing(instance, goal, found.status, watch)
     if goal.switches and not watch.over:
         found = _fewest_switches(program, found, watch)
     return _plan(instance, goal, program, found, watch)
 
 
-def _nothing(instance: Instance, goal: Goal, found: Found, watch: Watch) -> PerTokenError:
+def _nothing(instance: Instance, goal: Goal, status: str, watch: Watch) -> PerTokenError:
     """The error where no plan was found: infeasible with its causes, or out of time."""
-    if found.status == "infeasible":
+    if status == "infeasible":
         patient = Watch(max(watch.time_limit_s, _EXPLAIN_S), watch.report)
         return _infeasible.error(_infeasible.explain(instance, goal, patient))
-    if found.status == "unbounded":
+    if status == "unbounded":
         return InfeasibleError("the objective has no end: give a budget, or limit the pools")
     return PerTokenError(
-        f"no plan found within {watch.elapsed_s():.0f} s ({found.status}); raise the time limit or the gap"
+        f"no plan found within {watch.elapsed_s():.0f} s ({status}); raise the time limit or the gap"
     )
 
 
@@ -375,7 +386,8 @@ def _plan(instance: Instance, goal: Goal, program: Program, found: Found, watch:
 
 
 def _fewest_switches(program: Program, found: Found, watch: Watch) -> Found:
-    """The second goal: of all plans no dearer than the one found, the one that starts fewest machines and units."""
+    """The second goal: of all plans no dearer than the one found, the one that starts fewest machines and
+    units."""
     assert found.x is not None
     counts = np.zeros(len(program.lower))
     for name in ("starts", "loads"):
@@ -410,8 +422,8 @@ _SWITCH_SHARE = 2.0
 def _soonest(instance: Instance, goal: Goal, gap_fraction: float, watch: Watch) -> Plan:
     """Training finished soonest: the earliest common end of all jobs whose least cost is within the budget.
 
-    The least cost never rises with the deadline, so the end is found by bisection: first on the linear relaxation, whose
-    answer no plan can beat (the bound), then with whole machines from there on.
+    The least cost never rises with the deadline, so the end is found by bisection: first on the linear
+    relaxation, whose answer no plan can beat (the bound), then with whole machines from there on.
     """
     if not len(instance.job_names):
         raise InputError("the objective 'time' needs a training workload")
@@ -424,9 +436,7 @@ def _soonest(instance: Instance, goal: Goal, gap_fraction: float, watch: Watch) 
         return Session(build(ending(hour), goal), watch).relax()
 
     if not possible(last):
-        raise _nothing(
-            instance, goal, Found(None, INF, -INF, "infeasible", *([np.zeros(0)] * 3), None), watch
-        )
+        raise _nothing(instance, goal, "infeasible", watch)
     low, high = first - 1, last
     while high - low > 1 and not watch.over:
         middle = (low + high) // 2
@@ -465,8 +475,8 @@ def frontier(
 ) -> list[tuple[float, Plan | None]]:
     """The least cost at each value of a second goal; None where no plan exists there.
 
-    against: ``deadline`` (hours from the start for all jobs), ``tokens`` (multiples of the demand), ``carbon``
-    (kgCO2e over the horizon).
+    against: ``deadline`` (hours from the start for all jobs), ``tokens`` (multiples of the demand),
+    ``carbon`` (kgCO2e over the horizon).
     """
     found: list[tuple[float, Plan | None]] = []
     for value in values:

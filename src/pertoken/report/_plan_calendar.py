@@ -1,4 +1,5 @@
-"""A plan's schedule for machines and for people: what runs when, as rows, CronJob-style changes and iCalendar."""
+"""A plan's schedule for machines and for people: what runs when, as rows, CronJob-style changes and
+iCalendar."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import numpy as np
 
@@ -47,7 +49,7 @@ def _spans(found: Plan, pool: str, what: str, count: Floats, kind: str) -> Itera
     edges = np.flatnonzero(np.diff(count, prepend=0.0, append=0.0))
     hours = [_moment(h) for h in found.instance.hours]
     hours.append(hours[-1] + _HOUR)
-    for a, b in zip(edges, edges[1:], strict=False):
+    for a, b in pairwise(edges):
         if count[a] > 0:
             yield Run(pool, what, hours[a], hours[b], round(float(count[a])), kind)
 
@@ -58,7 +60,8 @@ def _moment(hour: np.datetime64) -> datetime:
 
 
 def cron_rows(found: Plan) -> list[dict[str, str]]:
-    """Changes as rows for a suspend-and-resume calendar: five cron fields (UTC), the action and the replicas after it.
+    """Changes as rows for a suspend-and-resume calendar: five cron fields (UTC), the action and the replicas
+    after it.
 
     One row per change; the `date` says which year's, as cron has none.
     """

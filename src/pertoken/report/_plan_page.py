@@ -1,4 +1,5 @@
-"""`plan` as a page: the schedule as a heat map by hour and pool, cost by component, what it saves, how it was found."""
+"""`plan` as a page: the schedule as a heat map by hour and pool, cost by component, what it saves, how it was
+found."""
 
 from __future__ import annotations
 
@@ -9,7 +10,16 @@ import numpy as np
 
 from pertoken.report._compare_notes import tokens
 from pertoken.report._compare_table import usd
-from pertoken.report._page import CATEGORY_COLOURS, PALETTE, Block, Figure, Table, Text, html_page, write_whole
+from pertoken.report._page import (
+    CATEGORY_COLOURS,
+    PALETTE,
+    Block,
+    Figure,
+    Table,
+    Text,
+    html_page,
+    write_whole,
+)
 from pertoken.report._plan_calendar import runs
 from pertoken.report._plan_table import busiest, proof
 from pertoken.units import COMPONENTS
@@ -42,7 +52,10 @@ def _blocks(planned: Planned) -> list[Block]:
     ]
     blocks: list[Block] = [
         Text("The plan", lead),
-        Figure("What runs when: each row one kind of replica, job or API, each cell one hour (UTC).", _heat(planned)),
+        Figure(
+            "What runs when: each row one kind of replica, job or API, each cell one hour (UTC).",
+            _heat(planned),
+        ),
         Figure("Cost by component over the horizon.", _components(planned)),
         _workloads(planned),
     ]
@@ -194,13 +207,18 @@ def _alternatives(planned: Planned) -> Table:
             rows.append((a.name, "–", f"cannot be done: {a.note}"))
         else:
             rows.append((a.name, usd(a.cost_usd), usd(a.cost_usd - planned.cost_usd)))
-    return Table("Against other ways to do the same.", ("instead", "USD", "the plan saves, USD"), rows, (1, 2))
+    return Table(
+        "Against other ways to do the same.", ("instead", "USD", "the plan saves, USD"), rows, (1, 2)
+    )
 
 
 def _events(planned: Planned) -> Table:
     found = runs(planned.found)
     rows = [
-        (r.what, f"{r.count}", r.start.strftime("%Y-%m-%d %H:%M"), r.end.strftime("%Y-%m-%d %H:%M")) for r in found[:_EVENTS]
+        (r.what, f"{r.count}", r.start.strftime("%Y-%m-%d %H:%M"), r.end.strftime("%Y-%m-%d %H:%M"))
+        for r in found[:_EVENTS]
     ]
-    more = f" The first {_EVENTS} of {len(found)}; the calendar files hold all." if len(found) > _EVENTS else ""
+    more = (
+        f" The first {_EVENTS} of {len(found)}; the calendar files hold all." if len(found) > _EVENTS else ""
+    )
     return Table(f"What runs, from when to when (UTC).{more}", ("what", "count", "from", "to"), rows, (1,))

@@ -77,7 +77,9 @@ def _components(planned: Planned) -> Table:
 
 
 def _workloads(planned: Planned) -> Table:
-    table = _table("By workload (idle and overheads in proportion)", "workload", "tokens", "own USD", "USD", "USD per M")
+    table = _table(
+        "By workload (idle and overheads in proportion)", "workload", "tokens", "own USD", "USD", "USD per M"
+    )
     for w in planned.workloads:
         table.add_row(w.name, tokens(w.tokens), usd(w.own_usd), usd(w.with_idle_usd), usd(w.usd_per_mtok))
     return table

@@ -1,4 +1,5 @@
-"""`plan`: the schedule, closed by the ledger; every figure read back from it, as table, page, rows and calendar."""
+"""`plan`: the schedule, closed by the ledger; every figure read back from it, as table, page, rows and
+calendar."""
 
 from __future__ import annotations
 
@@ -31,8 +32,8 @@ Report = Callable[[Progress], None]
 class WorkloadCost:
     """What one tenant's tokens cost in the plan [USD over the horizon].
 
-    own_usd: what its own use of resources cost; with_idle_usd: with its share of idle, waste and overheads, in
-    proportion to its own cost, so that the workloads sum to the whole.
+    own_usd: what its own use of resources cost; with_idle_usd: with its share of idle, waste and overheads,
+    in proportion to its own cost, so that the workloads sum to the whole.
     """
 
     name: str
@@ -243,28 +244,27 @@ def _workloads(owners: list[dict[str, Any]], used: list[dict[str, Any]]) -> list
 
 
 def schedule_rows(found: Plan) -> list[dict[str, str]]:
-    """The schedule by hour and pool, as text: hours in which a pool does nothing and holds nothing are left out."""
+    """The schedule by hour and pool, as text: hours in which a pool does nothing and holds nothing are left
+    out."""
     i, s = found.instance, found.schedule
     load = np.zeros((len(i.pool_names), len(i.hours)))
     np.add.at(load, i.flow_pool, s.load)
     units = np.zeros_like(load)
     np.add.at(units, i.unit_pool, s.units)
-    rows = []
-    for p, pool in enumerate(i.pool_names):
-        for t in np.flatnonzero((s.machines[p] > 0) | (load[p] > 1e-9) | (s.held[p] > 0)):
-            rows.append(
-                {
-                    "hour_utc": f"{i.hours[t]!s:.16}Z",
-                    "pool": pool,
-                    "machines_on": f"{s.machines[p, t]:.0f}",
-                    "machines_held": f"{s.held[p]:.0f}",
-                    "machines_rented": f"{s.rented[p, t]:.0f}",
-                    "units": f"{units[p, t]:.0f}",
-                    "load_units": f"{load[p, t]:.4f}",
-                    "kwh": f"{s.kwh[p, t]:.4f}",
-                }
-            )
-    return rows
+    some = (s.machines > 0) | (load > 1e-9) | (s.held > 0)[:, None]
+    return [
+        {
+            "hour_utc": f"{i.hours[t]!s:.16}Z",
+            "pool": i.pool_names[p],
+            "machines_on": f"{s.machines[p, t]:.0f}",
+            "machines_held": f"{s.held[p]:.0f}",
+            "machines_rented": f"{s.rented[p, t]:.0f}",
+            "units": f"{units[p, t]:.0f}",
+            "load_units": f"{load[p, t]:.4f}",
+            "kwh": f"{s.kwh[p, t]:.4f}",
+        }
+        for p, t in np.argwhere(some)
+    ]
 
 
 def _csv(rows: Sequence[dict[str, str]]) -> str:
