@@ -175,6 +175,53 @@ def simulate(
 
 
 @app.command()
+def plan(
+    scenario: ScenarioFile,
+    objective: Annotated[str, typer.Option(help="cost, tokens, carbon or time.")] = "cost",
+    gap: Annotated[
+        float, typer.Option(help="Distance from the bound that is good enough.", min=0, max=1)
+    ] = 0.01,
+    time_limit: Annotated[float, typer.Option(help="Seconds for the solver.", min=1)] = 120.0,
+    under: Annotated[
+        str, typer.Option(help="Plan against these cases too, with regret: low,expected,high.")
+    ] = "",
+    fewest_switches: Annotated[
+        bool, typer.Option("--fewest-switches", help="Among plans of that cost.")
+    ] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Machines that are there stay and are paid for.")
+    ] = False,
+    savings: Annotated[bool, typer.Option(help="Also solve what the plan is compared with.")] = True,
+    as_json: Json = False,
+    html: HtmlFile = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write the schedule by hour as CSV.")] = None,
+    calendar: Annotated[
+        Path | None,
+        typer.Option("--calendar", help="Write when what runs: .ics for people, .csv for CronJobs."),
+    ] = None,
+) -> None:
+    """The cheapest mix of GPUs, sites, contracts and hours within budget and SLO."""
+    from pertoken.plan.schedule import OBJECTIVES
+    from pertoken.report.plan import run
+
+    if objective not in OBJECTIVES:
+        raise InputError(f"--objective {objective!r}: one of {', '.join(OBJECTIVES)}")
+    cases = [case.strip() for case in under.split(",") if case.strip()]
+    for case in cases:
+        if case not in ("low", "expected", "high"):
+            raise InputError(f"--under {case!r}: of low, expected, high")
+    _check_writable(html, csv, calendar)
+    with _gap_over_time() as progress:
+        found = run(
+            scenario, objective=objective, gap=gap, time_limit_s=time_limit, under=cases, with_savings=savings,
+            fewest_switches=fewest_switches, keep=keep, progress=progress,
+        )  # fmt: skip
+    for path, write in ((html, found.write_html), (csv, found.write_csv), (calendar, found.write_calendar)):
+        _write(path, write)
+    _print(found.to_dict() if as_json else found.as_text(), as_json)
+
+
+@app.command()
 def schema() -> None:
     """JSON Schema of a scenario file, for editors."""
     from pertoken.scenario import json_schema
@@ -428,6 +475,26 @@ def _write(path: Path | None, write: Callable[[Path], None]) -> None:
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
     sys.stderr.write(f"wrote {path}\n")
+
+
+@contextmanager
+def _gap_over_time() -> Iterator[Callable[[Any], None] | None]:
+    """On a terminal one line per step of the solver: time, best plan, bound, gap."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+
+    def show(step: Any) -> None:
+        best = "no plan yet" if step.best is None else f"best {step.best:,.2f}"
+        bound = "" if step.bound is None else f", bound {step.bound:,.2f}"
+        gap = "" if step.gap_fraction is None else f", gap {step.gap_fraction:.2%}"
+        sys.stderr.write(f"\r\x1b[K{step.elapsed_s:6.1f} s  {step.step}: {best}{bound}{gap}")
+        sys.stderr.flush()
+
+    try:
+        yield show
+    finally:
+        sys.stderr.write("\n")
 
 
 @contextmanager

@@ -315,6 +315,8 @@ class Pool(_Strict):
     """Where it stands; empty for an API."""
     count: Annotated[int, Field(gt=0)] | Literal["as needed"] = "as needed"
     """GPUs that are there (owned, colocated, reserved), or that may be rented at most."""
+    have: bool = False
+    """Whether they are bought or committed already: a plan keeps them and pays for them, used or not."""
     gpus_per_machine: Annotated[int, Field(gt=0, le=1024)] | None = None
     """GPUs bought or rented at a time; empty: the node of the catalogue."""
     engine: str = "vllm"
@@ -360,6 +362,12 @@ class Pool(_Strict):
                 f"count {self.count} is not a whole number of machines of {machine} GPUs; "
                 "set gpus_per_machine or change count"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _counted(self) -> Self:
+        if self.have and (self.count == "as needed" or self.price.term not in ("owned", "colocated", "reserved")):
+            raise MisplacedError("what you have is owned, colocated or reserved, and has a count", "have")
         return self
 
     @property

@@ -51,12 +51,11 @@ def with_flows(instance: Instance, flows: Bools) -> Instance:
 
 
 def only(instance: Instance, pools: Bools) -> Instance:
-    """The instance with some pools alone [(P,)]: what runs on others is gone, nothing of theirs may be
-    held."""
+    """The instance with some pools alone [(P,)]: what runs on others is gone, and no more of theirs is held
+    than is there and paid for anyway."""
     return replace(
         with_flows(instance, pools[instance.flow_pool]),
-        held_most=np.where(pools, instance.held_most, 0),
-        held_least=np.where(pools, instance.held_least, 0),
+        held_most=np.where(pools, instance.held_most, instance.held_least),
         rented_most=np.where(pools[:, None], instance.rented_most, 0.0),
     )
 
