@@ -1,0 +1,108 @@
+"""`plan` as table, page, rows and calendar: the same sums as the ledger, and files other programs can read."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from pertoken.report._plan_calendar import cron_rows, icalendar, runs
+from pertoken.report.plan import Planned, run, schedule_rows
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def planned() -> Planned:
+    """The start-up example and a rented pool: small, with something that starts and stops."""
+    from pertoken.scenario import Scenario
+
+    return run(
+        Scenario.model_validate(
+            {
+                "name": "night and day",
+                "horizon": {"start": "2027-03-01", "days": 3, "timezone": "Europe/Berlin"},
+                "sites": {"cloud": {"timezone": "Europe/Berlin", "pue": 1.2, "carbon_g_per_kwh": 300}},
+                "pools": {
+                    "rented": {
+                        "gpu": "L40S",
+                        "gpus_per_machine": 1,
+                        "site": "cloud",
+                        "price": {"term": "on_demand", "usd_per_gpu_hour": 0.9},
+                    },
+                    "api": {"price": {"term": "api", "input_usd_per_mtok": 0.2, "output_usd_per_mtok": 0.8}},
+                },
+                "workloads": {
+                    "chat": {
+                        "kind": "serving",
+                        "model": "meta-llama/Llama-3.1-8B-Instruct",
+                        "requests_per_day": 60000,
+                        "input_tokens": 500,
+                        "output_tokens": 200,
+                        "profile": "office",
+                    }
+                },
+            }
+        ),
+        gap=0.02,
+        time_limit_s=60,
+        under=("expected",),
+    )
+
+
+def test_parts_sum_to_the_whole(planned: Planned) -> None:
+    assert sum(planned.by_component.values()) == pytest.approx(planned.cost_usd, rel=1e-9)
+    assert sum(planned.by_phase.values()) == pytest.approx(planned.cost_usd, rel=1e-9)
+    assert sum(w.with_idle_usd for w in planned.workloads) == pytest.approx(planned.cost_usd, rel=1e-9)
+    assert planned.cost_usd == pytest.approx(planned.found.objective, rel=1e-6)
+
+
+def test_text_fits_100_columns(planned: Planned) -> None:
+    text = planned.as_text()
+    assert max(len(line) for line in text.splitlines()) <= 100
+    assert "night and day" in text
+    assert "best single option" in text
+    assert "proven within" in text
+
+
+def test_files(planned: Planned, tmp_path: Path) -> None:
+    planned.write_html(tmp_path / "p.html")
+    planned.write_json(tmp_path / "p.json")
+    planned.write_csv(tmp_path / "p.csv")
+    planned.write_calendar(tmp_path / "cron.csv")
+    planned.write_calendar(tmp_path / "p.ics")
+    page = (tmp_path / "p.html").read_text()
+    assert "What runs when" in page
+    assert not re.search(r"src=.?https?://|@import|url\(http", page)
+    plain = json.loads((tmp_path / "p.json").read_text())
+    assert plain["cost_usd"] == pytest.approx(planned.cost_usd)
+    assert plain["regret_usd"]["choice"] == "expected"
+    rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
+    assert len(rows) == len(schedule_rows(planned.found))
+    assert {r["pool"] for r in rows} <= {"rented", "api"}
+
+
+def test_calendar_covers_the_schedule(planned: Planned) -> None:
+    found = planned.found
+    hours = sum((r.end - r.start).total_seconds() / 3600 * r.count for r in runs(found) if r.kind == "units")
+    assert hours == pytest.approx(float(found.schedule.units.sum()))
+    text = icalendar(found)
+    assert text.startswith("BEGIN:VCALENDAR\r\n")
+    assert text.count("BEGIN:VEVENT") == len(runs(found))
+    assert all(len(line.encode()) <= 75 for line in text.split("\r\n"))
+
+
+def test_cron_rows_replay_to_the_counts(planned: Planned) -> None:
+    state: dict[str, int] = {}
+    for row in cron_rows(planned.found):
+        was, now = state.get(row["target"], 0), int(row["replicas"])
+        expected = "resume" if was == 0 else "suspend" if now == 0 else "scale"
+        assert row["action"] == expected
+        minute, hour, day, month, weekday = row["schedule"].split()
+        assert (minute, weekday) == ("0", "*")
+        assert f"-{int(month):02d}-{int(day):02d}T{int(hour):02d}:00Z" in row["date"]
+        state[row["target"]] = now
+    assert set(state.values()) <= {0}
