@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from pertoken import __version__
 from pertoken.errors import InputError, PerTokenError
 from pertoken.meter.journal import JournalBrokenError, JournalFullError
-from pertoken.web import _ask, _ingest
+from pertoken.web import _ask, _ingest, exporter
 from pertoken.web._limits import Pace, Room
 from pertoken.web.service import Service
 from pertoken.web.tokens import LOCAL, Caller, Tokens
@@ -75,6 +75,7 @@ def create_app(
     app.middleware("http")(_guarded)
     app.include_router(_ingest.router)
     app.include_router(_ask.router)
+    exporter.add_to(app, service)
     _errors(app)
     return app
 

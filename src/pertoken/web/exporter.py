@@ -1,0 +1,427 @@
+"""`GET /metrics`: the books of what happened, and how the service fares, for Prometheus.
+
+Everything read from the ledger is a gauge over a window of closed hours and no counter: closing an hour again may
+lower a sum (a demand charge is restated, a record comes late), which Prometheus would take for a restart and count
+anew. Pools, models and tenants each have families of their own, whose sums are the whole; the names past the
+`MOST_NAMES` that cost most are one, ``(other)``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import pyarrow as pa
+from fastapi import APIRouter, FastAPI, Request, Response
+
+from pertoken import __version__
+from pertoken.ledger import Ledger
+from pertoken.meter import State
+from pertoken.meter.attribute import BOOK
+from pertoken.report.actual import DRIVERS, LedgerSource, compare_books
+from pertoken.report.books import NVML, SCRAPED, WRITTEN
+from pertoken.units import (
+    IDLE,
+    JOULES_PER_KWH,
+    METRICS,
+    SECONDS_PER_HOUR,
+    TOKEN_METERS,
+    base_meter,
+)
+from pertoken.web._doors import Reader, ServiceHere, answers
+from pertoken.web.service import Service
+
+MOST_NAMES = 20
+"""Pools, models and tenants that have series of their own."""
+MOST_SOURCES = 100
+MOST_PLANS = 5
+OTHER = "(other)"
+WINDOWS: dict[str, int] = {"1h": 1, "24h": 24, "30d": 24 * 30}
+"""Windows by name, in hours back from the first hour that is not closed."""
+SCOPES = ("", "pool", "model", "tenant")
+SILENT_S = 300.0
+_FRESH_S = 30.0
+"""Figures change when an hour is closed: however many scrape, the ledger is asked this often."""
+_CALLERS = 64
+
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+router = APIRouter()
+
+
+@dataclass(frozen=True)
+class Family:
+    """A metric family. `unit` ends its name, as Prometheus has it; empty: it has none."""
+
+    name: str
+    about: str
+    unit: str = ""
+    counter: bool = False
+
+
+_FIGURES = (
+    ("spend_usd", "usd", "cost of the window's hours that are priced, by category"),
+    ("tokens", "", "tokens by meter; the meters do not overlap"),
+    ("requests", "", "requests that finished"),
+    ("gpu_held_seconds", "seconds", "time GPUs were held, by phase; idle is one"),
+    ("energy_joules", "joules", "energy at the utility meter"),
+    ("server_energy_joules", "joules", "energy at the servers' plugs, before PUE"),
+    ("gpu_energy_joules", "joules", "energy at the GPU boards"),
+    ("emissions_grams", "grams", "CO2e of the energy, at the grid's intensity"),
+    (
+        "cost_per_mtok_usd",
+        "usd",
+        "USD per million tokens, by the metric's name; absent while hours are unpriced",
+    ),
+    ("energy_per_token_joules", "joules", "J per token, by the metric's name"),
+    ("utilisation_ratio", "ratio", "GPU hours used over GPU hours held"),
+    ("slo_attainment_ratio", "ratio", "requests that met the SLO over requests that finished"),
+)
+_PLANS = (
+    ("plan_spend_usd", "usd", "what a plan said the hours would cost that the window shares with it"),
+    ("plan_actual_spend_usd", "usd", "what these hours did cost"),
+    ("plan_variance_usd", "usd", "actual less plan, by driver; by pool, as `pertoken report` has it"),
+    ("plan_tokens", "", "tokens a plan has in these hours"),
+    ("plan_actual_tokens", "", "tokens there were in these hours"),
+)
+_HEALTH = (
+    Family("pertoken_source_silent", "1 where a source has told nothing for 5 minutes, else 0"),
+    Family("pertoken_source_age_seconds", "time since a source last told something", "seconds"),
+    Family("pertoken_source_failing", "1 where the newest scrape of a source failed, else 0"),
+    Family("pertoken_sources", "sources, by state: telling or silent"),
+    Family("pertoken_journal_writable", "1 where the journal takes what is sent, else 0"),
+    Family("pertoken_journal_damaged_bytes", "bytes found damaged when the journal was opened", "bytes"),
+    Family("pertoken_closing_failed", "1 where the newest close failed, else 0"),
+    Family("pertoken_closing_late_seconds", "length of the hours over for 15 minutes and not closed", "seconds"),
+    Family("pertoken_unpriced_seconds", "length of the 30d window's hours with usage no rate prices", "seconds"),
+    Family("pertoken_refused_batches", "batches refused since the start, by reason", counter=True),
+    Family(
+        "pertoken_unknown_samples", "samples of instances the fleet file does not name, since the start", counter=True
+    ),
+)  # fmt: skip
+_ALL = (
+    Family("pertoken_build_info", "1, with the version"),
+    Family(
+        "pertoken_closed_until_timestamp_seconds", "the first hour not in the windows, POSIX time", "seconds"
+    ),
+    Family("pertoken_figures_age_seconds", "how long ago the ledger was asked", "seconds"),
+)
+FAMILIES: dict[str, Family] = {
+    f.name: f
+    for f in (
+        *_ALL,
+        *(
+            Family(f"pertoken_{scope}{'_' if scope else ''}{name}", f"{about}{f', by {scope}' * bool(scope)}", unit)
+            for scope in SCOPES
+            for name, unit, about in _FIGURES
+        ),
+        *(Family(f"pertoken_{name}", about, unit) for name, unit, about in _PLANS),
+        *_HEALTH,
+    )
+}  # fmt: skip
+"""Every family of the page, in its order."""
+
+_MTOK = tuple(name for name in METRICS if name.startswith("usd_per_mtok_"))
+_JOULE = tuple(name for name in METRICS if name.startswith("joule_per_token_"))
+_METRICS = (*_MTOK, *_JOULE, "utilisation", "slo_attainment")
+_QUANTITIES: dict[str, tuple[str, float]] = {
+    "requests": ("requests", 1),
+    "gpu_hours": ("gpu_held_seconds", SECONDS_PER_HOUR),
+    "energy_kwh": ("energy_joules", JOULES_PER_KWH),
+    "it_energy_kwh": ("server_energy_joules", JOULES_PER_KWH),
+    "gpu_energy_kwh": ("gpu_energy_joules", JOULES_PER_KWH),
+    "gco2e": ("emissions_grams", 1),
+}
+
+Labels = tuple[tuple[str, str], ...]
+
+
+class Page:
+    """Samples by family; what is put twice under the same labels is added up."""
+
+    def __init__(self) -> None:
+        self._samples: dict[str, dict[Labels, float]] = defaultdict(dict)
+
+    def put(self, name: str, value: float, **labels: str) -> None:
+        """One sample of a family of `FAMILIES`, its name without ``pertoken_``."""
+        found = self._samples[FAMILIES[f"pertoken_{name}"].name]
+        key = tuple(labels.items())
+        found[key] = found.get(key, 0.0) + value
+
+    def merge(self, other: Page) -> None:
+        """Take over another page's samples."""
+        for name, samples in other._samples.items():
+            self._samples[name] |= samples
+
+    def text(self, openmetrics: bool) -> str:
+        """The exposition: Prometheus text 0.0.4, or OpenMetrics 1.0."""
+        lines: list[str] = []
+        for name, family in FAMILIES.items():
+            samples = self._samples.get(name)
+            if not samples:
+                continue
+            shown = f"{name}_total" if family.counter else name
+            head = name if openmetrics else shown
+            lines += [
+                f"# HELP {head} {family.about}",
+                f"# TYPE {head} {'counter' if family.counter else 'gauge'}",
+            ]
+            if openmetrics and family.unit:
+                lines.append(f"# UNIT {head} {family.unit}")
+            lines += [f"{shown}{_shown(labels)} {value!r}" for labels, value in samples.items()]
+        if openmetrics:
+            lines.append("# EOF")
+        return "\n".join(lines) + "\n"
+
+
+def _shown(labels: Labels) -> str:
+    def escaped(text: str) -> str:
+        return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+
+    return "{" + ",".join(f'{k}="{escaped(v)}"' for k, v in labels) + "}" if labels else ""
+
+
+class Exporter:
+    """The page of a service. Figures of the ledger are kept for half a minute for all who scrape."""
+
+    def __init__(self, service: Service, fresh_s: float = _FRESH_S) -> None:
+        self._service, self._fresh_s = service, fresh_s
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, tuple[float, Page]] = OrderedDict()
+
+    def page(self, tenant: str) -> Page:
+        """What a tenant may see of its own; for no tenant in particular (empty) all, with the service's health."""
+        asked_s, figures = self._figures(tenant)
+        page = Page()
+        page.put("build_info", 1, version=__version__)
+        page.put("figures_age_seconds", max(0.0, time.monotonic() - asked_s))
+        page.merge(figures)
+        if not tenant:
+            _health(page, self._service)
+        return page
+
+    def _figures(self, tenant: str) -> tuple[float, Page]:
+        with self._lock:
+            found = self._kept.get(tenant)
+            now_s = time.monotonic()
+            if found is None or now_s - found[0] >= self._fresh_s:
+                found = self._kept[tenant] = now_s, self._read(tenant)
+            self._kept.move_to_end(tenant)
+            while len(self._kept) > _CALLERS:
+                self._kept.popitem(last=False)
+        return found
+
+    def _read(self, tenant: str) -> Page:
+        page = Page()
+        ledger, now = self._service.books.ledger, self._service.now()
+        source = _Source(ledger)
+        span = source.spans().get(BOOK)
+        if span is None:
+            return page
+        current = now.replace(minute=0, second=0, microsecond=0)
+        until = min(self._service.books.closed_until or span[1], current)
+        page.put("closed_until_timestamp_seconds", until.timestamp())
+        where = {"book": BOOK} | ({"tenant": tenant} if tenant else {})
+        longest = _Window(ledger, where, until, "30d")
+        kept = {scope: longest.costliest(scope) for scope in SCOPES if scope}
+        for name in WINDOWS:
+            window = _Window(ledger, where, until, name)
+            for scope in SCOPES:
+                window.fill(page, scope, kept.get(scope, frozenset()))
+            if not tenant and window.priced:
+                _plans(page, source, window)
+        if not tenant:
+            for row in longest.unpriced[:MOST_SOURCES]:
+                labels = {"pool": str(row["pool"]), "meter": base_meter(str(row["meter"]))}
+                page.put("unpriced_seconds", int(str(row["hours"])) * SECONDS_PER_HOUR, **labels)
+        return page
+
+
+class _Window:
+    """The hours of a window, and their figures."""
+
+    def __init__(self, ledger: Ledger, where: Mapping[str, str], until: datetime, name: str) -> None:
+        self._ledger, self._where, self.name = ledger, where, name
+        self.start, self.end = until - timedelta(hours=WINDOWS[name]), until
+        self.unpriced = ledger.unpriced(BOOK, self.start, self.end)
+        self.priced = not self.unpriced
+
+    def costliest(self, scope: str) -> frozenset[str]:
+        """The names that have series of their own: what is idle, and those that cost most."""
+        rows = self._ledger.cost(scope, where=self._where, start=self.start, end=self.end).to_pylist()
+        used = self._ledger.usage(scope, where=self._where, start=self.start, end=self.end)[scope].to_pylist()
+        usd = dict.fromkeys(used, 0) | {r[scope]: r["cost_usd"] for r in rows}
+        ranked = sorted((n for n in usd if n not in (OTHER, IDLE)), key=lambda n: (-usd[n], n))
+        return frozenset([*ranked[: MOST_NAMES - (IDLE in usd)], *([IDLE] if IDLE in usd else [])])
+
+    def fill(self, page: Page, scope: str, kept: frozenset[str]) -> None:
+        """Put every figure of a scope: all (empty), or by pool, model or tenant."""
+        by = [scope] if scope else []
+        prefix = f"{scope}_" if scope else ""
+
+        def labels(row: Mapping[str, Any]) -> dict[str, str]:
+            name = str(row[scope]) if scope else ""
+            return {scope: name if name in kept else OTHER} if scope else {}
+
+        window = {"window": self.name}
+        for row in self._sums(self._ledger.cost(*by, "category", **self._what())):
+            page.put(
+                f"{prefix}spend_usd",
+                float(row["cost_usd"]),
+                **window,
+                **labels(row),
+                category=row["category"],
+            )
+        others: set[str] = set()
+        for row in self._sums(self._ledger.usage(*by, "phase", "meter", **self._what())):
+            meter, amount = base_meter(row["meter"]), float(row["quantity"])
+            if scope and row[scope] not in kept:
+                others.add(row[scope])
+            if meter in TOKEN_METERS:
+                page.put(f"{prefix}tokens", amount, **window, **labels(row), meter=meter)
+            elif meter in _QUANTITIES:
+                name, factor = _QUANTITIES[meter]
+                more = {"phase": row["phase"]} if meter == "gpu_hours" else {}
+                page.put(f"{prefix}{name}", amount * factor, **window, **labels(row), **more)
+        self._ratios(page, prefix, self._ledger.metric(*_METRICS, by=by, **self._what()), scope, kept)
+        if others:
+            rest = self._what() | {"where": {**self._where, scope: sorted(others)}}
+            self._ratios(page, prefix, self._ledger.metric(*_METRICS, **rest), scope, None)
+
+    def _ratios(
+        self, page: Page, prefix: str, table: pa.Table, scope: str, kept: frozenset[str] | None
+    ) -> None:
+        for row in self._sums(table):
+            if scope and kept is not None and row[scope] not in kept:
+                continue
+            labels = {"window": self.name}
+            if scope:
+                labels[scope] = OTHER if kept is None else str(row[scope])
+            found = {name: row[name] for name in _METRICS if row[name] is not None}
+            for name, value in found.items():
+                if name in _MTOK and self.priced:
+                    page.put(f"{prefix}cost_per_mtok_usd", value, **labels, metric=name)
+                elif name in _JOULE:
+                    page.put(f"{prefix}energy_per_token_joules", value, **labels, metric=name)
+                elif name in ("utilisation", "slo_attainment"):
+                    page.put(f"{prefix}{name}_ratio", value, **labels)
+
+    def _what(self) -> dict[str, Any]:
+        return {"where": self._where, "start": self.start, "end": self.end}
+
+    @staticmethod
+    def _sums(table: pa.Table) -> Iterable[dict[str, Any]]:
+        return (row for row in table.to_pylist() if "cost_usd" not in row or row["cost_usd"] is not None)
+
+
+class _Source(LedgerSource):
+    """Books of a ledger whose spans are looked up once."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__(ledger)
+        self._spans = super().spans()
+
+    def spans(self) -> dict[str, tuple[datetime, datetime]]:
+        """By book, its first hour and the one after its last."""
+        return self._spans
+
+
+def _plans(page: Page, source: _Source, window: _Window) -> None:
+    """Plans beside what happened, over the hours of the window that both have."""
+    spans = source.spans()
+    first, last = spans[BOOK]
+    start, end = max(window.start, first), min(window.end, last)
+    plans = [b for b, (begin, stop) in spans.items() if b != BOOK and max(begin, start) < min(stop, end)]
+    plans.sort(key=lambda book: (spans[book][1], book), reverse=True)
+    for book in plans[:MOST_PLANS]:
+        total = compare_books(lambda _: source, books=(BOOK, book), by=("pool",), start=start, end=end).total
+        labels = {"window": window.name, "book": book}
+        page.put("plan_spend_usd", float(total.forecast_usd), **labels)
+        page.put("plan_actual_spend_usd", float(total.actual_usd), **labels)
+        for driver in DRIVERS:
+            page.put("plan_variance_usd", float(getattr(total, f"{driver}_usd")), **labels, driver=driver)
+        page.put("plan_tokens", total.forecast_tokens, **labels)
+        page.put("plan_actual_tokens", total.actual_tokens, **labels)
+
+
+def _health(page: Page, service: Service) -> None:
+    """How the service fares: its sources, its journal, its closing."""
+    _sources(page, service)
+    books, process = service.books, service.process()
+    page.put("journal_writable", 0 if process.journal else 1)
+    page.put("journal_damaged_bytes", sum(size for *_, size in books.journal.recovery.damaged))
+    page.put("closing_failed", 1 if process.closing else 0)
+    late = [h for h in books.due(service.now() - timedelta(minutes=15)) if h not in books.unpriced]
+    page.put("closing_late_seconds", len(late) * SECONDS_PER_HOUR)
+    for reason, count in sorted(process.refused.items()):
+        page.put("refused_batches", count, reason=reason)
+    page.put("unknown_samples", sum(process.unknown_instances.values()))
+
+
+def _sources(page: Page, service: Service) -> None:
+    marks, sources, now_s = service.books.journal.marks, service.fleet.sources, service.now().timestamp()
+    watched = service.scraper.watched()
+    failing = {SCRAPED + w.target.name for w in watched if w.error}
+    names = {SCRAPED + w.target.name for w in watched} | {WRITTEN + w.instance for w in sources.written}
+    if sources.nvml_pool or sources.nvml_pools:
+        names.add(NVML)
+        failing |= {NVML} if service.health.nvml else set()
+    names |= {name for name in marks if name.startswith((SCRAPED, WRITTEN, NVML))}
+    ages = {n: now_s - State.from_bytes(marks[n]).last_s if n in marks else None for n in names}
+    silent = {n for n, age in ages.items() if age is None or age > SILENT_S}
+    for name in sorted(names, key=lambda n: (n not in silent, n not in failing, n))[:MOST_SOURCES]:
+        kind, _, short = name.partition("/")
+        labels = {"kind": kind, "source": short or "local GPUs"}
+        page.put("source_silent", 1 if name in silent else 0, **labels)
+        page.put("source_failing", 1 if name in failing else 0, **labels)
+        age_s = ages[name]
+        if age_s is not None:
+            page.put("source_age_seconds", max(0.0, age_s), **labels)
+    page.put("sources", len(names) - len(silent), state="telling")
+    page.put("sources", len(silent), state="silent")
+
+
+def wants_openmetrics(accept: str) -> bool:
+    """Whether an Accept header prefers OpenMetrics to the plain text format.
+
+    >>> wants_openmetrics("application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1")
+    True
+    >>> wants_openmetrics("text/plain, application/openmetrics-text;q=0.1")
+    False
+    """
+    weights: dict[str, float] = {}
+    for part in accept.split(","):
+        kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        weight = 1.0
+        for parameter in parameters:
+            if parameter.startswith("q="):
+                try:
+                    weight = float(parameter[2:])
+                except ValueError:
+                    weight = 0.0
+        weights[kind] = max(weight, weights.get(kind, 0.0))
+    other = max(weights.get(kind, 0.0) for kind in ("text/plain", "text/*"))
+    return weights.get("application/openmetrics-text", 0.0) > other
+
+
+# Not in the OpenAPI document, which is of JSON alone.
+@router.get("/metrics", responses=answers(401, 403, 429), include_in_schema=False)
+async def metrics(request: Request, service: ServiceHere, caller: Reader) -> Response:
+    """The page that Prometheus scrapes; OpenMetrics where it is asked for."""
+    openmetrics = wants_openmetrics(request.headers.get("accept", ""))
+    exporter: Exporter = request.app.state.exporter
+    page = await asyncio.to_thread(lambda: exporter.page(caller.tenant).text(openmetrics))
+    return Response(page.encode(), media_type=OPENMETRICS if openmetrics else TEXT)
+
+
+def add_to(app: FastAPI, service: Service) -> None:
+    """Give an application its `/metrics`."""
+    app.state.exporter = Exporter(service)
+    app.include_router(router)
