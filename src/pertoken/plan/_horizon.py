@@ -1,19 +1,18 @@
-"""Long horizons: what is held from representative days, when it runs from a rolling window, and a bound from
-weeks.
+"""Long horizons: decided once from a few days, planned in a rolling window, bounded by weeks.
 
-1. **Representative days.** Of each billing month a few days (its busiest, and the days nearest to the centres
-   of the rest) stand for all of its days. Their program decides once: machines held, the pool of each job,
-   what is open.
-2. **Rolling window.** With that fixed, windows of three days and a look-ahead of one are solved one after
-   another with real hours, each from the state the last one left: machines on, work waiting, peaks already
-   set, tokens still to train (paid for ahead of a deadline at the price the representative days put on them).
-3. **Bound.** Weeks are relaxed independently (each may hold its own machines, set its own peak and hand
-   waiting work to the next at the price the representative days put on it). What ties weeks together is
-   dualised, the prices of each tie summing to the true one, so the sum of the weeks' optima is below every
-   plan's cost, whatever those prices.
+1. **Once.** Of each billing month a few days (its busiest, and the days nearest to the centres of the rest)
+   stand for all of its days. Their program decides machines held, the pool of each job, what is open. A month
+   or so is short enough to be relaxed whole instead, which also gives its bound.
+2. **Rolling window.** With that fixed, windows of three days with a day of look-ahead (a month: seven and two)
+   are solved one after another with real hours, each from the state the last one left: machines on, work
+   waiting, peaks already set, tokens still to train.
+3. **Bound.** Weeks are relaxed independently: each may hold its own machines, set its own peak and hand waiting
+   work to the next at the price the representative days put on it. What ties weeks together is dualised, the
+   prices of each tie summing to the true one, so the sum of the weeks' optima is below every plan's cost,
+   whatever those prices.
 
-Two halves of the horizon roll at once, as many as there are cores to spare; nothing waits across their
-border.
+Two halves of the horizon roll at once; across their border exactly the work waits that the representative days
+leave at midnight.
 """
 
 from __future__ import annotations
@@ -38,12 +37,15 @@ from pertoken.units import HOURS_PER_DAY
 DAYS = 24
 """Representative days in all, two or more for each billing month, its busiest included."""
 _DAYS_GAP, _DAYS_LIMIT_S = 0.02, 30.0
-WINDOW_HOURS = 3 * HOURS_PER_DAY
-AHEAD_HOURS = HOURS_PER_DAY
+WINDOW_HOURS, AHEAD_HOURS = 3 * HOURS_PER_DAY, HOURS_PER_DAY
+LONGER_HOURS, LONGER_AHEAD_HOURS = 7 * HOURS_PER_DAY, 2 * HOURS_PER_DAY
+"""Window and look-ahead; the longer ones where the horizon is short enough to afford them."""
 BLOCK_HOURS = 7 * HOURS_PER_DAY
+_BY_DAYS = "representative days, then a rolling window of three days; bound from weeks relaxed apart"
+_BY_WHOLE = "relaxed whole, then a rolling window of seven days; bound from the relaxation"
 _SHORT_HOURS = 60 * HOURS_PER_DAY
 _WHOLE_HOURS = 1000
-"""Hours up to which the whole horizon is relaxed too: a tighter bound than its weeks'."""
+"""Hours up to which the whole horizon is relaxed: it decides better than days, and bounds better than weeks."""
 _TOLERANCE, _POLL_S = 1e-6, 0.1
 
 
@@ -67,7 +69,7 @@ class Rolled:
 
     schedule: Schedule
     bound: float
-    first_feasible_s: float | None
+    method: str
 
 
 def roll(instance: Instance, goal: Goal, gap_fraction: float, watch: Watch, threads: int = 2) -> Rolled:
@@ -76,27 +78,30 @@ def roll(instance: Instance, goal: Goal, gap_fraction: float, watch: Watch, thre
     scaled = replace(
         instance, requests=instance.requests * goal.scale, job_tokens=instance.job_tokens * goal.scale
     )
-    fixed, flows, prices = _once(scaled, gap_fraction, watch)
-    watch.tell("representative days")
+    decided = _once(scaled, gap_fraction, watch)
+    fixed, prices = decided.fixed, decided.prices
+    known = decided.bound if np.isfinite(decided.bound) else None
+    watch.tell("what is held", bound=known)
     watch.drain()
     hours = len(instance.hours)
     with ThreadPoolExecutor(max_workers=threads) as pool:
         chains = [
             pool.submit(_chain, fixed, prices, a, b, gap_fraction, watch) for a, b in _parts(hours, threads)
         ]
-        blocks = [pool.submit(_block_bound, scaled, prices, a, b, watch) for a, b in _blocks(hours)]
-        whole = [pool.submit(_whole_bound, scaled, watch)] if hours <= _WHOLE_HOURS else []
-        _wait([*chains, *blocks, *whole], watch)
+        weeks = [] if known is not None else _blocks(hours)
+        blocks = [pool.submit(_block_bound, scaled, prices, a, b, watch) for a, b in weeks]
+        _wait([*chains, *blocks], watch)
         bound = float(sum(block.result() for block in blocks)) + float(prices.token @ scaled.job_tokens)
-        bound = max([bound, *(w.result() for w in whole)])
-        watch.tell("weeks relaxed", bound=bound)
+        bound = bound if known is None else known
+        watch.tell("bound", bound=bound)
         watch.drain()
         parts = [chain.result() for chain in chains]
     machines, units, load, backlog = (np.concatenate([part[n] for part in parts], axis=1) for n in range(4))
     every = np.zeros((len(instance.flow_unit), hours))
-    every[flows] = load
+    every[decided.flows] = load
     made = derived(instance, machines, fixed.held_least.astype(np.float64), units, every, backlog)
-    return Rolled(made, bound, watch.first_feasible_s)
+    how = _BY_DAYS if known is None else _BY_WHOLE
+    return Rolled(made, bound, how)
 
 
 def _wait(tasks: Sequence[Future[Any]], watch: Watch) -> None:
@@ -108,15 +113,6 @@ def _wait(tasks: Sequence[Future[Any]], watch: Watch) -> None:
             watch.drain()
         except KeyboardInterrupt:
             watch.stop.set()
-
-
-def _whole_bound(instance: Instance, watch: Watch) -> float:
-    """The relaxation of the whole horizon, where that is not too long."""
-    program = build(instance, Goal())
-    session = Session(program, Watch(watch.left_s(), None, stop=watch.stop))
-    session.highs.setOptionValue("run_crossover", "off")
-    # An interior point ends within its tolerance of the optimum, on either side.
-    return session.objective - _TOLERANCE * abs(session.objective) if session.relax(barrier=True) else -INF
 
 
 def _parts(hours: int, threads: int) -> list[tuple[int, int]]:
@@ -132,16 +128,51 @@ def _blocks(hours: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def _once(instance: Instance, gap_fraction: float, watch: Watch) -> tuple[Instance, Ints, Prices]:
-    """The instance with what is decided once fixed as the representative days say, the flows left, and
-    prices."""
+@dataclass(frozen=True)
+class _Decided:
+    """What is decided once: the instance with it fixed, which flows are left, prices, and a bound if there is one."""
+
+    fixed: Instance
+    flows: Ints
+    prices: Prices
+    bound: float
+
+
+def _once(instance: Instance, gap_fraction: float, watch: Watch) -> _Decided:
+    """What is decided once, from representative days; from the relaxation of all hours where they are few."""
+    places = any(f.only_with is not None for f in instance.fixed)
+    if len(instance.hours) <= _WHOLE_HOURS and not places:
+        program = build(instance, Goal())
+        found = _relaxed(program, watch)
+        if found is not None:
+            return _decided(instance, instance, program, found)
     days = representative_days(instance)
-    goal = Goal()
-    program = build(days, goal)
+    program = build(days, Goal())
     patience = Watch(min(watch.left_s(), max(_DAYS_LIMIT_S, 0.2 * watch.time_limit_s)), None, stop=watch.stop)
     found = search(days, program, max(_DAYS_GAP, gap_fraction), patience, quick=True)
     if found.x is None:
         raise PerTokenError(f"the representative days have no plan ({found.status})")
+    return _decided(instance, days, program, replace(found, bound=-INF))
+
+
+def _relaxed(program: Program, watch: Watch) -> Found | None:
+    """The relaxation of a whole horizon, each job on the pool that did most of it; None where it did not solve."""
+    session = Session(program, Watch(watch.left_s(), None, stop=watch.stop))
+    session.highs.setOptionValue("run_crossover", "off")
+    if not session.relax(barrier=True):
+        return None
+    x, runs_on = session.x.copy(), program.columns["runs_on"]
+    for job in range(runs_on.shape[0]):
+        here = runs_on[job][runs_on[job] >= 0]
+        if len(here):
+            x[here] = np.arange(len(here)) == int(np.argmax(x[here]))
+    # An interior point ends within its tolerance of the optimum, on either side.
+    bound = session.objective - _TOLERANCE * abs(session.objective)
+    return Found(x, INF, bound, "relaxed", session.x, session.row_dual, session.reduced_cost, None)
+
+
+def _decided(instance: Instance, days: Instance, program: Program, found: Found) -> _Decided:
+    assert found.x is not None
     held = np.round(_at(found.x, program.columns["held"])).astype(np.int64)
     runs_on = _at(found.x, program.columns["runs_on"]) > 0.5
     places = [f for f in instance.fixed if f.only_with is not None]
@@ -155,7 +186,7 @@ def _once(instance: Instance, gap_fraction: float, watch: Watch) -> tuple[Instan
         tied = jobs & instance.job_one_pool[np.maximum(instance.flow_job, 0)]
         keep[tied] &= runs_on[instance.flow_job[tied], instance.flow_pool[tied]]
     fixed = with_flows(replace(instance, held_least=held, held_most=held, fixed=()), keep)
-    return fixed, np.flatnonzero(keep), _prices(instance, days, program, found)
+    return _Decided(fixed, np.flatnonzero(keep), _prices(instance, days, program, found), found.bound)
 
 
 def _at(x: Floats, columns: Ints) -> Floats:
@@ -273,9 +304,11 @@ def _chain(
     elif last < len(instance.hours):
         state.left = state.left * _overlap(instance, first, last)
     parts: list[tuple[Floats, ...]] = []
-    for start in range(first, last, WINDOW_HOURS):
-        end = min(start + WINDOW_HOURS, last)
-        until = min(end + AHEAD_HOURS, last)
+    short = len(instance.hours) <= _WHOLE_HOURS
+    length, ahead = (LONGER_HOURS, LONGER_AHEAD_HOURS) if short else (WINDOW_HOURS, AHEAD_HOURS)
+    for start in range(first, last, length):
+        end = min(start + length, last)
+        until = min(end + ahead, last)
         part, program = _window_program(instance, prices, state, start, until, last, border)
         found = search(part, program, gap_fraction, Watch(watch.left_s(), None, stop=watch.stop), quick=True)
         if found.x is None:

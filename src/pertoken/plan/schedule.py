@@ -331,7 +331,7 @@ def _rolled(instance: Instance, goal: Goal, gap_fraction: float, watch: Watch) -
         objective=cost,
         bound=found.bound,
         status="optimal" if reached is not None and reached <= gap_fraction else "heuristic",
-        method="representative days, then a rolling window of three days; bound from weeks relaxed apart",
+        method=found.method,
         scale=goal.scale,
         elapsed_s=watch.elapsed_s(),
         first_feasible_s=watch.elapsed_s(),
