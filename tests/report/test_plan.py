@@ -106,3 +106,42 @@ def test_cron_rows_replay_to_the_counts(planned: Planned) -> None:
         assert f"-{int(month):02d}-{int(day):02d}T{int(hour):02d}:00Z" in row["date"]
         state[row["target"]] = now
     assert set(state.values()) <= {0}
+
+
+def test_a_plan_written_twice_to_a_ledger_is_there_once(tmp_path: Path) -> None:
+    from pertoken.ledger import open_ledger
+    from pertoken.report.plan import run
+
+    planned = run(EXAMPLES / "midday.yaml", with_savings=False)
+    path = tmp_path / "books.duckdb"
+    for _ in range(2):
+        planned.write_ledger(path)
+    ledger = open_ledger(path)
+    costs = ledger.cost("book").to_pylist()
+    ledger.shut()
+    assert [row["book"] for row in costs] == ["plan:midday"]
+    assert float(costs[0]["cost_usd"]) == pytest.approx(planned.found.objective, rel=1e-6)
+
+
+def test_training_goes_to_the_cheap_hours_and_serving_to_the_api_by_night() -> None:
+    from zoneinfo import ZoneInfo
+
+    from pertoken.report.plan import run
+
+    planned = run(EXAMPLES / "midday.yaml", with_savings=False)
+    zone = ZoneInfo("America/Los_Angeles")
+    trained: dict[int, float] = {}
+    served: dict[tuple[str, int], float] = {}
+    for row in planned.found.usage_rows("plan:midday").to_pylist():
+        hour = row["hour"].astimezone(zone).hour
+        if row["phase"] == "training" and row["meter"] == "gpu_hours":
+            trained[hour] = trained.get(hour, 0.0) + float(row["quantity"])
+        if row["meter"] == "requests":
+            served[row["pool"], hour] = served.get((row["pool"], hour), 0.0) + float(row["quantity"])
+    cheap = sum(v for hour, v in trained.items() if 9 <= hour < 16)
+    assert cheap / sum(trained.values()) > 0.99
+    for hour in (1, 2, 3, 4):
+        assert served.get(("h100-rented", hour), 0.0) == 0
+        assert served["groq-api", hour] > 0
+    for hour in (10, 11, 13, 14):
+        assert served["h100-rented", hour] > served.get(("groq-api", hour), 0.0)

@@ -9,11 +9,13 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pertoken.errors import InputError
 from pertoken.ledger import open_ledger
 from pertoken.plan.schedule import OBJECTIVES, Objective, Plan, Progress, completion_hours, plan, savings
 from pertoken.report._page import write_whole
@@ -139,6 +141,17 @@ class Planned:
     def write_csv(self, path: Path) -> None:
         """The schedule by hour and pool: machines, units, load, power, work waiting."""
         write_whole(path, _csv(schedule_rows(self.found)))
+
+    def write_ledger(self, path: Path) -> None:
+        """Rates, usage and costs in the book ``plan:<name>`` of the ledger at `path`, in place of what it held."""
+        ledger = open_ledger(path)
+        try:
+            ledger.add_rates(self.found.rate_rows())
+            hours = [datetime.fromisoformat(str(h)).replace(tzinfo=UTC) for h in self.found.instance.hours]
+            ledger.replace_usage(self.book, hours, self.found.usage_rows(self.book))
+            ledger.close(self.book)
+        finally:
+            ledger.shut()
 
     def write_calendar(self, path: Path) -> None:
         """The schedule's changes: CronJob-style rows (``.csv``), or events for people (``.ics``)."""
@@ -274,6 +287,14 @@ def _csv(rows: Sequence[dict[str, str]]) -> str:
         writer.writeheader()
         writer.writerows(rows)
     return out.getvalue()
+
+
+def objective_named(name: str) -> Objective:
+    """The objective of that name. Raises InputError."""
+    for known in OBJECTIVES:
+        if known == name:
+            return known  # type: ignore[return-value]
+    raise InputError(f"no objective {name!r}: one of {', '.join(OBJECTIVES)}")
 
 
 def objective_text(name: str) -> str:
