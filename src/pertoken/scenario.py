@@ -366,7 +366,9 @@ class Pool(_Strict):
 
     @model_validator(mode="after")
     def _counted(self) -> Self:
-        if self.have and (self.count == "as needed" or self.price.term not in ("owned", "colocated", "reserved")):
+        if self.have and (
+            self.count == "as needed" or self.price.term not in ("owned", "colocated", "reserved")
+        ):
             raise MisplacedError("what you have is owned, colocated or reserved, and has a count", "have")
         return self
 

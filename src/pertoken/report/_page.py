@@ -51,6 +51,7 @@ class Figure:
 
 Block = Text | Table | Figure
 
+
 def html_page(title: str, subtitle: str, blocks: Sequence[Block]) -> str:
     """The page as one HTML document that needs nothing else.
 

@@ -261,7 +261,11 @@ def predict_point(
 
     def answer(layout: Layout) -> Prediction:
         at = replace(base, layout=layout)
-        near = predict_measured(measured, chosen_model, chosen_gpu, at, predict) if measured is not None else None
+        near = (
+            predict_measured(measured, chosen_model, chosen_gpu, at, predict)
+            if measured is not None
+            else None
+        )
         return near if near is not None else predict(chosen_model, chosen_gpu, at)
 
     layout, found = _best_layout(answer, _layouts(chosen_model, chosen_gpu, gpus, (tp, pp, ep, dp)))
