@@ -42,6 +42,9 @@ MOST_NAMES = 20
 MOST_SOURCES = 100
 MOST_PLANS = 5
 OTHER = "(other)"
+NONE = "(none)"
+"""Shown for a row without a name: to Prometheus an empty label is none, and a sum over names would miss it."""
+_KEPT = (IDLE, "")
 WINDOWS: dict[str, int] = {"1h": 1, "24h": 24, "30d": 24 * 30}
 """Windows by name, in hours back from the first hour that is not closed."""
 SCOPES = ("", "pool", "model", "tenant")
@@ -258,8 +261,9 @@ class _Window:
         rows = self._ledger.cost(scope, where=self._where, start=self.start, end=self.end).to_pylist()
         used = self._ledger.usage(scope, where=self._where, start=self.start, end=self.end)[scope].to_pylist()
         usd = dict.fromkeys(used, 0) | {r[scope]: r["cost_usd"] for r in rows}
-        ranked = sorted((n for n in usd if n not in (OTHER, IDLE)), key=lambda n: (-usd[n], n))
-        return frozenset([*ranked[: MOST_NAMES - (IDLE in usd)], *([IDLE] if IDLE in usd else [])])
+        ranked = sorted((n for n in usd if n not in (OTHER, *_KEPT)), key=lambda n: (-usd[n], n))
+        always = [name for name in _KEPT if name in usd]
+        return frozenset([*ranked[: MOST_NAMES - len(always)], *always])
 
     def fill(self, page: Page, scope: str, kept: frozenset[str]) -> None:
         """Put every figure of a scope: all (empty), or by pool, model or tenant."""
@@ -268,7 +272,7 @@ class _Window:
 
         def labels(row: Mapping[str, Any]) -> dict[str, str]:
             name = str(row[scope]) if scope else ""
-            return {scope: name if name in kept else OTHER} if scope else {}
+            return {scope: (name or NONE) if name in kept else OTHER} if scope else {}
 
         window = {"window": self.name}
         for row in self._sums(self._ledger.cost(*by, "category", **self._what())):
@@ -303,7 +307,7 @@ class _Window:
                 continue
             labels = {"window": self.name}
             if scope:
-                labels[scope] = OTHER if kept is None else str(row[scope])
+                labels[scope] = OTHER if kept is None else str(row[scope]) or NONE
             found = {name: row[name] for name in _METRICS if row[name] is not None}
             for name, value in found.items():
                 if name in _MTOK and self.priced:
