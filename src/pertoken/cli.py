@@ -199,24 +199,30 @@ def plan(
         Path | None,
         typer.Option("--calendar", help="Write when what runs: .ics for people, .csv for CronJobs."),
     ] = None,
+    ledger: Annotated[
+        Path | None, typer.Option("--ledger", help="Write its book to this ledger file.")
+    ] = None,
 ) -> None:
     """The cheapest mix of GPUs, sites, contracts and hours within budget and SLO."""
-    from pertoken.plan.schedule import OBJECTIVES
-    from pertoken.report.plan import run
+    from pertoken.report.plan import objective_named, run
 
-    if objective not in OBJECTIVES:
-        raise InputError(f"--objective {objective!r}: one of {', '.join(OBJECTIVES)}")
+    goal = objective_named(objective)
     cases = [case.strip() for case in under.split(",") if case.strip()]
     for case in cases:
         if case not in ("low", "expected", "high"):
             raise InputError(f"--under {case!r}: of low, expected, high")
-    _check_writable(html, csv, calendar)
+    _check_writable(html, csv, calendar, ledger)
     with _gap_over_time() as progress:
         found = run(
-            scenario, objective=objective, gap=gap, time_limit_s=time_limit, under=cases, with_savings=savings,
+            scenario, objective=goal, gap=gap, time_limit_s=time_limit, under=cases, with_savings=savings,
             fewest_switches=fewest_switches, keep=keep, progress=progress,
         )  # fmt: skip
-    for path, write in ((html, found.write_html), (csv, found.write_csv), (calendar, found.write_calendar)):
+    for path, write in (
+        (html, found.write_html),
+        (csv, found.write_csv),
+        (calendar, found.write_calendar),
+        (ledger, found.write_ledger),
+    ):
         _write(path, write)
     _print(found.to_dict() if as_json else found.as_text(), as_json)
 
