@@ -91,7 +91,9 @@ def test_representative_days_stand_for_all_days(make: Make) -> None:
 def test_a_long_plan_states_its_method_and_gap(make: Make) -> None:
     i = weeks(make, 62)
     T = len(i.hours)
-    many: dict[str, Any] = {f: np.tile(getattr(i, f), 4) for f in ("flow_unit", "flow_pool", "flow_class", "flow_job")}
+    many: dict[str, Any] = {
+        f: np.tile(getattr(i, f), 4) for f in ("flow_unit", "flow_pool", "flow_class", "flow_job")
+    }
     many |= {
         f: np.tile(getattr(i, f), 4)
         for f in ("flow_per_hour", "flow_kw", "flow_gpu_kw", "flow_reserve", "flow_loss", "flow_prefill")
