@@ -7,7 +7,13 @@ import shutil
 import subprocess
 import sys
 
-WANTED = {"cc": "gcc", "chromium": "chromium", "openssl": "openssl", "prometheus": "prometheus"}
+WANTED = {
+    "cc": "gcc",
+    "chromium": "chromium",
+    "openssl": "openssl",
+    "prometheus": "prometheus",
+    "prometheus-alertmanager": "prometheus-alertmanager",
+}
 """Command to the Debian package that brings it."""
 
 
