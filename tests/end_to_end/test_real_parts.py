@@ -221,6 +221,7 @@ def test_tokens_watts_and_money_of_a_real_server(
     for pool in ("scraped", "written"):
         assert found[pool, "input_tokens"] == prompt
         assert found[pool, "output_tokens"] == output
+        assert found[pool, "cached_input_tokens"] == cached
 
 
 def _answers(port: int) -> bool:

@@ -122,7 +122,11 @@ _TGI = {
 # llama.cpp counts the prompt tokens it computed; what its cache served is not told.
 _LLAMACPP = {
     "prompt_tokens": (_engine("input_tokens"),),
+    # Prompt tokens reused from its cache: `prompt_tokens` has none of them.
+    "prompt_tokens_cached": (_engine("cached_input_tokens"),),
     "tokens_predicted": (_engine("output_tokens"),),
+    "spec_decode_num_draft_tokens": (_engine("drafted_tokens"),),
+    "spec_decode_num_accepted_tokens": (_engine("accepted_draft_tokens"),),
     "prompt_seconds": (_engine("prefill_seconds"),),
     "tokens_predicted_seconds": (_engine("decode_seconds"),),
     "requests_processing": (_engine("running_seconds", "running"),),
