@@ -1,4 +1,4 @@
-"""Write the documents that are generated: docs/reference.md, docs/scenario.schema.json, the README's table.
+"""Write what is generated: docs/reference.md, docs/scenario.schema.json, the README's table, Kubernetes' dashboards.
 
 `make docs` runs it; a test fails where the files on disk are not what it writes.
 """
@@ -20,7 +20,21 @@ def documents() -> dict[Path, str]:
         HERE.parent / "README.md": _readme(),
         HERE / "reference.md": _reference(),
         HERE / "scenario.schema.json": json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n",
+        **_kubernetes(),
     }
+
+
+def _kubernetes() -> dict[Path, str]:
+    """Dashboards and alert rules, as `pertoken grafana` writes them, for deploy/kubernetes."""
+    from pertoken.report import grafana
+
+    folder = HERE.parent / "deploy" / "kubernetes"
+    found = {
+        folder / "dashboards" / name: text
+        for name, text in grafana.documents().items()
+        if name != grafana.RULES_FILE
+    }
+    return {**found, folder / "prometheusrule.yaml": grafana.prometheus_rule()}
 
 
 def _readme() -> str:
@@ -170,6 +184,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 def main() -> None:
     """Write them all."""
     for path, text in documents().items():
+        path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
 
 

@@ -192,6 +192,12 @@ def plan(
         bool, typer.Option("--keep", help="Machines that are there stay and are paid for.")
     ] = False,
     savings: Annotated[bool, typer.Option(help="Also solve what the plan is compared with.")] = True,
+    prices: Annotated[
+        bool, typer.Option("--prices", help="Also shadow prices: of tokens, GPUs, kW, hours.")
+    ] = False,
+    frontier: Annotated[
+        str, typer.Option(help="Also least cost along tokens=1,1.5, deadline=24,48 or carbon=…")
+    ] = "",
     as_json: Json = False,
     html: HtmlFile = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="Write the schedule by hour as CSV.")] = None,
@@ -204,9 +210,10 @@ def plan(
     ] = None,
 ) -> None:
     """The cheapest mix of GPUs, sites, contracts and hours within budget and SLO."""
-    from pertoken.report.plan import objective_named, run
+    from pertoken.report.plan import frontier_of, objective_named, run
 
     goal = objective_named(objective)
+    against, values = frontier_of(frontier)
     cases = [case.strip() for case in under.split(",") if case.strip()]
     for case in cases:
         if case not in ("low", "expected", "high"):
@@ -215,7 +222,8 @@ def plan(
     with _gap_over_time() as progress:
         found = run(
             scenario, objective=goal, gap=gap, time_limit_s=time_limit, under=cases, with_savings=savings,
-            fewest_switches=fewest_switches, keep=keep, progress=progress,
+            fewest_switches=fewest_switches, keep=keep, with_prices=prices, against=against, values=values,
+            progress=progress,
         )  # fmt: skip
     for path, write in (
         (html, found.write_html),

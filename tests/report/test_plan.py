@@ -145,3 +145,32 @@ def test_training_goes_to_the_cheap_hours_and_serving_to_the_api_by_night() -> N
         assert served["groq-api", hour] > 0
     for hour in (10, 11, 13, 14):
         assert served["h100-rented", hour] > served.get(("groq-api", hour), 0.0)
+
+
+def test_prices_frontier_and_regret_are_told() -> None:
+    from pertoken.errors import InputError
+    from pertoken.report.plan import frontier_of
+
+    planned = run(
+        EXAMPLES / "midday.yaml",
+        with_savings=False,
+        with_prices=True,
+        against="tokens",
+        values=[1.0, 1.5],
+        under=["low", "expected"],
+    )
+    text = planned.as_text()
+    assert "At the margin: one unit more" in text
+    assert "Least cost against tokens" in text
+    assert "Regret in USD" in text
+    (_, once), (_, more) = planned.frontier
+    assert once is not None
+    assert more is not None
+    assert more > once == pytest.approx(planned.cost_usd, rel=0.01)
+    told = json.loads(json.dumps(planned.to_dict(), allow_nan=False))
+    assert len(told["shadow_prices"]["usd_per_mtok"]["assistant"]) == 14 * 24
+    assert told["frontier"][1]["value"] == 1.5
+    assert max(len(line) for line in text.splitlines()) <= 100
+    for wrong in ("foo=1", "tokens=x", "tokens="):
+        with pytest.raises(InputError, match="--frontier"):
+            frontier_of(wrong)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,12 @@ class ShadowPrices:
     usd_per_gpu: Mapping[str, float]
     usd_per_kw: Mapping[str, float]
     usd_per_deadline_hour: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        found: dict[str, Any] = {name: dict(getattr(self, name)) for name in self.__dataclass_fields__}
+        found["usd_per_mtok"] = {name: [float(v) for v in hours] for name, hours in self.usd_per_mtok.items()}
+        return found
 
 
 def shadow_prices(

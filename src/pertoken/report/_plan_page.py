@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pertoken.rates._local import local_hours
 from pertoken.report._compare_notes import tokens
 from pertoken.report._compare_table import usd
 from pertoken.report._page import (
@@ -21,10 +22,11 @@ from pertoken.report._page import (
     write_whole,
 )
 from pertoken.report._plan_calendar import runs
-from pertoken.report._plan_table import busiest, proof
+from pertoken.report._plan_table import busiest, price_lines, proof
 from pertoken.units import COMPONENTS
 
 if TYPE_CHECKING:
+    from pertoken.plan._duals import ShadowPrices
     from pertoken.report.plan import Planned
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
@@ -53,7 +55,7 @@ def _blocks(planned: Planned) -> list[Block]:
     blocks: list[Block] = [
         Text("The plan", lead),
         Figure(
-            "What runs when: each row one kind of replica, job or API, each cell one hour (UTC).",
+            "What runs when: each row one kind of replica, job or API, each cell one local hour.",
             _heat(planned),
         ),
         Figure("Cost by component over the horizon.", _components(planned)),
@@ -66,30 +68,40 @@ def _blocks(planned: Planned) -> list[Block]:
         blocks.append(_alternatives(planned))
     if len(planned.progress) > 1:
         blocks.append(Figure("Best plan and bound while the solver ran.", _gap(planned)))
+    if planned.prices is not None:
+        blocks += _prices(planned.prices)
+    if planned.frontier:
+        rows = [[f"{value:g}", "–" if cost is None else f"{cost:,.2f}"] for value, cost in planned.frontier]
+        blocks.append(Table(f"Least cost against {planned.against}", [planned.against, "USD"], rows, (0, 1)))
     blocks.append(_events(planned))
     return blocks
 
 
+def _prices(prices: ShadowPrices) -> list[Block]:
+    rows = [[name, what, f"{usd:,.4g}"] for name, what, usd in price_lines(prices)]
+    return [Table("What one unit more would cost or save, at the margin", ["of", "unit", "USD"], rows, (2,))]
+
+
 def _heat(planned: Planned) -> Spec:
     """Cells day × hour, one panel per thing that runs; colour is its count as a share of its own most."""
+    local = local_hours(planned.found.instance.hours, planned.scenario.horizon.timezone)
+    days = [f"{y:04d}-{m:02d}-{d:02d}" for y, m, d in zip(local.year, local.month, local.day, strict=True)]
     values = []
     for name, series in busiest(planned.found):
         top = float(series.max())
-        for hour, count in zip(planned.found.instance.hours, series, strict=True):
-            stamp = str(hour)
+        for day, hour, count in zip(days, local.hour, series, strict=True):
             values.append(
                 {
                     "runs": name,
-                    "day": stamp[:10],
-                    "hour": int(stamp[11:13]),
+                    "day": day,
+                    "hour": int(hour),
                     "count": round(float(count), 3),
                     "share": round(float(count) / top, 3),
                 }
             )
-    days = len({v["day"] for v in values})
     panel = {
         "mark": "rect",
-        "width": min(860, max(120, 14 * days)),
+        "width": min(860, max(120, 14 * len(set(days)))),
         "height": 120,
         "encoding": {
             "x": {"field": "day", "type": "ordinal", "title": None, "axis": {"labelOverlap": True}},
@@ -148,7 +160,7 @@ def _power(planned: Planned) -> Spec | None:
         for t, hour in enumerate(f.instance.hours):
             values.append(
                 {
-                    "hour": f"{hour!s:.19}Z",
+                    "hour": f"{hour.astype('datetime64[s]')!s}Z",
                     "site": f.instance.site_names[s],
                     "kw": round(float(f.schedule.site_kw[s, t]), 3),
                     "price": None if price is None else round(float(price[t]), 5),

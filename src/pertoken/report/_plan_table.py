@@ -18,6 +18,7 @@ from pertoken.tables import Floats
 from pertoken.units import HOURS_PER_DAY
 
 if TYPE_CHECKING:
+    from pertoken.plan._duals import ShadowPrices
     from pertoken.plan.schedule import Plan
     from pertoken.report.plan import Planned
 
@@ -51,6 +52,12 @@ def render(planned: Planned) -> RenderableType:
     ]
     if planned.alternatives:
         parts.append(_alternatives(planned))
+    if planned.robust is not None:
+        parts.append(_regrets(planned))
+    if planned.prices is not None:
+        parts.append(_prices(planned))
+    if planned.frontier:
+        parts.append(_frontier(planned))
     parts += [Text(f"note: {note}") for note in f.notes]
     return Group(*parts)
 
@@ -135,3 +142,45 @@ def _alternatives(planned: Planned) -> Table:
             share = f" ({saved / a.cost_usd:.1%})" if a.cost_usd else ""
             table.add_row(a.name, usd(a.cost_usd), f"{usd(saved)}{share}")
     return table
+
+
+def price_lines(prices: ShadowPrices) -> list[tuple[str, str, float]]:
+    """(of what, one more of what, USD) of every shadow price: costs of tokens, savings of everything else."""
+    found = []
+    for name, by_hour in prices.usd_per_mtok.items():
+        found.append((name, "M tokens, cheapest hour", float(by_hour.min())))
+        found.append((name, "M tokens, mean hour", float(by_hour.mean())))
+        found.append((name, "M tokens, dearest hour", float(by_hour.max())))
+    found += [(name, "M tokens trained", usd) for name, usd in prices.usd_per_mtok_trained.items()]
+    found += [(name, "GPU held, saves", usd) for name, usd in prices.usd_per_gpu.items()]
+    found += [(name, "kW of power cap, saves", usd) for name, usd in prices.usd_per_kw.items()]
+    found += [(name, "hour of deadline, saves", usd) for name, usd in prices.usd_per_deadline_hour.items()]
+    return found
+
+
+def _prices(planned: Planned) -> Table:
+    made = _table("At the margin: one unit more", "of", "unit", "USD")
+    assert planned.prices is not None
+    for name, what, value in price_lines(planned.prices):
+        made.add_row(name, what, f"{value:,.4g}")
+    return made
+
+
+def _frontier(planned: Planned) -> Table:
+    made = _table(f"Least cost against {planned.against}", planned.against, "USD")
+    for value, cost in planned.frontier:
+        made.add_row(f"{value:g}", "cannot" if cost is None else f"{cost:,.2f}")
+    return made
+
+
+def _regrets(planned: Planned) -> Table:
+    assert planned.robust is not None
+    names = list(planned.robust.plans)
+    made = _table(
+        f"Regret in USD: the plan of a row, met by the future of a column (least worst: {planned.robust.choice})",
+        "plan",
+        *names,
+    )
+    for name, row in zip(names, planned.robust.regret_usd, strict=True):
+        made.add_row(name, *(f"{v:,.0f}" if np.isfinite(v) else "cannot" for v in row))
+    return made

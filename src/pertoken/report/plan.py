@@ -8,16 +8,26 @@ import io
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from pertoken.errors import InputError
 from pertoken.ledger import open_ledger
-from pertoken.plan.schedule import OBJECTIVES, Objective, Plan, Progress, completion_hours, plan, savings
+from pertoken.plan._duals import ShadowPrices, shadow_prices
+from pertoken.plan.schedule import (
+    OBJECTIVES,
+    Objective,
+    Plan,
+    Progress,
+    completion_hours,
+    frontier,
+    plan,
+    savings,
+)
 from pertoken.report._page import write_whole
 from pertoken.report._plan_calendar import cron_rows, icalendar
 from pertoken.scenario import Scenario, load
@@ -28,6 +38,12 @@ if TYPE_CHECKING:
     from pertoken.plan._robust import Robust
 
 Report = Callable[[Progress], None]
+Against = Literal["deadline", "tokens", "carbon"]
+AGAINST = {
+    "deadline": "hours to the deadline of all jobs",
+    "tokens": "tokens, as a multiple of the scenario's",
+    "carbon": "kgCO2e over the horizon",
+}
 
 
 @dataclass(frozen=True)
@@ -65,6 +81,11 @@ class Planned:
     kgco2e: float | None
     alternatives: list[Alternative] = field(default_factory=list)
     robust: Robust | None = None
+    prices: ShadowPrices | None = None
+    against: str = ""
+    """What the frontier is against; empty where none was asked for."""
+    frontier: list[tuple[float, float | None]] = field(default_factory=list)
+    """Value of the second goal and least cost there [USD], None where no plan exists."""
     progress: list[Progress] = field(default_factory=list)
 
     @property
@@ -108,6 +129,8 @@ class Planned:
             "completion_hours": completion_hours(f),
             "alternatives": [asdict(a) for a in self.alternatives],
             "regret_usd": self._regret(),
+            "shadow_prices": None if self.prices is None else self.prices.to_dict(),
+            "frontier": [{"against": self.against, "value": v, "cost_usd": c} for v, c in self.frontier],
             "changes": cron_rows(f),
             "notes": list(f.notes),
         }
@@ -171,9 +194,15 @@ def run(
     with_savings: bool = True,
     fewest_switches: bool = False,
     keep: bool = False,
+    with_prices: bool = False,
+    against: Against | None = None,
+    values: Sequence[float] = (),
     progress: Report | None = None,
 ) -> Planned:
     """Plan a scenario and close it in a ledger of its own.
+
+    with_prices: also shadow prices; against, values: also the least cost at each value of a second goal (see
+    `schedule.frontier`).
 
     under: cases (``low``, ``expected``, ``high``) to plan against, with the regret of each; the other
     parameters as in `plan`. Raises what `plan` raises.
@@ -199,10 +228,16 @@ def run(
     robust = None
     if under:
         from pertoken.plan._robust import Future
-        from pertoken.plan._robust import under as against
+        from pertoken.plan._robust import under as against_cases
 
-        robust = against(chosen, {case: Future(case) for case in under}, time_limit_s=time_limit_s)
-    return _closed(chosen, found, rivals, robust, steps)
+        robust = against_cases(chosen, {case: Future(case) for case in under}, time_limit_s=time_limit_s)
+    closed = _closed(chosen, found, rivals, robust, steps)
+    prices = shadow_prices(found.instance, time_limit_s=time_limit_s) if with_prices else None
+    front: list[tuple[float, float | None]] = []
+    if against is not None:
+        made = frontier(found.instance, against, values, gap=gap, time_limit_s=time_limit_s)
+        front = [(value, None if point is None else point.cost_usd) for value, point in made]
+    return replace(closed, prices=prices, against=AGAINST.get(against or "", ""), frontier=front)
 
 
 def _closed(
@@ -295,6 +330,24 @@ def objective_named(name: str) -> Objective:
         if known == name:
             return known  # type: ignore[return-value]
     raise InputError(f"no objective {name!r}: one of {', '.join(OBJECTIVES)}")
+
+
+def frontier_of(text: str) -> tuple[Against | None, list[float]]:
+    """``tokens=1,1.5,2`` as the second goal and its values; (None, []) where empty. Raises InputError.
+
+    >>> frontier_of("tokens=1,1.5")
+    ('tokens', [1.0, 1.5])
+    """
+    if not text:
+        return None, []
+    name, _, values = text.partition("=")
+    for known in AGAINST:
+        if known == name.strip():
+            try:
+                return known, [float(v) for v in values.split(",")]  # type: ignore[return-value]
+            except ValueError as error:
+                raise InputError(f"--frontier {text!r}: give numbers, such as {known}=1,1.5,2") from error
+    raise InputError(f"--frontier {text!r}: one of {', '.join(AGAINST)}, such as tokens=1,1.5,2")
 
 
 def objective_text(name: str) -> str:
