@@ -51,6 +51,7 @@ def _readme() -> str:
 
 
 def _reference() -> str:
+    import pertoken.meter.journal  # noqa: F401 (its errors are told of, whoever else has imported it)
     from pertoken.errors import PerTokenError
     from pertoken.scenario import json_schema
     from pertoken.units import BASES, CATEGORIES, COMPONENTS, METERS, METRICS, PHASES

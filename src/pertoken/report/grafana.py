@@ -357,6 +357,20 @@ def rules() -> dict[str, Any]:
     }
 
 
+def prometheus_rule() -> str:
+    """The alert rules as a PrometheusRule of the Prometheus operator (YAML)."""
+    named = {"name": "pertoken", "labels": {"app.kubernetes.io/name": "pertoken"}}
+    found = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": named,
+        "spec": rules(),
+    }
+    return "# Written by `make docs` from report/grafana.py; edit there.\n" + yaml.safe_dump(
+        found, sort_keys=False, width=110
+    )
+
+
 def write(folder: Path) -> list[Path]:
     """Write every document into a folder, made where it is missing; the paths written. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
