@@ -425,3 +425,40 @@ def test_what_is_told_explains_at_most_the_total(whole: int, told_of: dict[str, 
     parts, over = explained(whole, told_of, "(rest)", step=1)
     assert sum(parts.values()) == whole
     assert over == sum(told_of.values()) - whole
+
+
+def test_priced_meters_that_are_not_split_are_booked_as_told() -> None:
+    """10 GB out for blue, 720 GB·h stored: rows of their pool, from the first kind that tells each."""
+    done = run(
+        told("usage/cdn", ("egress_gb", 10.0), tenant="blue"),
+        told("usage/disk", ("storage_gb_hours", 720.0), model=""),
+        told("gateway/cdn", ("egress_gb", 11.0)),
+    )
+    assert by(done.usage, "egress_gb", "pool", "model", "tenant") == {("h100", "m", "blue"): 10}
+    assert by(done.usage, "storage_gb_hours", "model", "tenant") == {("", ""): 720}
+    assert [f.amount for f in done.findings if f.kind == "unused"] == [11]
+
+
+def test_a_priced_meter_nothing_books_is_found() -> None:
+    done = run(
+        told("usage/x", ("site_hours", 2.0), ("gpu_hours", 3.0), ("peak_kw", 5.0)),
+        told("bill/aws", ("gpu_hours", 8.0)),
+        told("usage/x", ("egress_gb", 1.0), pool=""),
+    )
+    assert total(done.usage, "gpu_hours") == 8
+    assert total(done.usage, "site_hours") == 0
+    unused = {(f.pool, f.amount) for f in done.findings if f.kind == "unused"}
+    assert unused == {("h100", 2), ("h100", 3), ("h100", 5), ("", 1)}
+
+
+def test_an_api_has_no_gpu_hours_to_bill() -> None:
+    done = run(told("bill/x", ("gpu_hours", 8.0), pool="gpt"), of=API)
+    assert [(f.kind, f.pool, f.amount) for f in done.findings] == [("unused", "gpt", 8)]
+
+
+def test_price_steps_hold_in_an_api_pool_and_are_one_meter_elsewhere() -> None:
+    counts = ("input_tokens", 100.0), ("input_tokens:above200000", 300_000.0), ("output_tokens", 7.0)
+    api = run(told("usage/x", *counts, pool="gpt"), of=API).usage
+    assert by(api, "input_tokens", "phase") == {"input": 100}
+    assert by(api, "input_tokens:above200000", "phase") == {"input": 300_000}
+    assert by(run(told("usage/x", *counts)).usage, "input_tokens", "phase") == {"input": 300_100}

@@ -11,9 +11,14 @@ import pyarrow as pa
 from pertoken.errors import InputError
 from pertoken.meter._split import MICRO, quantised
 from pertoken.meter.records import TOTALS
-from pertoken.units import METERS
+from pertoken.scenario import Api, Fleet
+from pertoken.units import METERS, base_meter
 
 _COUNTS = ("prompt_tokens", "input_tokens", "cached_input_tokens", "output_tokens", "requests")
+_ORDER = ("training", "usage", "gateway", "engine", "bill")
+"""Who is believed on what needs no attribution, first to last."""
+_AS_TOLD = ("egress_gb", "storage_gb_hours")
+"""Priced meters that are booked as they were told."""
 Tokens = dict[tuple[str, str], dict[str, int]]
 """Counts [millionths] by (model, meter) and tenant."""
 
@@ -21,7 +26,8 @@ Tokens = dict[tuple[str, str], dict[str, int]]
 class Tally:
     """Totals of one pool and hour."""
 
-    def __init__(self) -> None:
+    def __init__(self, stepped: bool = False) -> None:
+        self._stepped = stepped  # prices by prompt length: only an API has them
         # (kind, source, model, tenant, phase, meter) to quantity
         self._rows: dict[tuple[str, str, str, str, str, str], float] = defaultdict(float)
         self._placed: Tokens = defaultdict(lambda: defaultdict(int))
@@ -29,12 +35,16 @@ class Tally:
 
     def add(self, source: str, model: str, tenant: str, phase: str, meter: str, quantity: float) -> None:
         """One row of totals."""
-        self._rows[source.partition("/")[0], source, model, tenant, phase, meter] += quantity
+        kind = source.partition("/")[0]
+        self._rows[kind, source, model, tenant, phase, self._meter(meter)] += quantity
 
     def place(self, model: str, tenant: str, meter: str, count: int) -> None:
         """Usage of a router that did not know the pool."""
-        self._placed[model, meter][tenant] += count
+        self._placed[model, self._meter(meter)][tenant] += count
         self._cache.pop("usage", None)
+
+    def _meter(self, meter: str) -> str:
+        return base_meter(meter) if not self._stepped and base_meter(meter) in _COUNTS else meter
 
     def tokens(self, kind: str, own: bool = False) -> Tokens:
         """Tokens and requests a kind of source counted, prompt tokens taken apart into computed and cached
@@ -46,7 +56,7 @@ class Tally:
             return {key: dict(value) for key, value in self._cache[kind].items()}
         counts: dict[tuple[str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
         for (of, _, model, tenant, _, meter), quantity in self._rows.items():
-            if of == kind and meter in _COUNTS:
+            if of == kind and base_meter(meter) in _COUNTS:
                 counts[model, meter][tenant] += quantity
         result: Tokens = defaultdict(lambda: defaultdict(int))
         for (model, meter), by_tenant in counts.items():
@@ -78,29 +88,37 @@ class Tally:
         requests."""
         for kind in ("engine", "gateway"):
             counts = self.tokens(kind)
-            for name in (meter, "output_tokens"):
+            for name in (base_meter(meter), "output_tokens"):
                 if (model, name) in counts:
                     return sum(counts[model, name].values())
         return 0
 
     def others(self) -> dict[tuple[str, str, str, str], int]:
-        """Counts that need no attribution, by (model, tenant, phase, meter), from the best kind that has the
-        meter."""
-        best: dict[str, str] = {}
-        order = ("training", "usage", "gateway", "engine", "bill")
-        plain = [
-            (key, quantity)
-            for key, quantity in self._rows.items()
-            if key[0] in order and key[5] not in _COUNTS and _is_count(key[5])
-        ]
-        for (kind, _, _, _, _, meter), _ in plain:
-            if meter not in best or order.index(kind) < order.index(best[meter]):
-                best[meter] = kind
+        """What needs no attribution (counts, egress, storage), by (model, tenant, phase, meter), from the
+        best kind that has the meter."""
+        best = self.as_told()
         result: dict[tuple[str, str, str, str], int] = defaultdict(int)
-        for (kind, _, model, tenant, phase, meter), quantity in plain:
-            if best[meter] == kind:
+        for (kind, _, model, tenant, phase, meter), quantity in self._rows.items():
+            if best.get(meter) == kind:
                 result[model, tenant, phase, meter] += quantised(quantity)
         return result
+
+    def as_told(self) -> dict[str, str]:
+        """Meters that need no attribution, and the kind of source each is booked from."""
+        best: dict[str, str] = {}
+        for kind, _, _, _, _, meter in self._rows:
+            if kind in _ORDER and base_meter(meter) not in _COUNTS and _as_told(meter):
+                best[meter] = min(best.get(meter, kind), kind, key=_ORDER.index)
+        return best
+
+    def priced(self) -> dict[tuple[str, str], float]:
+        """What was told of priced meters, by (kind, meter)."""
+        found: dict[tuple[str, str], float] = defaultdict(float)
+        for (kind, _, _, _, _, meter), quantity in self._rows.items():
+            known = METERS.get(base_meter(meter))
+            if quantity and known is not None and known.priced:
+                found[kind, meter] += quantity
+        return dict(found)
 
     def gaps(self) -> dict[str, float]:
         """Seconds each source was silent."""
@@ -162,17 +180,49 @@ class Tally:
         return found
 
 
-def tallies(totals: pa.Table) -> dict[datetime, dict[str, Tally]]:
+def tallies(totals: pa.Table, fleet: Fleet) -> dict[datetime, dict[str, Tally]]:
     """Tallies by hour and pool. Raises InputError on totals of another schema."""
     if totals.schema != TOTALS:
         raise InputError(f"totals have the columns {totals.schema.names}, they need {TOTALS.names}")
-    found: dict[datetime, dict[str, Tally]] = defaultdict(lambda: defaultdict(Tally))
+    found: dict[datetime, dict[str, Tally]] = defaultdict(dict)
     columns = [totals.column(name).to_pylist() for name in TOTALS.names]
     for hour, source, pool, model, tenant, phase, meter, _, quantity in zip(*columns, strict=True):
-        found[hour][pool].add(source, model, tenant, phase, meter, quantity)
-    return {hour: dict(pools) for hour, pools in found.items()}
+        tally_of(found[hour], pool, fleet).add(source, model, tenant, phase, meter, quantity)
+    return dict(found)
 
 
-def _is_count(meter: str) -> bool:
-    known = METERS.get(meter)
-    return known is not None and not known.priced and known.unit in ("token", "request")
+def tally_of(pools: dict[str, Tally], name: str, fleet: Fleet) -> Tally:
+    """The tally of a pool, made where it is missing. What named no pool keeps its price steps for now."""
+    if name not in pools:
+        stepped = not name or (name in fleet.pools and isinstance(fleet.pools[name].price, Api))
+        pools[name] = Tally(stepped)
+    return pools[name]
+
+
+def _as_told(meter: str) -> bool:
+    known = METERS.get(base_meter(meter))
+    if known is None:
+        return False
+    return known.name in _AS_TOLD or (not known.priced and known.unit in ("token", "request"))
+
+
+def prompt(counts: Mapping[str, float]) -> float:
+    """Prompt tokens computed: all less the cached, plus those an engine counts as computed."""
+    prompt = counts.get("prompt_tokens", 0.0)
+    return counts.get("input_tokens", 0.0) + prompt - min(counts.get("cached_input_tokens", 0.0), prompt)
+
+
+def wasted_of(counts: Mapping[str, float]) -> tuple[float, float]:
+    """Shares of a model's prefill and decode that came to nothing."""
+    output, computed = counts.get("output_tokens", 0.0), prompt(counts)
+    finished, aborted = counts.get("requests", 0.0), counts.get("aborted_requests", 0.0)
+    lost = aborted / (finished + aborted) if aborted else 0.0
+    lost_output = counts["aborted_tokens"] / output if output and "aborted_tokens" in counts else lost
+    rejected = max(0.0, counts.get("drafted_tokens", 0.0) - counts.get("accepted_draft_tokens", 0.0))
+    drafts = rejected / (rejected + output) if rejected else 0.0
+    again = counts.get("recomputed_tokens", 0.0)
+    preempted = counts.get("preemptions", 0.0)
+    if preempted and not again and finished:
+        again = preempted * (computed + output / 2) / finished  # a prompt and, on average, half an answer
+    recomputed = again / (again + computed) if again else 0.0
+    return 1 - (1 - lost) * (1 - recomputed), 1 - (1 - min(1.0, lost_output)) * (1 - drafts)

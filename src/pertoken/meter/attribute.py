@@ -21,16 +21,20 @@ import pyarrow as pa
 from pertoken.errors import CannotServeError, InputError, NoEvidenceError
 from pertoken.meter._energy import energies
 from pertoken.meter._split import MICRO, explained, quantised, split
-from pertoken.meter._tally import Tally, Tokens, tallies
+from pertoken.meter._tally import Tally, Tokens, prompt, tallies, tally_of, wasted_of
 from pertoken.meter.records import phase_of
 from pertoken.scenario import Api, Fleet
 from pertoken.tables import USAGE
-from pertoken.units import IDLE, METERS, SECONDS_PER_HOUR
+from pertoken.units import IDLE, METERS, SECONDS_PER_HOUR, base_meter
 
 BOOK = "actual"
 _HELD_BY_COUNT = ("owned", "colocated", "reserved")
 _WHOLE_HOUR = 0.99
 """Share of an hour an instance must have been seen for what it did not claim to be known as idle."""
+_RECORD = ("engine", "gateway", "usage")
+"""Who is believed on tokens, first to last."""
+_BOOKED = (("bill", "gpu_hours"), ("training", "gpu_hours"), ("site", "energy_kwh"))
+"""Priced meters that are split, by the kind of source they are taken from."""
 _COMPARED = {
     "prompt tokens": ("input_tokens", "cached_input_tokens"),
     "output tokens": ("output_tokens",),
@@ -58,6 +62,7 @@ FINDINGS: dict[str, str] = {
     "no_gpu_hours": "tokens, but nothing says how many GPUs were held",
     "no_energy": "GPUs held, but no reading of their energy",
     "overcommitted": "instances claim more GPUs than the pool has",
+    "unused": "records of a priced meter that nothing here books",
     "assumed_phase": "nothing but token counts says what prefill and decode took",
 }
 
@@ -116,7 +121,7 @@ def attribute(
     """
     rows: list[tuple[datetime, str, str, str, str, str, int, str]] = []
     findings: list[Finding] = []
-    by_hour = tallies(totals)
+    by_hour = tallies(totals, fleet)
     for hour in hours:
         if hour.tzinfo is None:
             raise InputError(
@@ -131,6 +136,8 @@ def attribute(
                 f"usage events of {', '.join(sorted(unplaced)[:5])} fit no pool: name the pool in the event"
             )
             findings.append(Finding("unmatched", hour, "", text, sum(unplaced.values())))
+        loose = pools.get("", Tally()).priced()
+        findings += [_unused(hour, "", *key, n, "name the pool in the record") for key, n in loose.items()]
         for name in fleet.pools:
             one = _Pool(name, fleet, hour, pools.get(name, Tally()), predictor)
             rows += [(hour, name, *row) for row in one.rows()]
@@ -155,9 +162,11 @@ class _Pool:
         for source, seconds in self.tally.gaps().items():
             self._found("gap", f"{source} was silent for {seconds:.0f} s", seconds)
         if isinstance(self.pool.price, Api):
+            self._check_used((), "an API pool has tokens alone")
             self._check_priced(self.pool.price)
             return rows
         held = self._held()
+        self._check_used(() if held is None else _BOOKED)
         if held is None:
             return rows
         parts = self._gpu_hours(held, tokens)
@@ -171,7 +180,9 @@ class _Pool:
     def _tokens(self) -> dict[tuple[str, str, str, str], int]:
         """Counts by (model, tenant, phase, meter) in millionths, from the source of record."""
         result: dict[tuple[str, str, str, str], int] = defaultdict(int)
-        record = next((k for k in ("engine", "gateway", "usage") if self.tally.tokens(k)), "usage")
+        # An API's price steps by prompt length are known call by call: to the events alone.
+        order = ("usage", "gateway", "engine") if isinstance(self.pool.price, Api) else _RECORD
+        record = next((k for k in order if self.tally.tokens(k)), "usage")
         counts = self.tally.tokens(record)
         told = self.tally.tokens("usage") if record != "usage" else {}
         self._take_out_cached(record, counts, told)
@@ -197,6 +208,17 @@ class _Pool:
         for (model, tenant, phase, meter), count in self.tally.others().items():
             result[model, tenant, phase, meter] += count
         return {key: value for key, value in result.items() if value}
+
+    def _check_used(self, booked: Sequence[tuple[str, str]], why: str = "") -> None:
+        """What was told of a priced meter is booked or found, it never vanishes."""
+        told = self.tally.as_told()
+        for (kind, meter), amount in self.tally.priced().items():
+            if told.get(meter) != kind and (kind, base_meter(meter)) not in booked:
+                ours = base_meter(meter) in ("site_hours", "peak_kw")
+                reason = (
+                    "the close counts its own" if ours else why or f"{kind} is no source of record for it"
+                )
+                self.findings.append(_unused(self.hour, self.name, kind, meter, amount, reason))
 
     def _check_priced(self, price: Api) -> None:
         """A pool has one price: another model's calls in it would be priced as its own."""
@@ -340,7 +362,7 @@ class _Pool:
             return
         claim.parts[only, IDLE, "idle", how] += held * (1.0 - busy)
         for model, seconds in work.items():
-            wasted = _wasted(models[model])
+            wasted = wasted_of(models[model])
             for phase, amount, lost in zip(("input", "output"), seconds, wasted, strict=True):
                 spent = held * busy * amount / mass
                 for tenant, part in _tenants(tokens, model, phase).items():
@@ -371,7 +393,7 @@ class _Pool:
     ) -> tuple[dict[str, tuple[float, float]], str]:
         """Prefill and decode seconds by model, and the basis with its method."""
         told = {m: (c.get("prefill_seconds", 0.0), c.get("decode_seconds", 0.0)) for m, c in models.items()}
-        served = {m for m, c in models.items() if _prompt(c) + c.get("output_tokens", 0.0) > 0}
+        served = {m for m, c in models.items() if prompt(c) + c.get("output_tokens", 0.0) > 0}
         if all(sum(told[m]) > 0 for m in served) and any(sum(s) > 0 for s in told.values()):
             return told, "measured:engine_seconds"
         if self.predictor is not None:
@@ -388,12 +410,12 @@ class _Pool:
                 return seconds, f"{worst}:predicted_work"
         else:
             self._found("assumed_phase", f"{instance} tells no prefill and decode time: split by tokens")
-        return {m: (_prompt(c), c.get("output_tokens", 0.0)) for m, c in models.items()}, "assumed:tokens"
+        return {m: (prompt(c), c.get("output_tokens", 0.0)) for m, c in models.items()}, "assumed:tokens"
 
     def _served(self, model: str, counts: Mapping[str, float]) -> Served:
         cached = min(counts.get("cached_input_tokens", 0.0), counts.get("prompt_tokens", 0.0))
         return Served(
-            self.pool.gpu, self.pool.engine, model, _prompt(counts), cached,
+            self.pool.gpu, self.pool.engine, model, prompt(counts), cached,
             counts.get("output_tokens", 0.0), counts.get("requests", 0.0),
         )  # fmt: skip
 
@@ -417,26 +439,11 @@ class _Pool:
         self.findings.append(Finding(kind, self.hour, self.name, text, amount))
 
 
-def _prompt(counts: Mapping[str, float]) -> float:
-    """Prompt tokens computed: all less the cached, plus those an engine counts as computed."""
-    prompt = counts.get("prompt_tokens", 0.0)
-    return counts.get("input_tokens", 0.0) + prompt - min(counts.get("cached_input_tokens", 0.0), prompt)
-
-
-def _wasted(counts: Mapping[str, float]) -> tuple[float, float]:
-    """Shares of a model's prefill and decode that came to nothing."""
-    output, computed = counts.get("output_tokens", 0.0), _prompt(counts)
-    finished, aborted = counts.get("requests", 0.0), counts.get("aborted_requests", 0.0)
-    lost = aborted / (finished + aborted) if aborted else 0.0
-    lost_output = counts["aborted_tokens"] / output if output and "aborted_tokens" in counts else lost
-    rejected = max(0.0, counts.get("drafted_tokens", 0.0) - counts.get("accepted_draft_tokens", 0.0))
-    drafts = rejected / (rejected + output) if rejected else 0.0
-    again = counts.get("recomputed_tokens", 0.0)
-    preempted = counts.get("preemptions", 0.0)
-    if preempted and not again and finished:
-        again = preempted * (computed + output / 2) / finished  # a prompt and, on average, half an answer
-    recomputed = again / (again + computed) if again else 0.0
-    return 1 - (1 - lost) * (1 - recomputed), 1 - (1 - min(1.0, lost_output)) * (1 - drafts)
+def _unused(hour: datetime, pool: str, kind: str, meter: str, amount: float, why: str) -> Finding:
+    text = (
+        f"{amount:.6g} {METERS[base_meter(meter)].unit} of {meter} from {kind} sources are not booked: {why}"
+    )
+    return Finding("unused", hour, pool, text, amount)
 
 
 def _tenants(tokens: Mapping[tuple[str, str, str, str], int], model: str, phase: str) -> dict[str, float]:
@@ -473,7 +480,7 @@ def _placed(pools: dict[str, Tally], fleet: Fleet) -> dict[str, float]:
             continue
         for tenant, count in told.items():
             for name, part in split(count, weights, MICRO).items():
-                pools.setdefault(name, Tally()).place(model, tenant, meter, part)
+                tally_of(pools, name, fleet).place(model, tenant, meter, part)
     return dict(unplaced)
 
 
@@ -481,7 +488,7 @@ def _usage(rows: Iterable[tuple[datetime, str, str, str, str, str, int, str]]) -
     """Rows with the same keys added up, as `tables.USAGE`."""
     sums: dict[tuple[datetime, str, str, str, str, str, str], int] = defaultdict(int)
     for hour, pool, model, tenant, phase, meter, count, basis in rows:
-        assert meter in METERS or meter.partition(":")[0] in METERS
+        assert base_meter(meter) in METERS
         sums[hour, pool, model, tenant, phase, meter, basis] += count
     keys = [k for k in sorted(sums) if sums[k]]
     columns: dict[str, list[object]] = {"book": [BOOK] * len(keys)}
