@@ -193,6 +193,19 @@ def test_names_are_escaped(client: Client) -> None:
             assert name in {s.labels["tenant"] for s in family.samples}
 
 
+def test_a_name_that_is_one_of_ours_adds_no_ratio_up(client: Client) -> None:
+    named = [event(str(n), 1_000_000, ts=LAST_S, tenant=t) for n, t in enumerate(("", "(none)", "(other)"))]
+    send(client, *named)
+    close(client)
+    found = samples(scrape(client))
+    for tenant, tokens in (("(none)", 1_000_000), ("(other)", 2_000_000)):
+        labels = {"window": "1h", "tenant": tenant}
+        assert value(found, "tenant_tokens", **labels, meter="output_tokens") == tokens
+        assert value(
+            found, "tenant_cost_per_mtok_usd", **labels, metric="usd_per_mtok_output"
+        ) == pytest.approx(15)
+
+
 def test_a_tenant_sees_its_own_rows_and_nothing_of_the_house(
     client_of: Callable[..., Client], tmp_path: Path
 ) -> None:

@@ -261,7 +261,7 @@ class _Window:
         rows = self._ledger.cost(scope, where=self._where, start=self.start, end=self.end).to_pylist()
         used = self._ledger.usage(scope, where=self._where, start=self.start, end=self.end)[scope].to_pylist()
         usd = dict.fromkeys(used, 0) | {r[scope]: r["cost_usd"] for r in rows}
-        ranked = sorted((n for n in usd if n not in (OTHER, *_KEPT)), key=lambda n: (-usd[n], n))
+        ranked = sorted((n for n in usd if n not in (OTHER, NONE, *_KEPT)), key=lambda n: (-usd[n], n))
         always = [name for name in _KEPT if name in usd]
         return frozenset([*ranked[: MOST_NAMES - len(always)], *always])
 
