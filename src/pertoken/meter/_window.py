@@ -10,7 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pertoken.meter._blocks import CODED, Packed, text_buffers
-from pertoken.meter.records import LONGEST_NAME
+from pertoken.meter.records import LONGEST_NAME, STEPPED
+from pertoken.units import base_meter
 
 Identities = npt.NDArray[np.uint64]
 _ODD = np.uint64(0x9E3779B97F4A7C15)
@@ -27,9 +28,25 @@ def identities(packed: Packed) -> Identities:
     for place, name in enumerate(("source", "phase", "meter"), 1):
         at = CODED.index(name)
         texts = _hash_texts(pa.array(packed.texts[at], pa.string()))
-        mixed = _mix(mixed + _SECRET[place]) ^ texts[packed.codes[at]]
+        hashed = texts[packed.codes[at]]
+        if name == "meter":
+            hashed = _without_step(packed, hashed)
+        mixed = _mix(mixed + _SECRET[place]) ^ hashed
     mixed = _mix(mixed)
     return np.where(mixed == 0, _ODD, mixed)
+
+
+def _without_step(packed: Packed, hashed: Identities) -> Identities:
+    """The meters' hashes; where we put a call into a price step, that of the meter it was sent as.
+
+    The same call sent again after steps changed is still the same call.
+    """
+    at, basis = CODED.index("meter"), CODED.index("basis")
+    if STEPPED not in packed.texts[basis]:
+        return hashed
+    sent = _hash_texts(pa.array([base_meter(m) for m in packed.texts[at]], pa.string()))
+    ours = packed.codes[basis] == packed.texts[basis].index(STEPPED)
+    return np.where(ours, sent[packed.codes[at]], hashed)
 
 
 def _hash_texts(texts: pa.Array[Any]) -> Identities:

@@ -180,26 +180,34 @@ class _Pool:
     def _tokens(self) -> dict[tuple[str, str, str, str], int]:
         """Counts by (model, tenant, phase, meter) in millionths, from the source of record."""
         result: dict[tuple[str, str, str, str], int] = defaultdict(int)
-        # An API's price steps by prompt length are known call by call: to the events alone.
-        order = ("usage", "gateway", "engine") if isinstance(self.pool.price, Api) else _RECORD
-        record = next((k for k in order if self.tally.tokens(k)), "usage")
+        record = next((k for k in _RECORD if self.tally.tokens(k)), "usage")
         counts = self.tally.tokens(record)
         told = self.tally.tokens("usage") if record != "usage" else {}
         self._take_out_cached(record, counts, told)
         for (model, meter), by_tenant in counts.items():
-            total = by_tenant.pop("", 0)
-            mine = {t: n for t, n in told.get((model, meter), {}).items() if t not in by_tenant}
+            total = by_tenant.get("", 0)
+            # Price steps by prompt length are known call by call, to the events alone.
+            mine = {
+                (tenant, name): count
+                for (other, name), by_other in told.items()
+                if other == model and base_meter(name) == meter
+                for tenant, count in by_other.items()
+                if not tenant or tenant not in by_tenant
+            }
+            parts = {(tenant, meter): count for tenant, count in by_tenant.items() if tenant}
             if total:
-                by_tenant |= self._told(record, model, meter, total, mine)
-            for tenant, count in by_tenant.items():
-                result[model, tenant, phase_of(meter), meter] += count
-        for model, meter in sorted(set(told) - set(counts)):
+                parts |= self._told(record, model, meter, total, mine)
+            for (tenant, name), count in parts.items():
+                result[model, tenant, phase_of(name), name] += count
+        for model, meter in sorted(set(told)):
+            if (model, base_meter(meter)) in counts:
+                continue
             # An engine that counts no requests or no cached tokens leaves them to those who do.
             served = any(m == model for m, _ in counts)
-            if served and meter not in ("input_tokens", "output_tokens"):
+            if served and base_meter(meter) not in ("input_tokens", "output_tokens"):
                 for tenant, count in told[model, meter].items():
                     result[model, tenant, phase_of(meter), meter] += count
-            elif not served and meter == "output_tokens":
+            elif not served and base_meter(meter) == "output_tokens":
                 amount = sum(told[model, meter].values()) / MICRO
                 self._found(
                     "unmatched", f"usage events tell of {model!r}, which no engine here serves", amount
@@ -230,9 +238,9 @@ class _Pool:
             self._found("unmatched", text)
 
     def _told(
-        self, record: str, model: str, meter: str, total: int, mine: Mapping[str, int]
-    ) -> dict[str, int]:
-        parts, over = explained(total, mine, "")
+        self, record: str, model: str, meter: str, total: int, mine: Mapping[tuple[str, str], int]
+    ) -> dict[tuple[str, str], int]:
+        parts, over = explained(total, mine, ("", meter))
         if over > 0:
             more = f"usage events tell {over / MICRO:.0f} more {meter} of {model!r} than the {record}"
             self._found("disagree", more, over / MICRO)
@@ -244,7 +252,12 @@ class _Pool:
         for (model, meter), by_tenant in told.items():
             prompt = counts.get((model, "input_tokens"))
             known = (model, "cached_input_tokens") in counts
-            if meter == "cached_input_tokens" and prompt and not known and self.tally.whole(record, model):
+            if (
+                base_meter(meter) == "cached_input_tokens"
+                and prompt
+                and not known
+                and self.tally.whole(record, model)
+            ):
                 prompt[""] = max(0, prompt.get("", 0) - sum(by_tenant.values()))
 
     def _check_gateway(self, record: str, counts: Mapping[tuple[str, str], Mapping[str, int]]) -> None:

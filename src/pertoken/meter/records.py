@@ -60,6 +60,10 @@ KINDS: dict[str, str] = {
 """Kind of source, the part of `source` before the slash."""
 
 
+STEPPED = "measured:prompt_length"
+"""Basis of tokens that were put into their price step on arrival, see `_steps.stepped`."""
+
+
 @dataclass(frozen=True)
 class Evidence:
     """A counted thing that is no meter of the ledger: attribution reads it."""

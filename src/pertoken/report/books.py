@@ -23,8 +23,9 @@ from pertoken.errors import InputError, MissingRateError
 from pertoken.fleet import RunningFleet
 from pertoken.ledger import Ledger, open_ledger
 from pertoken.meter._split import MICRO, split
+from pertoken.meter._steps import stepped
 from pertoken.meter.attribute import BOOK, Finding, Predictor
-from pertoken.meter.journal import HourRead
+from pertoken.meter.journal import Appended, HourRead
 from pertoken.rates.site import UTILITY_HOURS, site_usage_rows
 from pertoken.report._billing import Span, restate
 from pertoken.report._terms import hours_between, rates_of
@@ -77,6 +78,13 @@ class Books:
         self._lock = threading.Lock()
         self._reading = threading.Lock()  # the journal is read from one thread at a time
         self._shut = False
+
+    def take(self, rows: pa.Table, marks: dict[str, bytes] | None = None) -> Appended:
+        """Journal records, calls of APIs under the meters of their price steps; durable once it returns.
+
+        Raises JournalFullError or JournalBrokenError where nothing was kept, InputError on rows that do not belong.
+        """
+        return self.journal.append(stepped(rows, self.fleet), marks=marks)
 
     def due(self, now: datetime) -> list[datetime]:
         """Hours that a close is owed: complete ones never closed, and any before now that got late records."""
@@ -136,7 +144,7 @@ class Books:
 
     def first_hour(self) -> datetime | None:
         """The oldest hour that was metered; None where none was."""
-        told = {"book": BOOK, "meter": ["gpu_hours", "site_hours", *TOKEN_METERS]}
+        told = {"book": BOOK, "meter": ["gpu_hours", "site_hours", "requests", *TOKEN_METERS]}
         rows = self.ledger.usage("hour", where=told)["hour"].to_pylist()
         known = [hour for hour in rows if hour is not None]
         return min([*known, *self.journal.dirty_hours()], default=None)
@@ -262,7 +270,7 @@ class Books:
         if pools:
             for row in usage.select(["pool", "model", "tenant", "phase", "meter", "quantity"]).to_pylist():
                 api = isinstance(self.fleet.pools[row["pool"]].price, Api)
-                if row["meter"].endswith("_tokens") if api else row["meter"] == "gpu_hours":
+                if base_meter(row["meter"]).endswith("_tokens") if api else row["meter"] == "gpu_hours":
                     weights[row["pool"]][row["model"], row["tenant"], row["phase"]] += float(row["quantity"])
         for pool in pools:
             parts = split(MICRO, weights.get(pool) or {("", IDLE, "idle"): 1.0})

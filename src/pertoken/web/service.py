@@ -153,7 +153,7 @@ class Service:
             self._refused("a time out of range")
             raise
         try:
-            done = self.books.journal.append(checked, marks=marks)
+            done = self.books.take(checked, marks)
         except (JournalFullError, JournalBrokenError) as error:
             self.health.journal = str(error)
             self._refused("the journal takes nothing")
