@@ -352,6 +352,38 @@ def reconcile(
         raise typer.Exit(1)
 
 
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="A usage file or a training log.", show_default=False)],
+    data: DataFolder,
+    format_name: Annotated[
+        str,
+        typer.Option(
+            "--format", help="litellm, openai, langfuse, opencost, pertoken, training.", show_default=False
+        ),
+    ],
+    fleet: FleetFile = None,
+    pool: Annotated[str, typer.Option(help="Pool of rows that name none.")] = "",
+    name: Annotated[str, typer.Option(help="Source's name in the books; empty: the format's.")] = "",
+    model: Annotated[str, typer.Option(help="Of a training run.")] = "",
+    tenant: Annotated[str, typer.Option(help="Of a training run.")] = "",
+    gpus: Annotated[float, typer.Option(help="Of a training run whose log has none.", min=0)] = 0.0,
+    sequence_tokens: Annotated[float, typer.Option(help="Tokens of a sample (Megatron-LM).", min=0)] = 0.0,
+    as_json: Json = False,
+) -> None:
+    """Files of usage and training logs into the journal; a row that was already there counts once."""
+    from pertoken.report.imports import FileOf
+    from pertoken.web.serve import import_file as run
+
+    what = FileOf(format_name, pool, name, model, tenant, gpus, sequence_tokens)
+    with _progress("importing") as progress:
+        found = run(data, fleet, file, what, progress)
+    text = f"{found['records']} records taken, {found['duplicates']} already there, {found['refused']} rows refused"
+    _print(found if as_json else "\n".join([text, *found["why"]]), as_json)
+    if found["refused"]:
+        raise typer.Exit(1)
+
+
 @app.command()
 def grafana(
     out: Annotated[Path, typer.Option(help="Folder the files go to.")] = Path("grafana"),

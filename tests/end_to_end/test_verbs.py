@@ -168,3 +168,21 @@ def test_beyond_loopback_tokens_and_tls(service: Callable[..., Service], tmp_pat
     assert reader not in told
     assert ours.here["token"] not in told
     assert "Traceback" not in told
+
+
+def test_a_file_is_imported_through_the_service_and_without_it(
+    service: Callable[..., Service], tmp_path: Path
+) -> None:
+    ours = service(FLEET)
+    file = tmp_path / "usage.jsonl"
+    row = {"key": "a", "ts": time.time(), "pool": "api", "model": "m", "input_tokens": 7, "output_tokens": 5}
+    file.write_text(json.dumps(row) + "\n{\n")
+    command = ["import", str(file), "--data", str(ours.data), "--format", "pertoken", "--json"]
+    ours.start()
+    found = pertoken(*command)
+    assert found.returncode == 1, found.stderr
+    told = json.loads(found.stdout)
+    assert (told["records"], told["duplicates"], told["refused"]) == (3, 0, 1)
+    assert ours.stop() == 0
+    again = json.loads(pertoken(*command, "--fleet", str(ours.fleet)).stdout)
+    assert (again["records"], again["duplicates"]) == (0, 3)

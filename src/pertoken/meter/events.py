@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from pertoken.errors import InputError
 from pertoken.meter._usage_block import UsageBlock, tokens
-from pertoken.meter.records import RECORDS, check_texts, empty, phase_of, records
+from pertoken.meter.records import RECORDS, check_texts, checked, empty, phase_of, records
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_EVENTS = 1_000_000
@@ -250,6 +250,23 @@ def _from_arrow(body: bytes, source: str, now_s: float, pool: str, tenant: str) 
     if table.num_rows and not pc.min(pc.binary_length(rows.column("key"))).as_py():
         raise InputError("an event has an empty key: give each one that is never used twice")
     return rows
+
+
+def read_records(body: bytes) -> pa.Table:
+    """Whole records (`records.RECORDS`) as an Arrow stream, as `pertoken import` sends them to a service.
+
+    Raises InputError on a stream that cannot be read, has other columns or rows that do not belong.
+    """
+    try:
+        _refuse_compressed(body)
+        with pa.ipc.open_stream(body) as stream:
+            table = stream.read_all()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError, IndexError) as error:
+        raise InputError(f"an Arrow stream cannot be read: {error}") from error
+    if table.num_rows > MAX_EVENTS:
+        raise InputError(f"{table.num_rows} records in one body: at most {MAX_EVENTS} are taken")
+    return checked(table.replace_schema_metadata(None))
 
 
 def _plain(table: pa.Table, name: str) -> Any:

@@ -326,6 +326,8 @@ def _own(row: Any, where: Where) -> Event | None:
     unknown = set(plain) - set(NAME_MAP["pertoken"])
     if unknown:
         raise InputError(f"unknown column {sorted(unknown)[0]!r}: one of {', '.join(NAME_MAP['pertoken'])}")
+    if not plain.get("key"):
+        raise InputError("no key: it tells a row sent twice from two")
     if tokens:
         plain["usage"] = {"cached_input_tokens": 0, **tokens}
     plain["ts"] = _time(plain.get("ts"))

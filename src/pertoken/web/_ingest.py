@@ -11,13 +11,14 @@ from pydantic import BaseModel
 
 from pertoken.meter import events
 from pertoken.meter.journal import Appended
-from pertoken.web._doors import ServiceHere, WholeWriter, Writer, answers
+from pertoken.web._doors import Admin, ServiceHere, WholeWriter, Writer, answers
 from pertoken.web._limits import body_of
 
 router = APIRouter()
 _REFUSALS = answers(400, 401, 403, 408, 413, 415, 429, 503)
 _REMOTE_WRITE_BYTES = 16 * 1024 * 1024
 _OTLP_BYTES = 32 * 1024 * 1024
+_ARROW = "application/vnd.apache.arrow.stream"
 _PROTOBUF, _JSON = "application/x-protobuf", "application/json"
 
 _EVENT = {
@@ -65,6 +66,13 @@ async def take_events(request: Request, service: ServiceHere, caller: Writer) ->
     return await _take(
         request, most, lambda body: service.take_events(body, kind, caller.name, caller.tenant)
     )
+
+
+@router.post("/v1/records", responses=_REFUSALS, openapi_extra=_body(_ARROW))
+async def take_records(request: Request, service: ServiceHere, caller: Admin) -> Taken:
+    """Whole records with their sources, an Arrow stream: what `pertoken import` reads from files."""
+    _kind(request, _ARROW)
+    return await _take(request, _OTLP_BYTES, service.take_records)
 
 
 @router.post("/v1/traces", responses=_REFUSALS, openapi_extra=_body(_PROTOBUF, _JSON))

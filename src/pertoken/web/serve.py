@@ -11,13 +11,15 @@ import os
 import secrets
 import signal
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
+
+import pyarrow as pa
 
 from pertoken.errors import InputError
 from pertoken.fleet import load_fleet
@@ -26,11 +28,14 @@ from pertoken.meter.attribute import BOOK
 from pertoken.report.actual import Facts, LedgerSource, Source, Variance, compare_books
 from pertoken.report.books import LEDGER_FILE, Books, hours_in, open_books
 from pertoken.report.doctor import examine
+from pertoken.report.imports import FileOf, batches
 from pertoken.report.reconcile import Reconciliation, read_bill
 from pertoken.report.reconcile import reconcile as beside_the_bill
 
 PORT = 8700
 _HERE = "service.json"
+_SENT_ROWS = 50_000
+_REASONS = 10
 log = logging.getLogger("pertoken.serve")
 
 
@@ -149,6 +154,49 @@ def close(folder: Path, fleet_file: Path | None, start: datetime, end: datetime)
     return {"hours": len(done.hours), "unmetered": len(hours) - len(metered), "unpriced": unpriced}
 
 
+def import_file(
+    folder: Path,
+    fleet_file: Path | None,
+    path: Path,
+    what: FileOf,
+    progress: Callable[[float], None] = lambda share: None,
+) -> dict[str, Any]:
+    """Put a file's records into the journal, through the service that holds the folder, else directly.
+
+    Gives `records` now durable, `duplicates` that already were, `refused` rows, and the first reasons (`why`). The
+    hours it touches are closed by the running service within a minute, else by `pertoken close`.
+    Raises InputError where no service runs and no fleet file is given, or the file cannot be opened.
+    """
+    found: dict[str, Any] = {"records": 0, "duplicates": 0, "refused": 0, "why": []}
+    fleet = load_fleet(fleet_file) if fleet_file else None
+    with ExitStack() as stack:
+        running = ask(folder, "GET", "/healthz") is not None
+        books = None if running else stack.enter_context(_books(folder, fleet_file, make=True))
+        for rows, refused, share in batches(path, what, fleet, now=datetime.now(UTC)):
+            found["refused"] += len(refused)
+            found["why"] += refused[: _REASONS - len(found["why"])]
+            for at in range(0, rows.num_rows, _SENT_ROWS):
+                taken, known = _take(folder, books, rows.slice(at, _SENT_ROWS))
+                found["records"] += taken
+                found["duplicates"] += known
+            progress(share)
+    return found
+
+
+def _take(folder: Path, books: Books | None, rows: pa.Table) -> tuple[int, int]:
+    """Records now durable, and those that already were."""
+    if books is not None:
+        done = books.take(rows)
+        return done.rows, done.duplicates
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as stream:
+        stream.write_table(rows)
+    answer = ask(folder, "POST", "/v1/records", sink.getvalue().to_pybytes())
+    if answer is None:
+        raise InputError(f"the service on {folder} has just stopped: import again, what it has counts once")
+    return answer["records"], answer["duplicates"]
+
+
 def diagnose(folder: Path, fleet_file: Path | None, hours: int = 24) -> dict[str, Any]:
     """What `doctor` finds, through the service that holds the folder, else directly."""
     found = ask(folder, "GET", f"/v1/doctor?hours={hours}")
@@ -232,20 +280,22 @@ class _Remote:
         return found
 
 
-def _books(folder: Path, fleet_file: Path | None) -> Books:
+def _books(folder: Path, fleet_file: Path | None, make: bool = False) -> Books:
     from pertoken.meter import predicted_work
 
     if fleet_file is None:
         raise InputError(
             f"no service runs on {folder}: give its fleet file with --fleet, or start `pertoken serve`"
         )
-    if not folder.is_dir():
+    if not make and not folder.is_dir():
         raise InputError(f"there is no folder {folder}: give --data as it was given to `pertoken serve`")
     return open_books(load_fleet(fleet_file), folder, predicted_work)
 
 
 def ask(folder: Path, method: str, path: str, body: Any = None, timeout_s: float = 600.0) -> Any | None:
     """The answer (JSON) of the service that holds a data folder; None where none runs there.
+
+    Parameters: body, sent as JSON, or bytes of an Arrow stream.
 
     Raises InputError with the service's own words where it refuses.
     """
@@ -263,9 +313,11 @@ def ask(folder: Path, method: str, path: str, body: Any = None, timeout_s: float
         )
     else:
         connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=timeout_s)
-    headers = {"Authorization": f"Bearer {here['token']}", "Content-Type": "application/json"}
+    kind = "application/vnd.apache.arrow.stream" if isinstance(body, bytes) else "application/json"
+    headers = {"Authorization": f"Bearer {here['token']}", "Content-Type": kind}
+    sent = body if body is None or isinstance(body, bytes) else json.dumps(body)
     try:
-        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        connection.request(method, path, sent, headers)
         answer = connection.getresponse()
         status, text = answer.status, answer.read()
     except (ConnectionRefusedError, ConnectionResetError):

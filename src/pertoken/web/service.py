@@ -107,6 +107,10 @@ class Service:
         rows = events.read(body, content_type, source=f"usage/{sender}", now_s=self._clock(), tenant=tenant)
         return self._append(rows)
 
+    def take_records(self, body: bytes) -> Appended:
+        """Journal whole records, as `pertoken import` sends them."""
+        return self._append(events.read_records(body))
+
     def take_spans(self, body: bytes, content_type: str, sender: str, tenant: str) -> Appended:
         """Journal OTLP spans as usage events."""
         rows = otlp.read_spans(

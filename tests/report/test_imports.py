@@ -1,0 +1,56 @@
+"""Files into the journal: rows refused are counted and said, the same file counts once."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from pertoken.errors import InputError, UnknownNameError
+from pertoken.report.imports import FileOf
+from pertoken.web.serve import import_file
+
+FLEET = """
+pools:
+  gemini: {price: {term: api, provider: google, model: gemini-2.5-pro}}
+  other: {price: {term: api, input_usd_per_mtok: 3, output_usd_per_mtok: 15}}
+"""
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Path:
+    path = tmp_path / "fleet.yaml"
+    path.write_text(FLEET)
+    return path
+
+
+def test_a_file_is_taken_once_and_its_bad_rows_are_said(fleet: Path, tmp_path: Path) -> None:
+    moment = datetime(2026, 11, 23, 7, tzinfo=UTC).timestamp()
+    good = {"key": "a", "ts": moment, "model": "m", "input_tokens": 10, "output_tokens": 5}
+    file = tmp_path / "usage.jsonl"
+    file.write_text("\n".join([json.dumps(good), "{", json.dumps({**good, "key": ""})]) + "\n")
+    shares: list[float] = []
+    what = FileOf("pertoken", pool="other")
+    found = import_file(tmp_path / "data", fleet, file, what, shares.append)
+    assert (found["records"], found["duplicates"], found["refused"]) == (3, 0, 2)
+    assert [why.partition(":")[0] for why in found["why"]] == ["row 2", "row 3"]
+    assert shares == [1.0]
+    again = import_file(tmp_path / "data", fleet, file, what)
+    assert (again["records"], again["duplicates"]) == (0, 3)
+
+
+def test_a_training_log_and_what_is_refused(fleet: Path, tmp_path: Path) -> None:
+    log = tmp_path / "run.jsonl"
+    log.write_text('{"ts": 1795503600, "step": 1, "tokens": 100, "seconds": 36, "gpus": 10}\n')
+    found = import_file(tmp_path / "data", fleet, log, FileOf("training", pool="other"))
+    assert found["records"] == 2
+    with pytest.raises(InputError, match="--pool"):
+        import_file(tmp_path / "data", fleet, log, FileOf("training"))
+    with pytest.raises(UnknownNameError, match="csvv"):
+        import_file(tmp_path / "data", fleet, log, FileOf("csvv"))
+    with pytest.raises(InputError, match="no file"):
+        import_file(tmp_path / "data", fleet, tmp_path / "none", FileOf("litellm"))
+    with pytest.raises(InputError, match="give its fleet file"):
+        import_file(tmp_path / "data", None, log, FileOf("litellm"))
