@@ -137,6 +137,20 @@ class Ledger:
         sql, parameters = metric_sql(names, by, where or {}, (_utc(start), _utc(end)))
         return self._engine.query(sql, parameters)
 
+    def sql(
+        self,
+        *names: str,
+        by: Sequence[str] = (),
+        where: Filter | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+    ) -> tuple[str, list[object]]:
+        """The SELECT that `metric` runs, or with ``cost_usd`` alone the one of `cost`, and its parameters."""
+        window = _utc(start), _utc(end)
+        if names == ("cost_usd",):
+            return _sum_sql("cost_hourly", "cost_usd", by, COST_DIMENSIONS, where or {}, window)
+        return metric_sql(names, by, where or {}, window)
+
     def cost(
         self,
         *by: str,
@@ -170,17 +184,27 @@ class Ledger:
         filters: Filter,
         window: tuple[datetime | None, datetime | None],
     ) -> pa.Table:
-        keys = ", ".join(columns(by, allowed))
-        where, parameters = where_clause(filters, allowed, (_utc(window[0]), _utc(window[1])))
-        group = f"GROUP BY {keys} ORDER BY {keys}" if keys else ""
-        prefix = f"{keys}, " if keys else ""
-        return self._engine.query(
-            f"SELECT {prefix}SUM({column}) AS {column} FROM {table} WHERE {where} {group}", parameters
-        )
+        moments = _utc(window[0]), _utc(window[1])
+        return self._engine.query(*_sum_sql(table, column, by, allowed, filters, moments))
 
     def shut(self) -> None:
         """Release the engine."""
         self._engine.close()
+
+
+def _sum_sql(
+    table: str,
+    column: str,
+    by: Sequence[str],
+    allowed: Sequence[str],
+    filters: Filter,
+    window: tuple[datetime | None, datetime | None],
+) -> tuple[str, list[object]]:
+    keys = ", ".join(columns(by, allowed))
+    where, parameters = where_clause(filters, allowed, window)
+    group = f"GROUP BY {keys} ORDER BY {keys}" if keys else ""
+    prefix = f"{keys}, " if keys else ""
+    return f"SELECT {prefix}SUM({column}) AS {column} FROM {table} WHERE {where} {group}", parameters
 
 
 def open_ledger(where: str | Path | None = None) -> Ledger:

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from pertoken import __version__
 from pertoken.errors import InputError, PerTokenError
 from pertoken.meter.journal import JournalBrokenError, JournalFullError
-from pertoken.web import _ask, _ingest, exporter
+from pertoken.web import _ask, _ingest, exporter, figures
 from pertoken.web._limits import Pace, Room
 from pertoken.web.service import Service
 from pertoken.web.tokens import LOCAL, Caller, Tokens
@@ -75,6 +75,7 @@ def create_app(
     app.middleware("http")(_guarded)
     app.include_router(_ingest.router)
     app.include_router(_ask.router)
+    app.include_router(figures.router)
     exporter.add_to(app, service)
     _errors(app)
     return app
@@ -149,7 +150,7 @@ def _is_loopback(host: str) -> bool:
 async def _guarded(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
     answer = await go_on(request)
     answer.headers["X-Content-Type-Options"] = "nosniff"
-    answer.headers["Cache-Control"] = "no-store"
+    answer.headers.setdefault("Cache-Control", "no-store")
     return answer
 
 

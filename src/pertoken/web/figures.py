@@ -1,0 +1,259 @@
+"""Every figure is a URL: a page that says how it is computed, and its twins as JSON, CSV, Vega-Lite, PNG and SQL."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from functools import cache
+from importlib import resources
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+import pyarrow as pa
+from fastapi import APIRouter, HTTPException, Query, Request, Response
+from pydantic import AwareDatetime
+
+from pertoken.errors import InputError, UnknownNameError
+from pertoken.ledger import Ledger
+from pertoken.meter.attribute import BOOK
+from pertoken.report._page import PALETTE, _bundle
+from pertoken.units import METRICS
+from pertoken.web._ask import Names, _rows, _split, _where
+from pertoken.web._doors import Reader, ServiceHere
+
+router = APIRouter(include_in_schema=False)
+TWINS = (".json", ".csv", ".vl.json", ".png", ".sql")
+COST = "cost_usd"
+_DRAWN_ROWS = 5_000
+_NAMES = (COST, *METRICS)
+_FILTERS = ("book", "pool", "model", "tenant")
+_METRIC_KEYS = ("hour", "pool", "model", "tenant", "book")
+_COST_KEYS = ("component", "category", "phase", *_METRIC_KEYS)
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+_STATIC = {"figure.css": "text/css", "figure.js": "text/javascript", "vega.js": "text/javascript"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A figure: what is asked of the ledger, whole enough to ask it again."""
+
+    name: str
+    by: list[str]
+    where: Mapping[str, Sequence[str]]
+    start: datetime | None
+    end: datetime | None
+
+    @property
+    def unit(self) -> str:
+        """The figure's unit."""
+        return "USD" if self.name == COST else METRICS[self.name].unit
+
+    @property
+    def about(self) -> str:
+        """One sentence on what it is."""
+        return "what it cost, idle and waste included" if self.name == COST else METRICS[self.name].about
+
+    @property
+    def formula(self) -> str:
+        """The sums it is made of."""
+        if self.name == COST:
+            return "Σ cost"
+        metric = METRICS[self.name]
+        share = f" × Σ cost / Σ ({metric.share_of})" if metric.share_of else ""
+        return f"{metric.scale:g} × Σ ({metric.numerator}) / Σ ({metric.denominator}){share}"
+
+    def url(self, twin: str) -> str:
+        """The permalink, or that of a twin."""
+        return f"/figure/{self.name}{twin}?{self._query('from', 'to', by=self.by)}"
+
+    def behind(self, kind: str) -> str:
+        """Where the rows it sums are: `kind` is cost or usage."""
+        keys = [*_FILTERS, "hour", "phase", *(("category", "component") if kind == "cost" else ("meter",))]
+        return f"/v1/{kind}?{self._query('start', 'end', by=keys)}"
+
+    def within(self, row: Mapping[str, Any]) -> str:
+        """The figure of one row alone; empty where no filter can name it."""
+        if not self.by or any(not row[k] or (k not in _FILTERS and k != "hour") for k in self.by):
+            return ""
+        # The parameters take several values apart at commas, so that a name with one cannot be asked for.
+        if any("," in str(row[k]) for k in self.by):
+            return ""
+        found = replace(self, by=[], where={**self.where, **{k: [row[k]] for k in self.by if k != "hour"}})
+        if "hour" in self.by:
+            hour = datetime.fromisoformat(row["hour"])
+            found = replace(found, start=hour, end=hour + timedelta(hours=1))
+        return found.url("")
+
+    def _query(self, start: str, end: str, *, by: Sequence[str]) -> str:
+        pairs = [("by", key) for key in by]
+        pairs += [(key, value) for key, values in self.where.items() for value in values]
+        pairs += [(k, m.isoformat()) for k, m in ((start, self.start), (end, self.end)) if m is not None]
+        return urlencode(pairs)
+
+
+@router.get("/figure/{address}")
+async def figure(
+    service: ServiceHere,
+    caller: Reader,
+    address: str,
+    by: Names = [],  # noqa: B006 (FastAPI copies it)
+    book: Names = [BOOK],  # noqa: B006
+    start: Annotated[AwareDatetime | None, Query(alias="from")] = None,
+    end: Annotated[AwareDatetime | None, Query(alias="to")] = None,
+    pool: Names = [],  # noqa: B006
+    model: Names = [],  # noqa: B006
+    tenant: Names = [],  # noqa: B006
+) -> Response:
+    """A figure as a page, or as the twin its address ends in; a tenant's token sees that tenant's rows alone."""
+    name, dot, rest = address.partition(".")
+    twin = dot + rest
+    if name not in _NAMES:
+        raise UnknownNameError("figure", name, _NAMES)
+    if twin and twin not in TWINS:
+        raise HTTPException(404, f"a figure ends in one of {', '.join(TWINS)}, or in nothing")
+    keys = _split(by)
+    if len(keys) > 2:
+        raise InputError(f"a figure has at most two dimensions, found {len(keys)}: {', '.join(keys)}"[:200])
+    where = _where(caller.tenant, {"book": book, "pool": pool, "model": model, "tenant": tenant})
+    asked = Asked(name, keys, where, start, end)
+    return await asyncio.to_thread(_answer, service.books.ledger, asked, twin)
+
+
+@router.get("/static/{name}")
+async def static(request: Request, name: str) -> Response:
+    """The pages' own style and scripts; nothing of the ledger."""
+    if name not in _STATIC:
+        raise HTTPException(404, "there is no such file")
+    content, tag = await asyncio.to_thread(_file, name)
+    headers = {"Cache-Control": "public, max-age=86400", "ETag": tag}
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers=headers)
+    return Response(content, media_type=_STATIC[name], headers=headers)
+
+
+def _answer(ledger: Ledger, asked: Asked, twin: str) -> Response:
+    if twin == ".sql":
+        sql, parameters = ledger.sql(
+            asked.name, by=asked.by, where=asked.where, start=asked.start, end=asked.end
+        )
+        return Response(_written_out(sql, parameters) + ";\n", media_type="text/plain")
+    rows = _rows(_table(ledger, asked))
+    if twin == ".json":
+        answer = {
+            "figure": asked.name, "unit": asked.unit, "about": asked.about, "formula": asked.formula,
+            "by": asked.by, "where": asked.where, "url": asked.url(""),
+            "rows_behind": [asked.behind("cost"), asked.behind("usage")], "rows": rows,
+        }  # fmt: skip
+        return Response(json.dumps(answer), media_type="application/json")
+    if twin == ".csv":
+        return Response(_csv([*asked.by, asked.name], rows), media_type="text/csv")
+    if len(rows) > _DRAWN_ROWS:
+        raise InputError(
+            f"{len(rows)} rows cannot be drawn, at most {_DRAWN_ROWS}: ask for fewer, or for .csv"
+        )
+    if twin == ".vl.json":
+        return Response(json.dumps(_spec(asked, rows)), media_type="application/json")
+    if twin == ".png":
+        import vl_convert
+
+        png = vl_convert.vegalite_to_png({**_spec(asked, rows), "width": 640}, scale=2)
+        return Response(png, media_type="image/png")
+    return _page(asked, rows)
+
+
+def _table(ledger: Ledger, asked: Asked) -> pa.Table:
+    if asked.name == COST:
+        return ledger.cost(*asked.by, where=asked.where, start=asked.start, end=asked.end)
+    return ledger.metric(asked.name, by=asked.by, where=asked.where, start=asked.start, end=asked.end)
+
+
+def _page(asked: Asked, rows: list[dict[str, Any]]) -> Response:
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    text = environment.from_string(_template("figure.html")).render(
+        f=asked,
+        rows=[(row, asked.within(row)) for row in rows],
+        names=_NAMES,
+        twins=TWINS,
+        dimensions=_COST_KEYS if asked.name == COST else _METRIC_KEYS,
+    )
+    return Response(text, media_type="text/html", headers={"Content-Security-Policy": _POLICY})
+
+
+def _spec(asked: Asked, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Bars, or lines over hours; a cost is stacked and a ratio, which does not add up, is not."""
+    keys = sorted(asked.by, key=lambda k: k != "hour")
+    values = [
+        {**row, asked.name: None if row[asked.name] is None else float(row[asked.name])} for row in rows
+    ]
+    over_time, adds = keys[:1] == ["hour"], asked.name == COST
+    encoding: dict[str, Any] = {
+        "y": {
+            "field": asked.name,
+            "type": "quantitative",
+            "title": asked.unit,
+            "stack": "zero" if adds else None,
+        }
+    }
+    if keys:
+        kind = {"type": "temporal", "scale": {"type": "utc"}} if over_time else {"type": "nominal"}
+        encoding["x"] = {"field": keys[0], "title": keys[0], **kind}
+    if len(keys) > 1:
+        encoding["color"] = {"field": keys[1], "type": "nominal", "scale": {"range": list(PALETTE)}}
+        if not over_time and not adds:
+            encoding["xOffset"] = {"field": keys[1], "type": "nominal"}
+    return {
+        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
+        "data": {"values": values},
+        "mark": {"type": "line", "point": True} if over_time and not adds else {"type": "bar"},
+        "encoding": encoding,
+        "width": "container",
+        "height": 300,
+    }
+
+
+def _csv(head: Sequence[str], rows: list[dict[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\r\n")
+    writer.writerow(head)
+    *keys, value = head
+    for row in rows:
+        # A name that begins like a formula would be one to a spreadsheet.
+        cells = [
+            f"'{row[k]}" if str(row[k])[:1] in ("=", "+", "-", "@", "\t", "\r") else row[k] for k in keys
+        ]
+        writer.writerow([*cells, row[value]])
+    return out.getvalue()
+
+
+def _written_out(sql: str, parameters: Sequence[object]) -> str:
+    """The statement with its parameters as literals: to read and to run elsewhere, never run here."""
+    first, *others = sql.split("?")
+    return first + "".join(_literal(p) + text for p, text in zip(parameters, others, strict=True))
+
+
+def _literal(value: object) -> str:
+    if isinstance(value, datetime):
+        return f"TIMESTAMPTZ '{value.isoformat()}'"
+    return "'" + str(value).replace("'", "''") + "'"
+
+
+@cache
+def _file(name: str) -> tuple[str, str]:
+    import hashlib
+
+    text = _bundle() if name == "vega.js" else _template(name)
+    return text, f'"{hashlib.sha256(text.encode()).hexdigest()[:16]}"'
+
+
+def _template(name: str) -> str:
+    return resources.files("pertoken.web").joinpath("templates", name).read_text(encoding="utf-8")

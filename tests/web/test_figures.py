@@ -1,0 +1,160 @@
+"""Every figure and each of its twins: the ledger's own sums, to each tenant its own rows, drawn in a browser."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+import uvicorn
+from playwright.sync_api import Page, sync_playwright
+
+from pertoken.units import METRICS
+from pertoken.web.figures import TWINS
+from pertoken.web.tokens import Tokens
+from tests.web.conftest import Client
+from tests.web.test_ingest import WINDOW, event
+from tests.web.test_who import bearer
+
+
+def fill(client: Client, **headers: str) -> None:
+    sent = [event("1", 3_000_000), event("2", 1_000_000, tenant="<b>'x")]
+    assert client.post("/v1/events", json=sent, headers=headers).status_code == 200
+    assert client.post("/v1/close", json=WINDOW, headers=headers).status_code == 200
+
+
+@pytest.fixture
+def filled(client: Client) -> Client:
+    fill(client)
+    return client
+
+
+def costs(client: Client, address: str) -> Decimal:
+    rows = client.get(address).json()["rows"]
+    return sum((Decimal(r["cost_usd"]) for r in rows), Decimal(0))
+
+
+def test_a_cost_is_the_ledgers_and_is_behind_its_link(filled: Client) -> None:
+    # 3 M and 1 M output tokens at 15 USD per M.
+    answer = filled.get("/figure/cost_usd.json?by=tenant&pool=api").json()
+    assert {r["tenant"]: Decimal(r["cost_usd"]) for r in answer["rows"]} == {"a": 45, "<b>'x": 15}
+    assert costs(filled, answer["rows_behind"][0]) == 60
+    assert filled.get(answer["url"]).status_code == 200
+    rows = list(csv.DictReader(io.StringIO(filled.get("/figure/cost_usd.csv?by=tenant&pool=api").text)))
+    assert rows == answer["rows"]
+
+
+@pytest.mark.parametrize("name", ["cost_usd", *METRICS])
+@pytest.mark.parametrize("query", ["", "by=tenant", "by=hour,model&tenant=%3Cb%3E'x&from=2026-11-24T08:00Z"])
+def test_the_sql_gives_the_same_rows(filled: Client, name: str, query: str) -> None:
+    sql = filled.get(f"/figure/{name}.sql?{query}").text.rstrip(";\n")
+    ledger = filled.app.state.service.books.ledger  # type: ignore[attr-defined]
+    got = [r[name] for r in ledger._engine.query(sql).to_pylist()]
+    want = [r[name] for r in filled.get(f"/figure/{name}.json?{query}").json()["rows"]]
+    assert [None if g is None else float(g) for g in got] == [None if w is None else float(w) for w in want]
+
+
+def test_names_are_escaped_and_the_policy_is_strict(filled: Client) -> None:
+    page = filled.get("/figure/usd_per_mtok_output?by=tenant")
+    assert "<b>" not in page.text
+    assert "&lt;b&gt;" in page.text
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+
+
+def test_what_cannot_be_shown_is_refused(filled: Client) -> None:
+    for address, status in {
+        "/figure/nothing": 400,
+        "/figure/cost_usd.exe": 404,
+        "/figure/cost_usd?by=hour,pool,model": 400,
+        "/figure/cost_usd?by=rate": 400,
+        "/figure/cost_usd?from=yesterday": 422,
+        "/static/figures.py": 404,
+    }.items():
+        assert filled.get(address).status_code == status, address
+
+
+def test_a_script_is_kept_by_the_browser(client: Client) -> None:
+    answer = client.get("/static/vega.js")
+    assert answer.headers["cache-control"] == "public, max-age=86400"
+    again = client.get("/static/vega.js", headers={"if-none-match": answer.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    assert client.get("/v1/cost").headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize("twin", ["", *TWINS])
+@pytest.mark.parametrize("name", ["cost_usd", "usd_per_mtok_output"])
+def test_a_tenants_token_sees_its_own_rows_alone(
+    client_of: Callable[..., Client], tmp_path: Path, name: str, twin: str
+) -> None:
+    client = client_of(require_tokens=True)
+    tokens = Tokens(tmp_path / "data")
+    boss = bearer(tokens.add("boss", ("admin",)))
+    mine = bearer(tokens.add("shop", ("read",), tenant="a"))
+    writes = bearer(tokens.add("w", ("write",)))
+    fill(client, **boss)
+    address = f"/figure/{name}{twin}"
+    assert client.get(address).status_code == 401
+    assert client.get(address, headers=writes).status_code == 403
+    plain = client.get(address, params={"by": "tenant"}, headers=mine)
+    asked = client.get(address, params={"by": "tenant", "tenant": "<b>'x"}, headers=mine)
+    assert plain.status_code == asked.status_code == 200
+    assert plain.content == asked.content
+    for other in (b"<b>", b"&lt;b", b"%3Cb"):
+        assert other not in plain.content
+
+
+@pytest.fixture
+def served(filled: Client) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(filled.app, port=port, lifespan="off", log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    until = time.monotonic() + 20
+    while not server.started:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
+
+
+def test_a_browser_draws_it_and_drills_down_to_the_same_sum(served: str) -> None:
+    path = shutil.which("chromium")
+    assert path, "make test installs Chromium; without make: apt-get install chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        look(browser.new_page(color_scheme="light", viewport={"width": 1200, "height": 800}), served)
+        look(browser.new_page(color_scheme="dark", viewport={"width": 390, "height": 800}), served)
+        browser.close()
+
+
+def look(page: Page, served: str) -> None:
+    """The page draws, fits its width, drills down to the same sum, and neither complains nor asks elsewhere."""
+    problems: list[str] = []
+    requests: list[str] = []
+    page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda e: problems.append(str(e)))
+    page.on("request", lambda r: requests.append(r.url))
+    page.goto(f"{served}/figure/cost_usd?by=tenant&by=pool&pool=api")
+    page.wait_for_selector(".figure svg path", state="attached")
+    width = page.evaluate("window.innerWidth")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    row = page.locator("tbody tr", has_text="api").first
+    value = row.locator(".number").inner_text()
+    row.get_by_role("link").click()
+    page.wait_for_url("**/figure/cost_usd?*tenant=*")
+    assert page.locator("tbody .number").all_inner_texts() == [value]
+    page.wait_for_selector(".figure svg path", state="attached")
+    assert problems == []
+    assert [u for u in requests if not u.startswith((served, "data:", "blob:"))] == []
