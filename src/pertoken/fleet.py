@@ -10,6 +10,7 @@ from datetime import UTC, date, datetime, time
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, Field, StringConstraints, ValidationInfo, field_validator, model_validator
@@ -147,6 +148,13 @@ class RunningFleet(Fleet):
         instances = [w.instance for w in self.sources.written]
         if len(set(instances)) < len(instances):
             raise ValueError("an instance of remote write is given twice")
+        # The same page under the same address twice would be counted twice.
+        pages = {(t.pool, urlsplit(t.url).netloc) for t in self.sources.scrape}
+        for one in self.sources.written:
+            if (one.pool, one.instance.rpartition("/")[2]) in pages:
+                raise ValueError(
+                    f"{one.instance!r} of pool {one.pool!r} is scraped and written: name it once"
+                )
         return self
 
     def _mentions(self) -> list[tuple[str, str, list[str]]]:

@@ -161,3 +161,17 @@ def test_the_window_is_bounded_and_words_are_printable(books: Books) -> None:
     nasty = Diagnosis((Complaint("gap", "a\x1b[2Jb\nc", "p"),), {"x": "\x07"})
     assert "\x1b" not in told(nasty.to_dict())
     assert "a\\x1b[2Jb\\nc" in str(nasty)
+
+
+def test_an_engine_scraped_and_written_is_booked_once(books: Books) -> None:
+    hour = NOW.replace(minute=0) - HOUR
+    for name in ("vllm-0:8000", "vllm-1:8000"):
+        for meter_name, count in (("output_tokens", 5000.0), ("prompt_tokens", 900.0)):
+            told_at(books, hour + timedelta(minutes=5), meter_name, count, f"engine/{name}")
+    read(books, SCRAPED + "vllm-0:8000", 5)
+    read(books, WRITTEN + "vllm-1:8000", 5)
+    (text,) = texts(examine(books, NOW), "twice")
+    assert text.startswith("engine/vllm-1:8000 (written) repeats engine/vllm-0:8000")
+    books.close([hour])
+    rows = books.ledger.usage("meter", where={"book": "actual", "meter": "output_tokens"}).to_pylist()
+    assert [int(r["quantity"] or 0) for r in rows] == [5000]

@@ -10,7 +10,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,7 @@ from pertoken.fleet import RunningFleet
 from pertoken.ledger import Ledger, open_ledger
 from pertoken.meter._split import MICRO, split
 from pertoken.meter._steps import stepped
+from pertoken.meter._twins import without_twins
 from pertoken.meter.attribute import BOOK, Finding, Predictor
 from pertoken.meter.journal import Appended, HourRead
 from pertoken.rates.site import UTILITY_HOURS, site_usage_rows
@@ -172,8 +173,18 @@ class Books:
     def look(self, hour: datetime) -> Look:
         """What an hour's records are, and what attribution has to say of them, anew from the journal."""
         records = self._totals(hour).records
-        found = meter.attribute(records, self.fleet.at(hour), [hour], self._predictor)
+        found = self._attributed(hour, records)
         return Look(tuple(sorted(map(str, records.column("source").unique().to_pylist()))), found.findings)
+
+    def _attributed(self, hour: datetime, records: pa.Table) -> meter.Attribution:
+        """An hour's rows and findings, each engine counted from one source alone."""
+        scraped, written = (
+            {name.removeprefix(way) for name in self.journal.marks if name.startswith(way)}
+            for way in (SCRAPED, WRITTEN)
+        )
+        once, twins = without_twins(records, scraped, written)
+        found = meter.attribute(once, self.fleet.at(hour), [hour], self._predictor)
+        return replace(found, findings=(*twins, *found.findings))
 
     def _totals(self, hour: datetime) -> HourRead:
         with self._reading:
@@ -212,7 +223,7 @@ class Books:
         dirty = set(self.journal.dirty_hours())
         for hour in hours:
             read = self._totals(hour)
-            found = meter.attribute(read.records, self.fleet.at(hour), [hour], self._predictor)
+            found = self._attributed(hour, read.records)
             findings += found.findings
             tables += [found.usage, *self._paid_by_the_hour(hour, found.usage, by_hour)]
             if hour in dirty:

@@ -31,6 +31,7 @@ KINDS: dict[str, str] = {
     "no_gpu_hours": "tokens, but nothing says how many GPUs were held",
     "no_energy": "GPUs held, but no reading of their energy",
     "overcommitted": "instances claim more GPUs than the pool has",
+    "twice": "one engine reaches us two ways: one is booked",
     "unused": "records of a priced meter that nothing here books",
     "assumed_phase": "nothing but token counts says what prefill and decode took",
     "journal": "the journal was damaged, or takes nothing",
