@@ -175,3 +175,16 @@ def test_an_engine_scraped_and_written_is_booked_once(books: Books) -> None:
     books.close([hour])
     rows = books.ledger.usage("meter", where={"book": "actual", "meter": "output_tokens"}).to_pylist()
     assert [int(r["quantity"] or 0) for r in rows] == [5000]
+
+
+def test_engines_that_count_alike_are_both_booked_and_asked_about(books: Books) -> None:
+    hour = NOW.replace(minute=0) - HOUR
+    for name, count in (("vllm-0:8000", 5000.0), ("vllm-1:8000", 5020.0)):
+        told_at(books, hour + timedelta(minutes=5), "output_tokens", count, f"engine/{name}")
+    read(books, SCRAPED + "vllm-0:8000", 5)
+    read(books, WRITTEN + "vllm-1:8000", 5)
+    (text,) = texts(examine(books, NOW), "twice")
+    assert "both are booked" in text
+    books.close([hour])
+    rows = books.ledger.usage("meter", where={"book": "actual", "meter": "output_tokens"}).to_pylist()
+    assert [int(r["quantity"] or 0) for r in rows] == [10020]
