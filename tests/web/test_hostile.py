@@ -92,6 +92,7 @@ OPERATIONS = [
     ("GET", "/v1/doctor"),
     ("POST", "/v1/close"),
     ("POST", "/v1/events"),
+    ("POST", "/v1/records"),
     ("POST", "/v1/traces"),
     ("POST", "/v1/metrics"),
     ("POST", "/api/v1/write"),
@@ -138,7 +139,7 @@ KINDS = st.sampled_from(
         "",
     ]
 )
-DOORS = st.sampled_from(["/v1/events", "/v1/traces", "/v1/metrics", "/api/v1/write"])
+DOORS = st.sampled_from(["/v1/events", "/v1/records", "/v1/traces", "/v1/metrics", "/api/v1/write"])
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
