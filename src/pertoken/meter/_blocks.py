@@ -33,14 +33,14 @@ from pertoken.meter.records import (
     check_texts,
     empty,
 )
-from pertoken.units import SECONDS_PER_HOUR
+from pertoken.units import MICROSECONDS_PER_SECOND, SECONDS_PER_HOUR
 
 MAGIC = b"PTB1"
 _HEADER = struct.Struct("<4sIIQI")
 HEADER_BYTES = _HEADER.size
 CODED = tuple(name for name in TEXT_COLUMNS if name != "key")
 MAX_PAYLOAD = 1 << 31
-HOUR_US = SECONDS_PER_HOUR * 1_000_000
+HOUR_US = SECONDS_PER_HOUR * MICROSECONDS_PER_SECOND
 
 
 class Meta(msgspec.Struct, array_like=True):

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from pertoken.errors import InputError
 from pertoken.meter._usage_block import UsageBlock, tokens
 from pertoken.meter.records import RECORDS, check_texts, checked, empty, phase_of, records
+from pertoken.units import MICROSECONDS_PER_SECOND
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_EVENTS = 1_000_000
@@ -188,7 +189,7 @@ def _shared(
         raise InputError("an event has an empty key: give each one that is never used twice")
     pools = _column(events, "pool")
     columns: dict[str, Any] = {
-        "ts": pa.array((_times(events, now_s) * 1e6).round().astype("datetime64[us]")),
+        "ts": pa.array((_times(events, now_s) * MICROSECONDS_PER_SECOND).round().astype("datetime64[us]")),
         "key": pa.array(keys, pa.string()),
         "pool": pa.array([p or pool for p in pools] if pool else pools, pa.string()),
         "model": pa.array(_column(events, "model"), pa.string()),

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pertoken.errors import InputError, UnknownNameError
-from pertoken.units import BASES, METERS, PHASES, SECONDS_PER_HOUR, base_meter
+from pertoken.units import BASES, METERS, MICROSECONDS_PER_SECOND, PHASES, SECONDS_PER_HOUR, base_meter
 
 TIMESTAMP: pa.DataType = pa.timestamp("us", tz="UTC")
 TEXT: pa.DataType = pa.string()
@@ -153,7 +153,7 @@ def times(value: Any) -> Any:
     seconds = np.asarray(value, dtype=np.float64)
     if not np.isfinite(seconds).all() or (np.abs(seconds) > 1e11).any():
         raise InputError("a time is not a POSIX time in seconds")
-    return pa.array(np.round(seconds * 1e6).astype("datetime64[us]")).cast(TIMESTAMP)
+    return pa.array(np.round(seconds * MICROSECONDS_PER_SECOND).astype("datetime64[us]")).cast(TIMESTAMP)
 
 
 def empty() -> pa.Table:
@@ -262,7 +262,7 @@ def partial_sums(
     """Sums of rows whose text columns are coded. Integers all through, so that order does not matter."""
     if not len(ts):
         return {}
-    hour = ts // (SECONDS_PER_HOUR * 1_000_000)
+    hour = ts // (SECONDS_PER_HOUR * MICROSECONDS_PER_SECOND)
     first = int(hour.min())
     combined = hour - first
     for column, values in zip(codes, texts, strict=True):
@@ -300,7 +300,9 @@ def summed(parts: Iterable[Sums]) -> pa.Table:
             into[1] += fine
     keys = sorted(total)
     columns: list[Any] = [
-        pa.array([k[0] * SECONDS_PER_HOUR * 1_000_000 for k in keys], pa.int64()).cast(TIMESTAMP)
+        pa.array([k[0] * SECONDS_PER_HOUR * MICROSECONDS_PER_SECOND for k in keys], pa.int64()).cast(
+            TIMESTAMP
+        )
     ]
     columns += [pa.array([k[i + 1] for k in keys], pa.string()) for i in range(len(TOTALS) - 2)]
     columns.append(pa.array([total[k][0] + total[k][1] / _FINE for k in keys], pa.float64()))
