@@ -83,7 +83,7 @@ def burst(
     day. Raises CannotServeError where no number of replicas does.
     """
     day = busiest_day(requests_per_hour(scenario, workload))
-    return _burst(workload, pool, operation, tuple(float(n) for n in day), case, factor)
+    return _find(_Asked(workload, pool, operation), tuple(float(n) for n in day), case, factor)
 
 
 def busiest_day(requests: Floats) -> Floats:
@@ -101,19 +101,15 @@ class _Asked:
 
     def __init__(self, workload: Serving, pool: Pool, operation: Operation) -> None:
         self.workload, self.pool, self.operation = workload, pool, operation
-        self._key = (workload.model_dump_json(), pool.gpu, operation.engine, operation.candidate)
+        # Speeds too: a pool's own measured points change them and not the candidate.
+        speeds = (operation.requests_per_s, operation.requests_per_s_low, operation.requests_per_s_high)
+        self._key = (workload.model_dump_json(), pool.gpu, operation.engine, operation.candidate, speeds)
 
     def __hash__(self) -> int:
         return hash(self._key)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Asked) and self._key == other._key
-
-
-def _burst(
-    workload: Serving, pool: Pool, operation: Operation, day: tuple[float, ...], case: str, factor: float
-) -> Burst:
-    return _find(_Asked(workload, pool, operation), day, case, factor)
 
 
 @lru_cache(maxsize=512)

@@ -281,11 +281,7 @@ def with_site(market: Market, base: Option, uses: list[Use]) -> tuple[tuple[Use,
     pool = scenario.pools[base.pool]
     site = scenario.sites[pool.site]
     tariff = market.tariff(pool.site) if pays_for_energy(pool) else None
-    by_phase: dict[str, Floats] = {}
-    for use in uses:
-        for (phase, meter), quantity in use.quantities.items():
-            if meter == "energy_kwh":
-                by_phase[phase] = by_phase.get(phase, np.zeros(len(market.hours))) + quantity
+    by_phase = _by_phase(uses, ("energy_kwh",))
     load = np.sum(list(by_phase.values()), axis=0)
     peak_kw = float(load.max())
     if site.power_cap_kw is not None and peak_kw > site.power_cap_kw * (1 + 1e-9):
@@ -299,6 +295,16 @@ def with_site(market: Market, base: Option, uses: list[Use]) -> tuple[tuple[Use,
         found += _peaks(market, base, tariff, by_phase)
     found += _overhead_hours(market, base.pool, uses)
     return tuple(found), peak_kw
+
+
+def _by_phase(uses: list[Use], meters: tuple[str, ...]) -> dict[str, Floats]:
+    """Quantity per hour of some meters, qualifiers added up, by phase."""
+    found: dict[str, Floats] = {}
+    for use in uses:
+        for (phase, meter), quantity in use.quantities.items():
+            if base_meter(meter) in meters:
+                found[phase] = found[phase] + quantity if phase in found else quantity
+    return found
 
 
 def _in_tiers(use: Use, shares: Floats) -> Use:
@@ -331,12 +337,7 @@ def _overhead_hours(market: Market, pool_name: str, uses: list[Use]) -> list[Use
     An API holds no GPU hours for us: its tokens stand in for them.
     """
     site_name = market.scenario.pools[pool_name].site
-    meter = "gpu_hours" if site_name else None
-    by_phase: dict[str, Floats] = {}
-    for use in uses:
-        for (phase, name), quantity in use.quantities.items():
-            if name == meter or (meter is None and base_meter(name) in SERVED_TOKEN_METERS):
-                by_phase[phase] = by_phase.get(phase, np.zeros(len(market.hours))) + quantity
+    by_phase = _by_phase(uses, ("gpu_hours",) if site_name else SERVED_TOKEN_METERS)
     total = np.sum(list(by_phase.values()), axis=0)
     some = total > 0
     shares: Quantities = {

@@ -155,12 +155,7 @@ def _by_phase(running: list[OptionResult]) -> Spec:
     ]
     order = [o.facts["pool"] for o in running]
     return {
-        "$schema": SCHEMA,
-        "width": "container",
-        "autosize": {"type": "fit-x", "contains": "padding"},
-        "height": BAR * len(running),
-        "data": {"values": rows},
-        "mark": "bar",
+        **_bars(rows, len(running)),
         "encoding": {
             "y": {
                 "field": "option",
@@ -265,12 +260,7 @@ def _tornado(swings: list[Swing], option: OptionResult) -> Spec:
         for moved, value in (("−20 %", s.low_usd_per_mtok), ("+20 %", s.high_usd_per_mtok))
     ]
     return {
-        "$schema": SCHEMA,
-        "width": "container",
-        "autosize": {"type": "fit-x", "contains": "padding"},
-        "height": BAR * len(swings),
-        "data": {"values": rows},
-        "mark": "bar",
+        **_bars(rows, len(swings)),
         "encoding": {
             "y": {
                 "field": "input",
@@ -287,6 +277,18 @@ def _tornado(swings: list[Swing], option: OptionResult) -> Spec:
             "x2": {"field": "usd"},
             "color": _colours("moved", {"−20 %": PALETTE[0], "+20 %": PALETTE[1]}),
         },
+    }
+
+
+def _bars(rows: list[Spec], count: int) -> Spec:
+    """A bar figure as wide as the page with so many bars, without its encoding."""
+    return {
+        "$schema": SCHEMA,
+        "width": "container",
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        "height": BAR * count,
+        "data": {"values": rows},
+        "mark": "bar",
     }
 
 
