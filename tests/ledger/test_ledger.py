@@ -271,6 +271,27 @@ def test_figures_of_a_window_of_hours(ledger: Ledger) -> None:
     assert rows[0]["usd_per_mtok_total"] == pytest.approx(2000.0)
 
 
+def test_a_filter_on_a_meter_holds_for_its_qualifiers(ledger: Ledger) -> None:
+    names = ("output_tokens", "output_tokens:above200000", "output_tokens_in_slo", "input_tokens:above1")
+    used(ledger, {("output", name): 10.0**i for i, name in enumerate(names)})
+    assert ledger.usage(where={"meter": "output_tokens"}).to_pylist() == [{"quantity": Decimal(24 * 11)}]
+    assert ledger.usage_rows({"meter": ["output_tokens"]}).num_rows == 48
+    step = ledger.usage("meter", where={"meter": ["output_tokens:above200000"]}).to_pylist()
+    assert step == [{"meter": "output_tokens:above200000", "quantity": Decimal(240)}]
+    both = ledger.usage("meter", where={"meter": ["output_tokens_in_slo", "input_tokens"]})["meter"]
+    assert both.to_pylist() == ["input_tokens:above1", "output_tokens_in_slo"]
+    assert ledger.usage("meter", where={"meter": "output%"}).num_rows == 0
+    assert ledger.usage("meter", where={"meter": []}).num_rows == 0
+
+
+def test_the_first_hour_of_a_book_besides_some_meters(ledger: Ledger) -> None:
+    assert ledger.first_hour("plan:x") is None
+    used(ledger, {("output", "peak_kw:flat"): 1.0})
+    assert ledger.first_hour("plan:x", besides=["peak_kw"]) is None
+    assert ledger.first_hour("plan:x") == datetime(2026, 6, 1, tzinfo=UTC)
+    assert ledger.first_hour("actual") is None
+
+
 def test_what_close_refuses_can_be_listed(ledger: Ledger) -> None:
     used(ledger, {("output", "gpu_hours"): 1.0, ("output", "egress_gb"): 0.5})
     priced(ledger, "gpu_hours", 2.0)

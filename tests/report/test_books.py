@@ -17,6 +17,7 @@ from pertoken.fleet import RunningFleet, load_fleet
 from pertoken.rates.energy import bill
 from pertoken.report._terms import hours_between, months_of
 from pertoken.report.books import Books, hours_in, open_books
+from pertoken.tables import usage_rows
 
 HOUR = timedelta(hours=1)
 START = datetime(2026, 11, 24, 8, tzinfo=UTC)
@@ -209,6 +210,27 @@ def test_unpriced_usage_keeps_its_own_hour_open_alone(books_of: Make) -> None:
     assert books.due(START + 3 * HOUR) == [START + HOUR]
     again = books.close_due(START + 3 * HOUR)
     assert list(again.unpriced) == [START + HOUR]
+
+
+@pytest.mark.parametrize("name", ["input_tokens:above200000", "egress_gb", "lost_training_tokens"])
+def test_any_meter_says_since_when_one_knows(books_of: Make, name: str) -> None:
+    books = books_of(PLAIN)
+
+    def booked(hour: datetime, meter_name: str) -> None:
+        rows = usage_rows(
+            hours_between(hour, hour + HOUR), {("input", meter_name): 5.0},
+            book="actual", pool="api", model="m", tenant="t", basis="measured",
+        )  # fmt: skip
+        books.ledger.add_usage(rows)
+
+    booked(START - 9 * HOUR, "peak_kw:flat")  # at its month's first hour, which nobody metered
+    assert books.first_hour() is None
+    assert books.metered([START]) == []
+    booked(START, name)
+    assert books.first_hour() == START
+    assert books.metered([START - HOUR, START]) == [START]
+    told(books, START - HOUR, name, 5, "usage/late", pool="api")  # a record not yet closed
+    assert books.first_hour() == START - HOUR
 
 
 def test_overheads_of_a_pool_go_to_who_held_it(books_of: Make) -> None:

@@ -114,6 +114,16 @@ class Ledger:
         )
         return [(r["book"], r["first_hour"], r["last_hour"]) for r in rows.to_pylist()]
 
+    def first_hour(self, book: str, *, besides: Sequence[str] = ()) -> datetime | None:
+        """The oldest hour (UTC) in which a book has usage of any meter but those `besides`; None where it has none."""
+        where, parameters = where_clause({"book": book}, ("book",))
+        if besides:
+            term, names = where_clause({"meter": besides}, ("meter",))
+            where, parameters = f"{where} AND NOT {term}", [*parameters, *names]
+        found = self._engine.query(f"SELECT MIN(hour) AS hour FROM usage_hourly WHERE {where}", parameters)
+        first: datetime | None = found["hour"][0].as_py()
+        return first
+
     def unpriced(
         self, book: str | None = None, start: datetime | None = None, end: datetime | None = None
     ) -> list[dict[str, object]]:
@@ -168,7 +178,10 @@ class Ledger:
         start: datetime | None = None,
         end: datetime | None = None,
     ) -> pa.Table:
-        """Quantity by dimensions [the meter's unit, so group or filter by meter]: `by` then ``quantity``."""
+        """Quantity by dimensions [the meter's unit, so group or filter by meter]: `by` then ``quantity``.
+
+        A filter on a meter without a qualifier (``energy_kwh``) holds for all its tiers, bands and price steps.
+        """
         return self._sum("usage_hourly", "quantity", by, USAGE_DIMENSIONS, where or {}, (start, end))
 
     def rates(self) -> pa.Table:

@@ -29,19 +29,38 @@ def columns(names: Iterable[str], allowed: Sequence[str]) -> list[str]:
 def where_clause(
     filters: Filter, allowed: Sequence[str], window: Window = (None, None)
 ) -> tuple[str, list[object]]:
-    """A WHERE condition with its parameters; ``TRUE`` where nothing is filtered."""
+    """A WHERE condition with its parameters; ``TRUE`` where nothing is filtered.
+
+    A meter without a qualifier stands for all its qualified ones: ``energy_kwh`` for ``energy_kwh:tier2`` too.
+    """
     terms: list[str] = []
     parameters: list[object] = []
     for name in columns(filters, allowed):
         value = filters[name]
         values = [value] if isinstance(value, str) else list(value)
-        terms.append(f"{name} IN ({', '.join('?' for _ in values)})" if values else "FALSE")
+        if name == "meter" and values:
+            term, values = _meters(values)
+            terms.append(term)
+        else:
+            terms.append(f"{name} IN ({', '.join('?' for _ in values)})" if values else "FALSE")
         parameters += values
     for moment, test in zip(window, ("hour >= ?", "hour < ?"), strict=True):
         if moment is not None:
             terms.append(test)
             parameters.append(moment)
     return " AND ".join(terms) or "TRUE", parameters
+
+
+def _meters(names: Sequence[str]) -> tuple[str, list[str]]:
+    """The test of a meter, qualifiers of the bare names included.
+
+    A range and no LIKE: ``;`` is the character after ``:``, so it holds whatever a name has in it, and ranges are
+    what an engine skips blocks by.
+    """
+    terms = [f"meter IN ({', '.join('?' for _ in names)})"]
+    bare = [name for name in names if ":" not in name]
+    terms += ["(meter >= ? AND meter < ?)"] * len(bare)
+    return f"({' OR '.join(terms)})", [*names, *(name + mark for name in bare for mark in ":;")]
 
 
 def metric_named(name: str) -> Metric:

@@ -96,20 +96,15 @@ def _peaks(
 
 
 def _oldest(ledger: Ledger, book: str, pools: list[str]) -> datetime | None:
-    rows = ledger.usage("hour", where={"book": book, "pool": pools, "meter": _energy_meters(ledger, book)})
+    rows = ledger.usage("hour", where={"book": book, "pool": pools, "meter": "energy_kwh"})
     return min((hour for hour in rows["hour"].to_pylist() if hour is not None), default=None)
-
-
-def _energy_meters(ledger: Ledger, book: str) -> list[str]:
-    found = ledger.usage("meter", where={"book": book})["meter"].to_pylist()
-    return [m for m in found if m is not None and m.partition(":")[0] == "energy_kwh"]
 
 
 def _load(
     ledger: Ledger, book: str, pools: list[str], hours: Any, start: datetime, end: datetime
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Mean kW of each hour by phase, from the energy in the book."""
-    where = {"book": book, "pool": pools, "meter": _energy_meters(ledger, book)}
+    where = {"book": book, "pool": pools, "meter": "energy_kwh"}
     rows = ledger.usage("hour", "phase", where=where, start=start, end=end)
     load = {phase: np.zeros(len(hours)) for phase in PHASES}
     at = np.searchsorted(hours, rows["hour"].to_numpy(zero_copy_only=False).astype("datetime64[h]"))
@@ -121,7 +116,7 @@ def _load(
 
 def _tiers(ledger: Ledger, book: str, pools: list[str], tariff: TariffHours, month: Month) -> None:
     """Split the month's energy rows of the pools into tiers; each row's parts add up to it to the digit."""
-    where = {"book": book, "pool": pools, "meter": _energy_meters(ledger, book)}
+    where = {"book": book, "pool": pools, "meter": "energy_kwh"}
     rows = ledger.usage_rows(where, start=month[0], end=month[1])
     if not rows.num_rows:
         return

@@ -32,7 +32,7 @@ from pertoken.report._billing import Span, restate
 from pertoken.report._terms import hours_between, rates_of
 from pertoken.scenario import Api
 from pertoken.tables import USAGE, concat, usage_rows
-from pertoken.units import IDLE, TOKEN_METERS, base_meter, site_pool
+from pertoken.units import IDLE, base_meter, site_pool
 
 HOUR = timedelta(hours=1)
 SCRAPED, WRITTEN, NVML = "scrape/", "written/", "nvml/"
@@ -145,10 +145,9 @@ class Books:
 
     def first_hour(self) -> datetime | None:
         """The oldest hour that was metered; None where none was."""
-        told = {"book": BOOK, "meter": ["gpu_hours", "site_hours", "requests", *TOKEN_METERS]}
-        rows = self.ledger.usage("hour", where=told)["hour"].to_pylist()
-        known = [hour for hour in rows if hour is not None]
-        return min([*known, *self.journal.dirty_hours()], default=None)
+        # A peak stands at the first hour of its month, metered or not.
+        booked = self.ledger.first_hour(BOOK, besides=["peak_kw"])
+        return min([*([booked] if booked else []), *self.journal.dirty_hours()], default=None)
 
     def metered(self, hours: Iterable[datetime]) -> list[datetime]:
         """Those of the hours that lie at or after the oldest metered one: before it nobody knows what was held."""
