@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime
-from decimal import Decimal
 from typing import Annotated, Any
 
-import pyarrow as pa
 from fastapi import APIRouter, HTTPException, Query, Response
 from pydantic import AwareDatetime, BaseModel
 
 from pertoken.errors import InputError
-from pertoken.meter.attribute import BOOK
 from pertoken.report.actual import LedgerSource, compare_books
 from pertoken.report.books import hours_in
 from pertoken.report.doctor import examine
 from pertoken.units import METRICS
-from pertoken.web._doors import Admin, Reader, ServiceHere, WholeReader, answers
+from pertoken.web._doors import Admin, ServiceHere, WholeReader, answers
+from pertoken.web._question import Asking, Names, plain_rows, split_names
 
 router = APIRouter()
 _ASKING = answers(400, 401, 403, 429)
 _MOST_HOURS = 24 * 366 * 3
-_MOST_ROWS = 100_000
-Names = Annotated[list[str], Query(max_length=16)]
 
 
 class Figures(BaseModel):
@@ -66,65 +62,36 @@ async def readyz(service: ServiceHere, response: Response) -> dict[str, str]:
 @router.get("/v1/metric", responses=_ASKING)
 async def metric(
     service: ServiceHere,
-    caller: Reader,
+    question: Asking,
     name: Names,
-    by: Names = [],  # noqa: B006 (FastAPI copies it)
-    book: Names = [BOOK],  # noqa: B006
-    start: AwareDatetime | None = None,
-    end: AwareDatetime | None = None,
-    pool: Names = [],  # noqa: B006
-    model: Names = [],  # noqa: B006
-    tenant: Names = [],  # noqa: B006
 ) -> Figures:
     """Metrics by dimensions, read from the ledger: `?name=usd_per_mtok_output&by=model&book=actual`."""
-    where = _where(caller.tenant, {"book": book, "pool": pool, "model": model, "tenant": tenant})
-    names, keys = _split(name), _split(by)
+    names = split_names(name)
     table = await asyncio.to_thread(
-        lambda: service.books.ledger.metric(*names, by=keys, where=where, start=start, end=end)
+        lambda: service.books.ledger.metric(*names, by=question.by, **question.asked)
     )
-    return Figures(units={n: METRICS[n].unit for n in names}, rows=_rows(table))
+    return Figures(units={n: METRICS[n].unit for n in names}, rows=plain_rows(table))
 
 
 @router.get("/v1/cost", responses=_ASKING)
 async def cost(
     service: ServiceHere,
-    caller: Reader,
-    by: Names = [],  # noqa: B006
-    book: Names = [BOOK],  # noqa: B006
-    start: AwareDatetime | None = None,
-    end: AwareDatetime | None = None,
-    pool: Names = [],  # noqa: B006
-    model: Names = [],  # noqa: B006
-    tenant: Names = [],  # noqa: B006
+    question: Asking,
 ) -> Figures:
     """Cost [USD] by dimensions, phase, category and component; decimals as text, exact."""
-    where = _where(caller.tenant, {"book": book, "pool": pool, "model": model, "tenant": tenant})
-    keys = _split(by)
-    table = await asyncio.to_thread(
-        lambda: service.books.ledger.cost(*keys, where=where, start=start, end=end)
-    )
-    return Figures(units={"cost_usd": "USD"}, rows=_rows(table))
+    table = await asyncio.to_thread(lambda: service.books.ledger.cost(*question.by, **question.asked))
+    return Figures(units={"cost_usd": "USD"}, rows=plain_rows(table))
 
 
 @router.get("/v1/usage", responses=_ASKING)
 async def usage(
     service: ServiceHere,
-    caller: Reader,
-    by: Names = [],  # noqa: B006
-    book: Names = [BOOK],  # noqa: B006
-    start: AwareDatetime | None = None,
-    end: AwareDatetime | None = None,
-    pool: Names = [],  # noqa: B006
-    model: Names = [],  # noqa: B006
-    tenant: Names = [],  # noqa: B006
+    question: Asking,
 ) -> Figures:
     """Quantities by dimensions and phase, always by meter; decimals as text, exact."""
-    where = _where(caller.tenant, {"book": book, "pool": pool, "model": model, "tenant": tenant})
-    keys = [*(k for k in _split(by) if k != "meter"), "meter"]
-    table = await asyncio.to_thread(
-        lambda: service.books.ledger.usage(*keys, where=where, start=start, end=end)
-    )
-    return Figures(units={"quantity": "the meter's unit"}, rows=_rows(table))
+    keys = [*(k for k in question.by if k != "meter"), "meter"]
+    table = await asyncio.to_thread(lambda: service.books.ledger.usage(*keys, **question.asked))
+    return Figures(units={"quantity": "the meter's unit"}, rows=plain_rows(table))
 
 
 class BookSpan(BaseModel):
@@ -154,7 +121,9 @@ async def report(
     """Two books over the hours they share: the difference in USD split into price, volume, efficiency and mix."""
     source = LedgerSource(service.books.ledger)
     found = await asyncio.to_thread(
-        lambda: compare_books(lambda _: source, books=_split(book), by=_split(by), start=start, end=end)
+        lambda: compare_books(
+            lambda _: source, books=split_names(book), by=split_names(by), start=start, end=end
+        )
     )
     return found.to_dict()
 
@@ -186,30 +155,3 @@ async def close(service: ServiceHere, caller: Admin, window: Window) -> CloseAns
         return CloseAnswer(hours=len(done.hours), unmetered=len(hours) - len(metered), unpriced=unpriced)
 
     return await asyncio.to_thread(run)
-
-
-def _where(own: str, filters: dict[str, list[str]]) -> dict[str, list[str]]:
-    """The filter; a tenant's token sees that tenant's rows alone, whatever it asks for."""
-    where = {key: _split(values) for key, values in filters.items() if values}
-    if own:
-        where["tenant"] = [own]
-    return where
-
-
-def _split(values: list[str]) -> list[str]:
-    """``?by=pool,model`` and ``?by=pool&by=model`` are the same."""
-    return list(dict.fromkeys(part for value in values for part in value.split(",") if part))
-
-
-def _rows(table: pa.Table) -> list[dict[str, Any]]:
-    if table.num_rows > _MOST_ROWS:
-        raise InputError(f"{table.num_rows} rows: ask for at most {_MOST_ROWS}, by fewer dimensions or hours")
-    return [{key: _plain(value) for key, value in row.items()} for row in table.to_pylist()]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Decimal):
-        return format(value, "f")
-    if isinstance(value, datetime):
-        return value.strftime("%Y-%m-%dT%H:%M:%SZ")
-    return value

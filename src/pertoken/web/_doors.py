@@ -10,6 +10,9 @@ from fastapi import Depends, HTTPException, Request
 from pertoken.web.service import Service
 from pertoken.web.tokens import Caller, Scope
 
+COOKIE = "pertoken"
+"""Holds a browser's token; HttpOnly and SameSite=Strict."""
+
 
 def service_of(request: Request) -> Service:
     """The running service."""

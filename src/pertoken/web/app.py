@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, RedirectResponse
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from pertoken import __version__
 from pertoken.errors import InputError, PerTokenError
 from pertoken.meter.journal import JournalBrokenError, JournalFullError
-from pertoken.web import _ask, _ingest, exporter, figures
+from pertoken.web import _ask, _frame, _ingest, exporter, figures, pages
+from pertoken.web._doors import COOKIE
 from pertoken.web._limits import Pace, Room
 from pertoken.web.service import Service
 from pertoken.web.tokens import LOCAL, Caller, Tokens
@@ -76,6 +78,9 @@ def create_app(
     app.include_router(_ingest.router)
     app.include_router(_ask.router)
     app.include_router(figures.router)
+    app.include_router(_frame.router)
+    for router in pages.ROUTERS:
+        app.include_router(router)
     exporter.add_to(app, service)
     _errors(app)
     return app
@@ -95,15 +100,13 @@ class _Gate:
 
     def caller(self, request: Request) -> Caller:
         """Who asks. 401 without a good token where one is needed, 403 from a foreign page, 429 above the pace."""
-        address = request.client.host if request.client else "local"
         kind, _, text = request.headers.get("authorization", "").partition(" ")
         found: Caller | None = None
         if kind.lower() == "bearer" and text:
-            found = LOCAL if self.admin(text.strip()) else self.tokens.caller(text.strip())
-            if found is None:
-                if wait := self.failures.wait_s(address):
-                    raise _too_fast(wait)
-                raise HTTPException(401, "this token is not known", {"WWW-Authenticate": "Bearer"})
+            found = self.known(request, text.strip())
+        elif cookie := request.cookies.get(COOKIE):
+            found = self.known(request, cookie)
+            self._own_page(request, request.headers.get("host", ""))
         elif self.required:
             raise HTTPException(
                 401, "send a token: Authorization: Bearer pt_…", {"WWW-Authenticate": "Bearer"}
@@ -111,8 +114,18 @@ class _Gate:
         else:
             self._same_site(request)
             found = LOCAL
-        if wait := self.pace.wait_s(f"{address} {found.name}"):
+        if wait := self.pace.wait_s(f"{_address(request)} {found.name}"):
             raise _too_fast(wait)
+        request.state.caller = found
+        return found
+
+    def known(self, request: Request, text: str) -> Caller:
+        """Whose token it is. 401 where it is nobody's, 429 to an address that has tried too many."""
+        found = LOCAL if self.admin(text) else self.tokens.caller(text)
+        if found is None:
+            if wait := self.failures.wait_s(_address(request)):
+                raise _too_fast(wait)
+            raise HTTPException(401, "this token is not known", {"WWW-Authenticate": "Bearer"})
         return found
 
     def _same_site(self, request: Request) -> None:
@@ -121,10 +134,18 @@ class _Gate:
         known = host in self.hosts if self.hosts is not None else _is_loopback(host)
         if not known:
             raise HTTPException(403, "without tokens this service answers to its loopback name alone")
+        self._own_page(request, request.headers.get("host", ""))
+
+    def _own_page(self, request: Request, host: str) -> None:
+        """What a browser sends on its own account (a cookie, or nothing) counts from our own pages alone."""
         origin = request.headers.get("origin")
         foreign = request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
-        if foreign or (origin is not None and _hostname(urlsplit(origin).netloc) != host):
+        if foreign or (origin is not None and _hostname(urlsplit(origin).netloc) != _hostname(host)):
             raise HTTPException(403, "a page of another site may not call this service")
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else "local"
 
 
 def _too_fast(wait_s: float) -> HTTPException:
@@ -155,38 +176,56 @@ async def _guarded(request: Request, go_on: Callable[[Request], Awaitable[Respon
 
 
 def _errors(app: FastAPI) -> None:
-    """Every error is JSON with one line, `detail`, that repeats nothing unescaped."""
+    """Every error is one line, with nothing unescaped: JSON with `detail`, or a page to who looks with a browser."""
 
-    def plain(status: int, text: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    def plain(request: Request, status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
+        looking = "text/html" in request.headers.get("accept", "") and not request.url.path.startswith("/v1/")
+        if looking and status == 401 and request.method == "GET":
+            address = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+            return RedirectResponse(f"/login?{urlencode({'to': address})}", 303)
+        if looking:
+            return _frame.page(
+                request, "error.html", title="This cannot be shown", status=status, text=text[:1000]
+            )
         return JSONResponse({"detail": text[:1000]}, status, headers)
+
+    @app.exception_handler(StarletteHTTPException)
+    async def _refused(request: Request, error: StarletteHTTPException) -> Response:
+        return plain(request, error.status_code, str(error.detail), error.headers)
 
     # Which disk it is, and why, is the owner's affair: doctor tells.
     @app.exception_handler(JournalFullError)
-    async def _full(_: Request, __: JournalFullError) -> JSONResponse:
+    async def _full(request: Request, __: JournalFullError) -> Response:
         return plain(
-            503, "the disk is full here and nothing was kept: send it again later", {"Retry-After": "30"}
+            request,
+            503,
+            "the disk is full here and nothing was kept: send it again later",
+            {"Retry-After": "30"},
         )
 
     @app.exception_handler(JournalBrokenError)
-    async def _broken(_: Request, __: JournalBrokenError) -> JSONResponse:
+    async def _broken(request: Request, __: JournalBrokenError) -> Response:
         return plain(
-            503, "the disk failed here and nothing was kept: send it again later", {"Retry-After": "60"}
+            request,
+            503,
+            "the disk failed here and nothing was kept: send it again later",
+            {"Retry-After": "60"},
         )
 
     @app.exception_handler(Exception)
-    async def _unforeseen(_: Request, __: Exception) -> JSONResponse:
-        return plain(500, "this went wrong here, not at your end: the log has more")
+    async def _unforeseen(request: Request, __: Exception) -> Response:
+        return plain(request, 500, "this went wrong here, not at your end: the log has more")
 
     @app.exception_handler(InputError)
-    async def _input(_: Request, error: InputError) -> JSONResponse:
-        return plain(400, str(error))
+    async def _input(request: Request, error: InputError) -> Response:
+        return plain(request, 400, str(error))
 
     @app.exception_handler(PerTokenError)
-    async def _other(_: Request, error: PerTokenError) -> JSONResponse:
-        return plain(409, str(error))
+    async def _other(request: Request, error: PerTokenError) -> Response:
+        return plain(request, 409, str(error))
 
     @app.exception_handler(RequestValidationError)
-    async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def _invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        return plain(422, f"{place}: {first['msg']}")
+        return plain(request, 422, f"{place}: {first['msg']}")

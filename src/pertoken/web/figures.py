@@ -7,49 +7,41 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from functools import cache
-from importlib import resources
-from typing import Annotated, Any
-from urllib.parse import urlencode
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
 import pyarrow as pa
-from fastapi import APIRouter, HTTPException, Query, Request, Response
-from pydantic import AwareDatetime
+from fastapi import APIRouter, HTTPException, Request, Response
 
 from pertoken.errors import InputError, UnknownNameError
 from pertoken.ledger import Ledger
-from pertoken.meter.attribute import BOOK
-from pertoken.report._page import PALETTE, _bundle
+from pertoken.report._page import PALETTE
 from pertoken.units import METRICS
-from pertoken.web._ask import Names, _rows, _split, _where
-from pertoken.web._doors import Reader, ServiceHere
+from pertoken.web._doors import ServiceHere
+from pertoken.web._frame import page
+from pertoken.web._question import FILTERS, Looking, Question, plain_rows
 
 router = APIRouter(include_in_schema=False)
 TWINS = (".json", ".csv", ".vl.json", ".png", ".sql")
 COST = "cost_usd"
 _DRAWN_ROWS = 5_000
 _NAMES = (COST, *METRICS)
-_FILTERS = ("book", "pool", "model", "tenant")
 _METRIC_KEYS = ("hour", "pool", "model", "tenant", "book")
 _COST_KEYS = ("component", "category", "phase", *_METRIC_KEYS)
-_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-)
-_STATIC = {"figure.css": "text/css", "figure.js": "text/javascript", "vega.js": "text/javascript"}
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A figure: what is asked of the ledger, whole enough to ask it again."""
+    """A figure: a name and what is asked of the ledger, whole enough to ask it again."""
 
     name: str
-    by: list[str]
-    where: Mapping[str, Sequence[str]]
-    start: datetime | None
-    end: datetime | None
+    question: Question
+
+    @property
+    def by(self) -> list[str]:
+        """Its dimensions."""
+        return self.question.by
 
     @property
     def unit(self) -> str:
@@ -72,46 +64,21 @@ class Asked:
 
     def url(self, twin: str) -> str:
         """The permalink, or that of a twin."""
-        return f"/figure/{self.name}{twin}?{self._query('from', 'to', by=self.by)}"
+        return f"/figure/{self.name}{twin}?{self.question.query()}"
 
     def behind(self, kind: str) -> str:
         """Where the rows it sums are: `kind` is cost or usage."""
-        keys = [*_FILTERS, "hour", "phase", *(("category", "component") if kind == "cost" else ("meter",))]
-        return f"/v1/{kind}?{self._query('start', 'end', by=keys)}"
+        keys = [*FILTERS, "hour", "phase", *(("category", "component") if kind == "cost" else ("meter",))]
+        return f"/v1/{kind}?{self.question.query('start', 'end', by=keys)}"
 
     def within(self, row: Mapping[str, Any]) -> str:
         """The figure of one row alone; empty where no filter can name it."""
-        if not self.by or any(not row[k] or (k not in _FILTERS and k != "hour") for k in self.by):
-            return ""
-        # The parameters take several values apart at commas, so that a name with one cannot be asked for.
-        if any("," in str(row[k]) for k in self.by):
-            return ""
-        found = replace(self, by=[], where={**self.where, **{k: [row[k]] for k in self.by if k != "hour"}})
-        if "hour" in self.by:
-            hour = datetime.fromisoformat(row["hour"])
-            found = replace(found, start=hour, end=hour + timedelta(hours=1))
-        return found.url("")
-
-    def _query(self, start: str, end: str, *, by: Sequence[str]) -> str:
-        pairs = [("by", key) for key in by]
-        pairs += [(key, value) for key, values in self.where.items() for value in values]
-        pairs += [(k, m.isoformat()) for k, m in ((start, self.start), (end, self.end)) if m is not None]
-        return urlencode(pairs)
+        found = self.question.within(row)
+        return Asked(self.name, found).url("") if found else ""
 
 
 @router.get("/figure/{address}")
-async def figure(
-    service: ServiceHere,
-    caller: Reader,
-    address: str,
-    by: Names = [],  # noqa: B006 (FastAPI copies it)
-    book: Names = [BOOK],  # noqa: B006
-    start: Annotated[AwareDatetime | None, Query(alias="from")] = None,
-    end: Annotated[AwareDatetime | None, Query(alias="to")] = None,
-    pool: Names = [],  # noqa: B006
-    model: Names = [],  # noqa: B006
-    tenant: Names = [],  # noqa: B006
-) -> Response:
+async def figure(request: Request, service: ServiceHere, address: str, question: Looking) -> Response:
     """A figure as a page, or as the twin its address ends in; a tenant's token sees that tenant's rows alone."""
     name, dot, rest = address.partition(".")
     twin = dot + rest
@@ -119,37 +86,21 @@ async def figure(
         raise UnknownNameError("figure", name, _NAMES)
     if twin and twin not in TWINS:
         raise HTTPException(404, f"a figure ends in one of {', '.join(TWINS)}, or in nothing")
-    keys = _split(by)
-    if len(keys) > 2:
-        raise InputError(f"a figure has at most two dimensions, found {len(keys)}: {', '.join(keys)}"[:200])
-    where = _where(caller.tenant, {"book": book, "pool": pool, "model": model, "tenant": tenant})
-    asked = Asked(name, keys, where, start, end)
-    return await asyncio.to_thread(_answer, service.books.ledger, asked, twin)
+    if len(question.by) > 2:
+        keys = ", ".join(question.by)
+        raise InputError(f"a figure has at most two dimensions, found {len(question.by)}: {keys}"[:200])
+    return await asyncio.to_thread(_answer, request, service.books.ledger, Asked(name, question), twin)
 
 
-@router.get("/static/{name}")
-async def static(request: Request, name: str) -> Response:
-    """The pages' own style and scripts; nothing of the ledger."""
-    if name not in _STATIC:
-        raise HTTPException(404, "there is no such file")
-    content, tag = await asyncio.to_thread(_file, name)
-    headers = {"Cache-Control": "public, max-age=86400", "ETag": tag}
-    if request.headers.get("if-none-match") == tag:
-        return Response(status_code=304, headers=headers)
-    return Response(content, media_type=_STATIC[name], headers=headers)
-
-
-def _answer(ledger: Ledger, asked: Asked, twin: str) -> Response:
+def _answer(request: Request, ledger: Ledger, asked: Asked, twin: str) -> Response:
     if twin == ".sql":
-        sql, parameters = ledger.sql(
-            asked.name, by=asked.by, where=asked.where, start=asked.start, end=asked.end
-        )
+        sql, parameters = ledger.sql(asked.name, by=asked.by, **asked.question.asked)
         return Response(_written_out(sql, parameters) + ";\n", media_type="text/plain")
-    rows = _rows(_table(ledger, asked))
+    rows = plain_rows(_table(ledger, asked))
     if twin == ".json":
         answer = {
             "figure": asked.name, "unit": asked.unit, "about": asked.about, "formula": asked.formula,
-            "by": asked.by, "where": asked.where, "url": asked.url(""),
+            "by": asked.by, "where": asked.question.where, "url": asked.url(""),
             "rows_behind": [asked.behind("cost"), asked.behind("usage")], "rows": rows,
         }  # fmt: skip
         return Response(json.dumps(answer), media_type="application/json")
@@ -166,27 +117,23 @@ def _answer(ledger: Ledger, asked: Asked, twin: str) -> Response:
 
         png = vl_convert.vegalite_to_png({**_spec(asked, rows), "width": 640}, scale=2)
         return Response(png, media_type="image/png")
-    return _page(asked, rows)
-
-
-def _table(ledger: Ledger, asked: Asked) -> pa.Table:
-    if asked.name == COST:
-        return ledger.cost(*asked.by, where=asked.where, start=asked.start, end=asked.end)
-    return ledger.metric(asked.name, by=asked.by, where=asked.where, start=asked.start, end=asked.end)
-
-
-def _page(asked: Asked, rows: list[dict[str, Any]]) -> Response:
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    text = environment.from_string(_template("figure.html")).render(
+    return page(
+        request,
+        "figure.html",
+        title=asked.name,
         f=asked,
+        spec=_spec(asked, rows),
         rows=[(row, asked.within(row)) for row in rows],
         names=_NAMES,
         twins=TWINS,
         dimensions=_COST_KEYS if asked.name == COST else _METRIC_KEYS,
     )
-    return Response(text, media_type="text/html", headers={"Content-Security-Policy": _POLICY})
+
+
+def _table(ledger: Ledger, asked: Asked) -> pa.Table:
+    if asked.name == COST:
+        return ledger.cost(*asked.by, **asked.question.asked)
+    return ledger.metric(asked.name, by=asked.by, **asked.question.asked)
 
 
 def _spec(asked: Asked, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -245,15 +192,3 @@ def _literal(value: object) -> str:
     if isinstance(value, datetime):
         return f"TIMESTAMPTZ '{value.isoformat()}'"
     return "'" + str(value).replace("'", "''") + "'"
-
-
-@cache
-def _file(name: str) -> tuple[str, str]:
-    import hashlib
-
-    text = _bundle() if name == "vega.js" else _template(name)
-    return text, f'"{hashlib.sha256(text.encode()).hexdigest()[:16]}"'
-
-
-def _template(name: str) -> str:
-    return resources.files("pertoken.web").joinpath("templates", name).read_text(encoding="utf-8")

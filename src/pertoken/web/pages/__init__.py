@@ -1,0 +1,7 @@
+"""The pages people look at, a file each: `ROUTERS` holds their routes."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+ROUTERS: tuple[APIRouter, ...] = ()
