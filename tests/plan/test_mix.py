@@ -8,6 +8,7 @@ import pytest
 from pertoken.errors import CannotServeError
 from pertoken.plan import _mix
 from pertoken.plan._mix import mix
+from pertoken.plan._solve import Watch
 
 
 def _case(seed: int, types: int, buckets: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -33,7 +34,7 @@ def test_slices_cost_what_the_whole_program_costs(seed: int) -> None:
     usd, rate, requests = _case(seed, 3, 6)
     found = mix(usd, rate, requests, slices=4)
     _holds(found, rate, requests, 4)
-    watch = _mix.Watch(60.0)
+    watch = Watch(60.0)
     counts, _, _ = _mix._solved(usd, rate, requests, 4, None, 0.0, watch)
     assert found.usd_per_hour == pytest.approx(float(usd @ counts), rel=1e-6)
     assert found.usd_per_hour >= mix(usd, rate, requests).usd_per_hour - 1e-9
