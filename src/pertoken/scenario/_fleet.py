@@ -1,77 +1,27 @@
-"""What a human writes: a fleet (sites, pools, prices) and what is asked of it (workloads, horizon, budget).
-
-The fleet serves plan and actual alike. Fields carry their unit in their name; what is not written is named in the
-report as left out, never silently assumed to be free.
-"""
+"""Sites, pools and price terms: what there is to run on, or to buy, in plan and actual alike."""
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import numpy as np
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pertoken import catalog
-from pertoken._yaml import MisplacedError, load_yaml
-from pertoken.errors import InputError, PerTokenError, nearest
-from pertoken.rates._local import local_hours
-from pertoken.tables import Hours
-from pertoken.units import HOURS_PER_DAY, MINUTES_PER_HOUR
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-NotNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$", max_length=64)]
-
-PROFILES: dict[str, tuple[float, ...]] = {
-    "flat": (1.0,) * HOURS_PER_DAY,
-    "office": (
-        .1, .1, .1, .1, .1, .2, .4, .8, 1.5, 2.1, 2.3, 2.2,
-        1.9, 2.1, 2.3, 2.3, 2.1, 1.6, 1.0, .6, .4, .3, .2, .2,
-    ),
-    "evening": (
-        .5, .3, .2, .2, .2, .2, .3, .5, .7, .8, .9, 1.0,
-        1.1, 1.0, 1.0, 1.0, 1.1, 1.4, 1.9, 2.3, 2.4, 2.2, 1.6, 1.0,
-    ),
-    "night": (
-        2.4, 2.6, 2.6, 2.6, 2.4, 2.0, 1.0, .3, .2, .2, .2, .2,
-        .2, .2, .2, .2, .2, .2, .3, .5, .8, 1.3, 1.8, 2.2,
-    ),
-}  # fmt: skip
-"""Share of the day's requests by local hour, relative to the mean hour; ours, named after when they peak."""
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        allow_inf_nan=False,
-        str_strip_whitespace=True,
-        use_attribute_docstrings=True,
-    )
-
-
-class ModelFile(_Strict):
-    """A model described by a Hugging Face config.json on disk."""
-
-    config: Path
-    """Path of the config.json, seen from this file."""
-
-    @field_validator("config")
-    @classmethod
-    def _found(cls, path: Path, info: ValidationInfo) -> Path:
-        return _file(path, info)
+from pertoken._yaml import MisplacedError
+from pertoken.errors import PerTokenError
+from pertoken.scenario._field import (
+    Fraction,
+    Name,
+    NotNegative,
+    Positive,
+    _file,
+    _in_catalogue,
+    _Strict,
+    _timezone,
+    _unknown,
+)
+from pertoken.units import MINUTES_PER_HOUR
 
 
 class InlineTariff(_Strict):
@@ -143,9 +93,9 @@ class Site(_Strict):
     """What that heat earns."""
     power_cap_kw: Positive | None = None
     """Most that the fleet may draw at the utility meter."""
-    peak_so_far_kw: dict[str, NotNegative] = {}
+    peak_so_far_kw: dict[str, NotNegative] = Field({})
     """Demand already set this billing period, by the tariff's band."""
-    previous_peaks_kw: dict[str, list[NotNegative]] = {}
+    previous_peaks_kw: dict[str, list[NotNegative]] = Field({})
     """By the tariff's demand charge: monthly peaks before the horizon, oldest first, for a ratchet."""
     overheads: Overheads = Overheads()
     """Paid once for the site."""
@@ -381,197 +331,10 @@ class Pool(_Strict):
         return min(node, self.count) if isinstance(self.count, int) else node
 
 
-class Tokens(_Strict):
-    """A token count per request as a distribution: log-normal with this mean and coefficient of variation."""
-
-    mean: Positive
-    """Mean tokens per request."""
-    cv: NotNegative = 0.0
-    """Standard deviation over mean; 0: all alike."""
-
-
-class Slo(_Strict):
-    """What a request may take. `percentile`: the share of requests that must meet it (needs simulation above 50)."""
-
-    ttft_s: Positive
-    """Time to the first token, seconds."""
-    tpot_s: Positive
-    """Time per output token after it, seconds."""
-    percentile: Annotated[float, Field(gt=0, lt=100)] = 50.0
-    """Share of requests, in %, that must meet both; above 50 it is simulated."""
-
-
-class _Workload(_Strict):
-    model: str | ModelFile
-    """A catalogue name, or {config: path}."""
-    precisions: list[Literal["bf16", "fp8", "fp4", "int8", "int4"]] = []
-    """Precisions the owner accepts; empty: the one the checkpoint is published in, and bf16."""
-    tenant: Name | None = None
-    """Who it is for; empty: the workload's name."""
-    pools: list[str] = []
-    """Pools that may run it; empty: all."""
-    regions: list[str] = []
-    """Site regions its data may be in; empty: all."""
-    vendors: list[str] = []
-    """Pool vendors it may use; empty: all."""
-    max_spot_fraction: Fraction = 1.0
-    """Share of it that may run on spot pools."""
-
-    @field_validator("model")
-    @classmethod
-    def _known(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            _in_catalogue(catalog.model, value)
-        return value
-
-
-class Serving(_Workload):
-    """Requests answered as they come."""
-
-    kind: Literal["serving"]
-    """What it is."""
-    requests_per_day: Annotated[float, Field(gt=0, le=1e12)]
-    """On a weekday."""
-    input_tokens: Positive | Tokens
-    """Prompt tokens per request, cached ones included."""
-    output_tokens: Positive | Tokens
-    """Tokens generated per request."""
-    cached_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of prompt tokens that a prefix cache serves."""
-    profile: Literal["flat", "office", "evening", "night"] | list[NotNegative] = "flat"
-    """Shape of a day by local hour: a named one, or 24 weights."""
-    weekend_fraction: NotNegative = 1.0
-    """Requests on a Saturday or Sunday over those on a weekday."""
-    timezone: str = ""
-    """Of the profile; empty: the horizon's."""
-    slo: Slo | None = None
-    """What a request may take; empty: anything."""
-    headroom_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Share of capacity kept free in the busiest hour, for bursts within the hour."""
-    trace: Path | None = None
-    """Requests with arrival times; replaces the profile in a simulation."""
-    minimum_replicas: Annotated[int, Field(ge=1)] = 1
-    """Kept running whatever the load."""
-    accepted_per_step: Annotated[float, Field(ge=1, le=16)] = 1.0
-    """Tokens kept per decode step with speculative decoding; 1: none."""
-    draft_fraction: Fraction = 0.0
-    """Time to draft one step over that of one decode step."""
-    bytes_per_token: Positive = 5.0
-    """Text sent out per output token, for egress."""
-
-    @field_validator("profile")
-    @classmethod
-    def _day(cls, value: Any) -> Any:
-        if isinstance(value, list) and (len(value) != HOURS_PER_DAY or not sum(value)):
-            raise ValueError(f"a profile has 24 weights, not all zero; found {len(value)}")
-        return value
-
-    @field_validator("timezone")
-    @classmethod
-    def _zone(cls, name: str) -> str:
-        return _timezone(name) if name else name
-
-    @field_validator("trace")
-    @classmethod
-    def _found(cls, path: Path | None, info: ValidationInfo) -> Path | None:
-        return None if path is None else _file(path, info)
-
-
-class Batch(Serving):
-    """Requests that may wait: answered within `deadline_hours` of their arrival."""
-
-    kind: Literal["batch"]  # type: ignore[assignment]
-    """What it is."""
-    deadline_hours: Positive = 24.0
-    """From arrival to answer."""
-
-
-class Restarts(_Strict):
-    """How a training job loses work."""
-
-    mtbf_hours: Positive
-    """Mean time between failures of one GPU's share of the job."""
-    checkpoint_minutes: Positive = 30.0
-    """Between checkpoints."""
-    checkpoint_cost_minutes: NotNegative = 0.5
-    """To write one, the job standing still."""
-    restart_minutes: NotNegative = 10.0
-    """From a failure to training again."""
-
-
-class Training(_Workload):
-    """Tokens a model is trained on."""
-
-    kind: Literal["training"]
-    """What it is."""
-    tokens: Positive | None = None
-    """All tokens within the horizon; or give tokens_per_week."""
-    tokens_per_week: Positive | None = None
-    """Again in each week of the horizon."""
-    sequence_tokens: Positive = 4096
-    """Per sample."""
-    global_batch: NotNegative = 0.0
-    """Samples per optimiser step; 0: chosen."""
-    method: Literal["pretrain", "full", "lora"] = "pretrain"
-    """All weights from scratch, all weights of a given model, or adapters on a frozen one."""
-    max_gpus: Annotated[int, Field(gt=0)] | None = None
-    """No larger job is tried."""
-    deadline_days: Positive | None = None
-    """From the start of the horizon (with tokens), or of each week (with tokens_per_week)."""
-    restarts: Restarts | None = None
-    """How work is lost; empty: none is."""
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.tokens is None) == (self.tokens_per_week is None):
-            raise ValueError("give exactly one of tokens and tokens_per_week")
-        return self
-
-
-Workload = Annotated[Serving | Batch | Training, Field(discriminator="kind")]
-
-
-_YEARS = (1970, 2200)
-
-
-class Horizon(_Strict):
-    """The hours that are priced: whole local days."""
-
-    start: date
-    """First local day."""
-    days: Annotated[int, Field(gt=0, le=3660)] = 30
-    """Local days."""
-    timezone: str
-    """IANA name."""
-
-    @field_validator("timezone")
-    @classmethod
-    def _zone(cls, name: str) -> str:
-        return _timezone(name)
-
-    @field_validator("start")
-    @classmethod
-    def _year(cls, start: date) -> date:
-        if not _YEARS[0] <= start.year < _YEARS[1]:
-            raise ValueError(f"a horizon starts between {_YEARS[0]} and {_YEARS[1]}")
-        return start
-
-
-class Budget(_Strict):
-    """A limit over the horizon, for each option alone in `compare` and for the whole plan in `plan`."""
-
-    usd: Positive | None = None
-    """USD."""
-    tokens: Positive | None = None
-    """Tokens that may be bought or made: served and trained."""
-    kgco2e: Positive | None = None
-    """Greenhouse gas of its energy."""
-
-
 class Fleet(_Strict):
     """Sites and pools, with their prices."""
 
-    sites: dict[Name, Site] = {}
+    sites: dict[Name, Site] = Field({})
     """Places with an electricity meter, and cloud regions, by name."""
     pools: Annotated[dict[Name, Pool], Field(min_length=1)]
     """What tokens can be made on, by name."""
@@ -610,109 +373,3 @@ def _catalogue_price(pool: Pool, *place: str) -> None:
         )
     except PerTokenError as error:
         raise MisplacedError(str(error), *place) from error
-
-
-class Scenario(Fleet):
-    """A fleet and what is asked of it."""
-
-    name: Name
-    """Of its books: `plan:<name>`."""
-    currency: Literal["USD"] = "USD"
-    """All money in this file."""
-    horizon: Horizon
-    """Which hours are priced."""
-    workloads: Annotated[dict[Name, Workload], Field(min_length=1)]
-    """What is asked for, by name."""
-    budget: Budget = Budget()
-    """Limits that an option or plan should keep."""
-
-    @model_validator(mode="after")
-    def _pools_known(self) -> Self:
-        for name, workload in self.workloads.items():
-            for pool in workload.pools:
-                if pool not in self.pools:
-                    known = _unknown("pool", pool, self.pools)
-                    raise MisplacedError(f"unknown {known}", "workloads", name, "pools")
-        return self
-
-    @property
-    def hours(self) -> Hours:
-        """UTC hours of the horizon, shape (T,); local midnight to local midnight, so 23- and 25-hour days count."""
-        return np.arange(self._midnight(0), self._midnight(self.horizon.days))
-
-    @property
-    def midnights(self) -> list[int]:
-        """The hour of the horizon each of its local days begins in, and that after its last."""
-        first = self._midnight(0)
-        return [int((self._midnight(d) - first).astype(np.int64)) for d in range(self.horizon.days + 1)]
-
-    def _midnight(self, day: int) -> np.datetime64:
-        zone = ZoneInfo(self.horizon.timezone)
-        local = datetime.combine(self.horizon.start + timedelta(days=day), time(), zone)
-        return np.datetime64(local.astimezone(UTC).replace(tzinfo=None), "h")
-
-
-def load(path: str | Path) -> Scenario:
-    """The scenario in a YAML file.
-
-    Raises ScenarioError with file, line and field on anything that cannot be used.
-    """
-    scenario: Scenario = load_yaml(Path(path), Scenario)
-    return scenario
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON Schema of a scenario file, for editors."""
-    schema = Scenario.model_json_schema()
-    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    return schema
-
-
-def requests_per_hour(scenario: Scenario, workload: Serving) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Requests in each hour of the horizon, shape (T,), from the daily profile in the workload's own time zone.
-
-    A weekday carries `requests_per_day`; a weekend day that times `weekend_fraction`.
-    """
-    weights = np.asarray(
-        PROFILES[workload.profile] if isinstance(workload.profile, str) else workload.profile
-    )
-    local = local_hours(scenario.hours, workload.timezone or scenario.horizon.timezone)
-    shares = weights[local.hour] / weights.sum()
-    result: np.ndarray[Any, np.dtype[np.float64]] = (
-        workload.requests_per_day * shares * np.where(local.weekend, workload.weekend_fraction, 1.0)
-    )
-    if not result.any():
-        raise InputError(
-            "no request falls in the horizon: weekend_fraction and profile leave none of its hours any"
-        )
-    return result
-
-
-def _timezone(name: str) -> str:
-    try:
-        ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        from zoneinfo import available_timezones
-
-        raise ValueError(f"unknown {_unknown('time zone', name, available_timezones())}") from error
-    return name
-
-
-def _unknown(kind: str, name: str, known: Any) -> str:
-    hits = nearest(name, known)
-    return f"{kind} {name!r}" + (f": did you mean {', '.join(hits)}?" if hits else ", which is not defined")
-
-
-def _in_catalogue(lookup: Any, name: str) -> None:
-    try:
-        lookup(name)
-    except InputError as error:
-        raise ValueError(str(error)) from error
-
-
-def _file(path: Path, info: ValidationInfo) -> Path:
-    folder = (info.context or {}).get("folder", Path())
-    full: Path = folder / path
-    if not full.is_file():
-        raise ValueError(f"no file at {path} (looked in {folder})")
-    return full
