@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pertoken.errors import InputError, MissingRateError, UnknownNameError
 from pertoken.ledger import Ledger, open_ledger
-from pertoken.tables import Hours, rate_rows, usage_rows
+from pertoken.tables import USAGE, Hours, rate_rows, usage_rows
 
 HOURS: Hours = np.arange("2026-06-01T00", "2026-06-02T00", dtype="datetime64[h]")
 
@@ -319,3 +322,144 @@ def test_many_rates_at_once_are_all_there(ledger: Ledger) -> None:
     for _ in range(2):
         ledger.add_rates(rates)
         assert ledger.rates().num_rows == rates.num_rows
+
+
+def book_of(usd: float, hours: Hours = HOURS) -> tuple[pa.Table, pa.Table]:
+    """A GPU-hour and 1,000 tokens an hour, and the hour's price."""
+    usage = usage_rows(
+        hours, {("output", "gpu_hours"): 1.0, ("output", "output_tokens"): 1000},
+        book="plan:shop", pool="h100", model="m", tenant="t", basis="fitted",
+    )  # fmt: skip
+    rates = rate_rows(
+        hours, usd, pool="h100", meter="gpu_hours", component="rent", basis="quoted", source="plan"
+    )
+    return usage, rates
+
+
+def costs(ledger: Ledger) -> dict[str, Decimal]:
+    return {row["book"]: row["cost_usd"] for row in ledger.cost("book").to_pylist()}
+
+
+def test_a_book_is_put_whole_and_leaves_others_rates_alone(ledger: Ledger) -> None:
+    usage, _ = book_of(0)
+    ledger.add_usage(usage.set_column(0, "book", pa.array(["actual"] * len(usage))))
+    priced(ledger, "gpu_hours", 2.0)
+    in_force = ledger.rates()
+    for usd in (5.0, 3.0):
+        ledger.put_book("plan:shop", *book_of(usd))
+        ledger.close()
+        assert costs(ledger) == {"actual": Decimal(48), "plan:shop": Decimal(24) * Decimal(usd)}
+    assert ledger.rates() == in_force
+    assert set(ledger.rates("plan:shop")["source"].to_pylist()) == {"plan"}
+    assert [name for name, *_ in ledger.books()] == ["actual", "plan:shop"]
+    # Closed again, alone or with all: the same cents. And its own rates price nobody else.
+    ledger.close("plan:shop")
+    ledger.add_usage(
+        usage_rows(
+            HOURS, {("output", "egress_gb"): 1.0}, book="actual", pool="h100", model="", tenant="", basis="measured"
+        )
+    )  # fmt: skip
+    with pytest.raises(MissingRateError, match="egress_gb"):
+        ledger.close()
+    assert costs(ledger) == {"actual": Decimal(48), "plan:shop": Decimal(72)}
+    ledger.drop_book("plan:shop")
+    assert costs(ledger) == {"actual": Decimal(48)}
+    assert ledger.rates("plan:shop").num_rows == 0
+    assert ledger.rates() == in_force
+
+
+def test_a_book_is_priced_by_its_own_rates_alone(ledger: Ledger) -> None:
+    priced(ledger, "gpu_hours", 2.0)  # in force for actual, and no price of the plan's
+    ledger.put_book("plan:shop", *book_of(1.0))
+    usage, rates = book_of(9.0)
+    with pytest.raises(MissingRateError, match="no rate for gpu_hours in pool 'h100' in 24 hours"):
+        ledger.put_book("plan:shop", usage, changed(rates, "pool", "h200"))
+    with pytest.raises(InputError, match="no rate row came"):
+        ledger.put_book("plan:shop", usage, rates.slice(0, 0))
+    assert costs(ledger) == {"plan:shop": Decimal(24)}
+    assert ledger.unpriced() == []
+
+
+def test_a_large_book_of_coded_texts(ledger: Ledger) -> None:
+    hours: Hours = np.arange("2020-01-01T00", "2036-01-01T00", dtype="datetime64[h]")
+    usage, rates = book_of(1.5, hours)
+    for _ in range(2):
+        ledger.put_book("plan:shop", coded(usage), coded(rates))
+        assert costs(ledger) == {"plan:shop": Decimal("1.5") * len(hours)}
+        assert ledger.usage_rows().num_rows == len(usage)
+
+
+def coded(rows: pa.Table) -> pa.Table:
+    """Texts as Arrow dictionaries of the shortest index."""
+    kind = pa.dictionary(pa.int8(), pa.string())
+    fields = [f.with_type(kind) if f.type == pa.string() else f for f in rows.schema]
+    return rows.cast(pa.schema(fields))
+
+
+def changed(rows: pa.Table, name: str, value: Any, kind: Any = None) -> pa.Table:
+    at = rows.column_names.index(name)
+    column = pa.array([value] * len(rows), kind or rows.schema.field(name).type)
+    return rows.set_column(at, name, column)
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value", "kind", "says"),
+    [
+        ("usage", "book", "actual", None, "book 'actual' is not 'plan:shop' alone"),
+        ("usage", "phase", "decode", None, "phase 'decode' is not of input, output"),
+        ("usage", "meter", "output_token", None, "did you mean output_tokens"),
+        ("usage", "quantity", Decimal(-1), None, "negative quantity"),
+        ("usage", "quantity", None, None, "lack a value in column 'quantity'"),
+        ("usage", "quantity", float("nan"), pa.float64(), "column 'quantity' of usage cannot be read"),
+        ("usage", "quantity", "1", pa.string(), "is string, not a number"),
+        ("usage", "quantity", 1e30, pa.float64(), "column 'quantity' of usage cannot be read"),
+        ("usage", "hour", datetime(2026, 6, 1, 0, 30, tzinfo=UTC), None, "at full hours"),
+        ("usage", "hour", datetime(2026, 6, 1), pa.timestamp("us"), "not a time with its zone"),  # noqa: DTZ001
+        ("usage", "tenant", "a\nb", None, "is not at most 200 printable characters"),
+        ("usage", "tenant", "x" * 201, None, "is not at most 200 printable characters"),
+        ("usage", "tenant", 1, pa.int64(), "is int64, not text"),
+        ("usage", "basis", "guessed", None, "basis 'guessed' is not of measured"),
+        ("rates", "component", "rents", None, "did you mean rent"),
+        ("rates", "category", "energy", None, "rent is of compute, not of 'energy'"),
+        ("rates", "meter", "gpu_hour", None, "did you mean gpu_hours"),
+        ("rates", "usd_per_unit", 1e9, pa.float64(), "column 'usd_per_unit' of rates cannot be read"),
+    ],
+)
+def test_rows_that_do_not_belong_change_nothing(
+    ledger: Ledger, table: str, column: str, value: Any, kind: Any, says: str
+) -> None:
+    ledger.put_book("plan:shop", *book_of(1.0))
+    rows = dict(zip(("usage", "rates"), book_of(9.0), strict=True))
+    rows[table] = changed(rows[table], column, value, kind)
+    with pytest.raises(InputError, match=says):
+        ledger.put_book("plan:shop", rows["usage"], rows["rates"])
+    with pytest.raises(InputError, match="columns"):
+        ledger.put_book("plan:shop", rows["rates"], rows["rates"])
+    with pytest.raises(InputError, match="no usage row came"):
+        ledger.put_book("plan:shop", USAGE.empty_table(), rows["rates"])
+    assert costs(ledger) == {"plan:shop": Decimal(24)}
+
+
+def test_writers_wait_for_one_another(ledger: Ledger) -> None:
+    used(ledger, {("output", "gpu_hours"): 1.0})
+    priced(ledger, "gpu_hours", 2.0)
+    failed: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            for turn in range(6):
+                ledger.put_book("plan:shop", *book_of(float(turn + 1)))
+                ledger.close("plan:x")
+                priced(ledger, "gpu_hours", 2.0 + number)
+                ledger.drop_book("plan:none")
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    ledger.close()
+    assert costs(ledger)["plan:shop"] == 24 * 6

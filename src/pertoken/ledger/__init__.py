@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from pertoken.errors import InputError
+from pertoken.ledger._book import book_rates, book_usage
 from pertoken.ledger._close import TABLES, close, unpriced
 from pertoken.ledger._engine import Engine, connect
 from pertoken.ledger._metric import (
@@ -30,10 +33,14 @@ class Ledger:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._writing = (
+            threading.RLock()
+        )  # one writer at a time: two that touch the same rows would fail, not wait
 
     def add_usage(self, rows: pa.Table) -> None:
         """Append usage rows (`tables.USAGE`). Raises InputError on another schema."""
-        self._engine.load("usage_hourly", _checked(rows, USAGE))
+        with self._writing:
+            self._engine.load("usage_hourly", _checked(rows, USAGE))
 
     def replace_usage(
         self,
@@ -65,7 +72,7 @@ class Ledger:
             name = "split_part(meter, ':', 1)" if column == "meter" else column
             terms.append(f"{name} IN ({', '.join('?' for _ in allowed)})" if allowed else "FALSE")
             parameters += allowed
-        with self._engine.transaction():
+        with self._writing, self._engine.transaction():
             self._engine.execute(f"DELETE FROM usage_hourly WHERE {' AND '.join(terms)}", parameters)
             self._engine.load("usage_hourly", checked)
 
@@ -87,7 +94,7 @@ class Ledger:
         """
         checked = _checked(rows, RATES)
         keys = ("hour", "pool", "meter", "component")
-        with self._engine.transaction():
+        with self._writing, self._engine.transaction():
             self._engine.execute("DELETE FROM rates_incoming")
             self._engine.load("rates_incoming", checked)
             match = " AND ".join(f"i.{k} = rates.{k}" for k in keys)
@@ -105,7 +112,34 @@ class Ledger:
         Idempotent. Raises MissingRateError, changing nothing, on usage that no rate prices.
         """
         where, parameters = where_clause({"book": book} if book else {}, ("book",), (_utc(start), _utc(end)))
-        close(self._engine, where, parameters)
+        with self._writing, self._engine.transaction():
+            close(self._engine, where, parameters)
+
+    def put_book(self, book: str, usage: pa.Table, rates: pa.Table) -> None:
+        """Make usage (`tables.USAGE`) and rates (`tables.RATES`) all there is of a book, closed at these rates alone.
+
+        One transaction: the book's old rows go, the new ones come with their costs, and no other book's rates are
+        touched or looked at. Texts may be coded (Arrow dictionaries). Raises InputError on rows that do not belong,
+        MissingRateError on usage that none of these rates prices; then nothing changes.
+        """
+        used, priced = book_usage(usage, book), book_rates(rates)
+        priced = priced.add_column(
+            0, "book", pa.DictionaryArray.from_arrays(np.zeros(len(priced), np.int32), [book])
+        )
+        with self._writing, self._engine.transaction():
+            self._drop(book)
+            self._engine.load("book_rates", priced)
+            self._engine.load("usage_hourly", used)
+            close(self._engine, "book = ?", [book])
+
+    def drop_book(self, book: str) -> None:
+        """Forget a book: its usage, its costs and its own rates, in one transaction."""
+        with self._writing, self._engine.transaction():
+            self._drop(book)
+
+    def _drop(self, book: str) -> None:
+        for table in ("usage_hourly", "cost_hourly", "book_rates"):
+            self._engine.execute(f"DELETE FROM {table} WHERE book = ?", [book])
 
     def books(self) -> list[tuple[str, datetime, datetime]]:
         """Each book that has usage, with its first and last hour (UTC)."""
@@ -184,9 +218,13 @@ class Ledger:
         """
         return self._sum("usage_hourly", "quantity", by, USAGE_DIMENSIONS, where or {}, (start, end))
 
-    def rates(self) -> pa.Table:
-        """All rate rows, in order of pool, meter, component and hour."""
-        return self._engine.query("SELECT * FROM rates ORDER BY pool, meter, component, source, hour")
+    def rates(self, book: str = "") -> pa.Table:
+        """Rate rows in order of pool, meter, component and hour: those in force, or a book's own (`put_book`)."""
+        table, parameters = ("book_rates WHERE book = ?", [book]) if book else ("rates", [])
+        return self._engine.query(
+            f"SELECT {', '.join(RATES.names)} FROM {table} ORDER BY pool, meter, component, source, hour",
+            parameters,
+        )
 
     def _sum(
         self,
