@@ -35,13 +35,15 @@ Spec = dict[str, Any]
 def write_page(comparison: Comparison, path: Path) -> None:
     """One self-contained page at `path`."""
     horizon = comparison.scenario.horizon
-    blocks: list[Block] = []
-    for workload in comparison.workloads:
-        blocks += _workload(workload)
-    blocks += _sources(comparison)
     subtitle = f"{horizon.days} days from {horizon.start}, {horizon.timezone}. All money is USD; a month is 730 hours."
     title = f"What a token costs: {comparison.scenario.name}"
-    write_whole(path, html_page(title, subtitle, blocks))
+    write_whole(path, html_page(title, subtitle, blocks(comparison)))
+
+
+def blocks(comparison: Comparison) -> list[Block]:
+    """What the page shows, from top to bottom."""
+    found = [block for workload in comparison.workloads for block in _workload(workload)]
+    return [*found, *_sources(comparison)]
 
 
 def write_picture(comparison: Comparison, path: Path) -> None:

@@ -42,17 +42,18 @@ def write_page(planned: Planned, path: Path) -> None:
     if planned.found.objective_name != "cost":
         title = f"Plan ({planned.found.objective_name}): {planned.scenario.name}"
     subtitle = f"{horizon.days} days from {horizon.start}, {horizon.timezone}. All money is USD."
-    write_whole(path, html_page(title, subtitle, _blocks(planned)))
+    write_whole(path, html_page(title, subtitle, blocks(planned)))
 
 
-def _blocks(planned: Planned) -> list[Block]:
+def blocks(planned: Planned) -> list[Block]:
+    """What the page shows, from top to bottom."""
     f = planned.found
     lead = [
         f"Cost {usd(planned.cost_usd)} USD over the horizon, {usd(planned.usd_per_month)} USD a month.",
         f"The plan is {proof(f)}.",
         *f.notes,
     ]
-    blocks: list[Block] = [
+    made: list[Block] = [
         Text("The plan", lead),
         Figure(
             "What runs when: each row one kind of replica, job or API, each cell one local hour.",
@@ -63,18 +64,18 @@ def _blocks(planned: Planned) -> list[Block]:
     ]
     power = _power(planned)
     if power:
-        blocks.append(Figure("Power at each site's meter, and the price of energy there.", power))
+        made.append(Figure("Power at each site's meter, and the price of energy there.", power))
     if planned.alternatives:
-        blocks.append(_alternatives(planned))
+        made.append(_alternatives(planned))
     if len(planned.progress) > 1:
-        blocks.append(Figure("Best plan and bound while the solver ran.", _gap(planned)))
+        made.append(Figure("Best plan and bound while the solver ran.", _gap(planned)))
     if planned.prices is not None:
-        blocks += _prices(planned.prices)
+        made += _prices(planned.prices)
     if planned.frontier:
         rows = [[f"{value:g}", "–" if cost is None else f"{cost:,.2f}"] for value, cost in planned.frontier]
-        blocks.append(Table(f"Least cost against {planned.against}", [planned.against, "USD"], rows, (0, 1)))
-    blocks.append(_events(planned))
-    return blocks
+        made.append(Table(f"Least cost against {planned.against}", [planned.against, "USD"], rows, (0, 1)))
+    made.append(_events(planned))
+    return made
 
 
 def _prices(prices: ShadowPrices) -> list[Block]:
