@@ -257,7 +257,8 @@ def _of_scenario(
 ) -> Plan:
     """The plan of a scenario; where a tariff has energy tiers, solved again until each hour is in the tier it
     pays."""
-    from pertoken.plan._from_scenario import instance_from_scenario, with_tiers
+    from pertoken.plan._bills import with_tiers
+    from pertoken.plan._from_scenario import instance_from_scenario
     from pertoken.plan.options import Market
 
     market = Market(scenario)
