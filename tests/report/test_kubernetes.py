@@ -1,7 +1,8 @@
 """deploy/kubernetes: each field is one Kubernetes has, and the objects fit each other and the program.
 
-The shapes below are those of the API (apps/v1 and v1 of Kubernetes 1.37, monitoring.coreos.com/v1) for the fields we
-use: a field that is not written here fails, so that a slip of the pen is not ignored by the cluster in silence.
+Kubernetes' own objects are checked against its published schemas (kubernetes-validate). The Prometheus operator's
+(monitoring.coreos.com/v1) have shapes of the fields we use: a field that is not written here fails, so that a slip of
+the pen is not ignored by the cluster in silence.
 """
 
 from __future__ import annotations
@@ -12,52 +13,20 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
+import pytest
 import yaml
 
+VERSION = "1.37"
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 Shape = Any
 """A type; a list of one shape; a dict of fields, those that must be there ending in ``!``; ``{str: shape}``."""
 
 _NAMED = {"name!": str, "labels": {str: str}}
-_PROBE = {
-    "httpGet!": {"path!": str, "port!": (int, str)}, "periodSeconds": int, "timeoutSeconds": int,
-    "failureThreshold": int,
-}  # fmt: skip
-_CONTAINER = {
-    "name!": str, "image!": str, "args": [str], "env": [{"name!": str, "value": str}],
-    "ports": [{"name": str, "containerPort!": int}],
-    "startupProbe": _PROBE, "livenessProbe": _PROBE, "readinessProbe": _PROBE,
-    "resources": {"requests": {str: str}, "limits": {str: str}},
-    "securityContext": {
-        "allowPrivilegeEscalation": bool, "readOnlyRootFilesystem": bool, "capabilities": {"drop": [str]},
-    },
-    "volumeMounts": [{"name!": str, "mountPath!": str, "subPath": str, "readOnly": bool}],
-}  # fmt: skip
-_POD = {
-    "automountServiceAccountToken": bool, "terminationGracePeriodSeconds": int,
-    "securityContext": {
-        "runAsNonRoot": bool, "runAsUser": int, "runAsGroup": int, "fsGroup": int, "seccompProfile": {"type!": str},
-    },
-    "containers!": [_CONTAINER],
-    "volumes": [
-        {
-            "name!": str, "persistentVolumeClaim": {"claimName!": str}, "configMap": {"name": str},
-            "secret": {"secretName": str, "defaultMode": int}, "emptyDir": {},
-        }
-    ],
-}  # fmt: skip
 _RULE = {
     "alert!": str, "expr!": str, "for": str, "labels": {str: str}, "annotations": {str: str},
 }  # fmt: skip
 SHAPES: dict[tuple[str, str], Shape] = {
-    ("apps/v1", "Deployment"): {
-        "replicas": int, "strategy": {"type": str}, "selector!": {"matchLabels": {str: str}},
-        "template!": {"metadata": {"labels": {str: str}}, "spec": _POD},
-    },
-    ("v1", "Service"): {
-        "selector": {str: str}, "ports": [{"name": str, "port!": int, "targetPort": (int, str)}],
-    },
-    ("v1", "PersistentVolumeClaim"): {"accessModes": [str], "resources": {"requests": {str: str}}},
     ("monitoring.coreos.com/v1", "ServiceMonitor"): {
         "selector!": {"matchLabels": {str: str}},
         "endpoints!": [
@@ -116,21 +85,36 @@ def kustomization() -> dict[str, Any]:
     return found
 
 
-def test_each_object_has_its_shape() -> None:
-    for one in objects().values():
-        spec = SHAPES[one["apiVersion"], one["kind"]]
-        whole = {"apiVersion!": str, "kind!": str, "metadata!": _NAMED, "spec!": spec}
-        assert faults(one, whole, one["kind"]) == []
-    assert set(objects()) == {kind for _, kind in SHAPES}
+OPERATORS = [kind for _, kind in SHAPES]
 
 
-def test_the_check_finds_a_slip() -> None:
-    shape = SHAPES["apps/v1", "Deployment"]
-    good = objects()["Deployment"]["spec"]
-    assert faults({**good, "replica": 1}, shape) == [".replica is unknown"]
-    assert faults({**good, "replicas": "1"}, shape) == [".replicas: '1'"]
-    assert faults({k: v for k, v in good.items() if k != "template"}, shape) == [".template is missing"]
-    assert faults({**good, "strategy": []}, shape) == [".strategy is no mapping"]
+@pytest.mark.parametrize("kind", ["Deployment", "Service", "PersistentVolumeClaim"])
+def test_kubernetes_knows_every_field(kind: str) -> None:
+    kubernetes_validate.validate(objects()[kind], VERSION, strict=True)
+
+
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_the_operator_knows_every_field(kind: str) -> None:
+    one = objects()[kind]
+    spec = SHAPES[one["apiVersion"], kind]
+    whole = {"apiVersion!": str, "kind!": str, "metadata!": _NAMED, "spec!": spec}
+    assert faults(one, whole, kind) == []
+
+
+def test_every_object_is_checked() -> None:
+    assert set(objects()) == {"Deployment", "Service", "PersistentVolumeClaim", *OPERATORS}
+
+
+def test_the_checks_find_a_slip() -> None:
+    slip = {**objects()["Deployment"], "spec": {**objects()["Deployment"]["spec"], "replica": 1}}
+    with pytest.raises(kubernetes_validate.ValidationError, match="replica"):
+        kubernetes_validate.validate(slip, VERSION, strict=True)
+    shape = SHAPES["monitoring.coreos.com/v1", "ServiceMonitor"]
+    good = objects()["ServiceMonitor"]["spec"]
+    assert faults({**good, "endpoint": []}, shape) == [".endpoint is unknown"]
+    assert faults({**good, "endpoints": {}}, shape) == [".endpoints is no list"]
+    assert faults({k: v for k, v in good.items() if k != "endpoints"}, shape) == [".endpoints is missing"]
+    assert faults({**good, "selector": []}, shape) == [".selector is no mapping"]
 
 
 def test_objects_fit_each_other() -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from pertoken.fleet import RunningFleet, load_fleet
 from pertoken.report.books import open_books
@@ -80,3 +87,56 @@ def client_of(tmp_path: Path, fleet: RunningFleet, clock: Clock) -> Iterator[Cal
 @pytest.fixture
 def client(client_of: Callable[..., Client]) -> Client:
     return client_of()
+
+
+@contextmanager
+def serving(client: Client) -> Iterator[str]:
+    """The client's application behind a real socket; gives its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(client.app, port=port, lifespan="off", log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        until = time.monotonic() + 20
+        while not server.started:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium."""
+    path = shutil.which("chromium")
+    assert path, "make test installs Chromium; without make: apt-get install chromium"
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield found
+        found.close()
+
+
+LIGHT = {"color_scheme": "light", "viewport": {"width": 1200, "height": 800}}
+DARK_PHONE = {"color_scheme": "dark", "viewport": {"width": 390, "height": 800}}
+
+
+@contextmanager
+def watched(browser: Browser, served: str, **looks: Any) -> Iterator[Page]:
+    """A page of its own context that may neither complain nor ask elsewhere nor be wider than its window."""
+    problems: list[str] = []
+    requests: list[str] = []
+    context = browser.new_context(**looks)
+    page = context.new_page()
+    page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda e: problems.append(str(e)))
+    page.on("request", lambda r: requests.append(r.url))
+    yield page
+    width = page.evaluate("window.innerWidth")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert problems == []
+    assert [u for u in requests if not u.startswith((served, "data:", "blob:"))] == []
+    context.close()

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-import shutil
-import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
-import uvicorn
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser
 
 from pertoken.units import METRICS
 from pertoken.web.figures import TWINS
 from pertoken.web.tokens import Tokens
-from tests.web.conftest import Client
+from tests.web.conftest import DARK_PHONE, LIGHT, Client, serving, watched
 from tests.web.test_ingest import WINDOW, event
 from tests.web.test_who import bearer
 
@@ -59,6 +55,12 @@ def test_the_sql_gives_the_same_rows(filled: Client, name: str, query: str) -> N
     got = [r[name] for r in ledger._engine.query(sql).to_pylist()]
     want = [r[name] for r in filled.get(f"/figure/{name}.json?{query}").json()["rows"]]
     assert [None if g is None else float(g) for g in got] == [None if w is None else float(w) for w in want]
+
+
+def test_nothing_to_draw_is_said_in_words(client: Client) -> None:
+    page = client.get("/figure/cost_usd?by=tenant").text
+    assert "the ledger has nothing of that" in page
+    assert 'class="figure"' not in page
 
 
 def test_names_are_escaped_and_the_policy_is_strict(filled: Client) -> None:
@@ -112,49 +114,16 @@ def test_a_tenants_token_sees_its_own_rows_alone(
         assert other not in plain.content
 
 
-@pytest.fixture
-def served(filled: Client) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(filled.app, port=port, lifespan="off", log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    until = time.monotonic() + 20
-    while not server.started:
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
-
-
-def test_a_browser_draws_it_and_drills_down_to_the_same_sum(served: str) -> None:
-    path = shutil.which("chromium")
-    assert path, "make test installs Chromium; without make: apt-get install chromium"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        look(browser.new_page(color_scheme="light", viewport={"width": 1200, "height": 800}), served)
-        look(browser.new_page(color_scheme="dark", viewport={"width": 390, "height": 800}), served)
-        browser.close()
-
-
-def look(page: Page, served: str) -> None:
-    """The page draws, fits its width, drills down to the same sum, and neither complains nor asks elsewhere."""
-    problems: list[str] = []
-    requests: list[str] = []
-    page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
-    page.on("pageerror", lambda e: problems.append(str(e)))
-    page.on("request", lambda r: requests.append(r.url))
-    page.goto(f"{served}/figure/cost_usd?by=tenant&by=pool&pool=api")
-    page.wait_for_selector(".figure svg path", state="attached")
-    width = page.evaluate("window.innerWidth")
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    row = page.locator("tbody tr", has_text="api").first
-    value = row.locator(".number").inner_text()
-    row.get_by_role("link").click()
-    page.wait_for_url("**/figure/cost_usd?*tenant=*")
-    assert page.locator("tbody .number").all_inner_texts() == [value]
-    page.wait_for_selector(".figure svg path", state="attached")
-    assert problems == []
-    assert [u for u in requests if not u.startswith((served, "data:", "blob:"))] == []
+@pytest.mark.parametrize("looks", [LIGHT, DARK_PHONE], ids=["light", "dark phone"])
+def test_a_browser_draws_it_and_drills_down_to_the_same_sum(
+    filled: Client, browser: Browser, looks: dict[str, Any]
+) -> None:
+    with serving(filled) as served, watched(browser, served, **looks) as page:
+        page.goto(f"{served}/figure/cost_usd?by=tenant&by=pool&pool=api")
+        page.wait_for_selector(".figure svg path", state="attached")
+        row = page.locator("tbody tr", has_text="api").first
+        value = row.locator(".number").inner_text()
+        row.get_by_role("link").click()
+        page.wait_for_url("**/figure/cost_usd?*tenant=*")
+        assert page.locator("tbody .number").all_inner_texts() == [value]
+        page.wait_for_selector(".figure svg path", state="attached")

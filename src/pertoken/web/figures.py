@@ -122,7 +122,7 @@ def _answer(request: Request, ledger: Ledger, asked: Asked, twin: str) -> Respon
         "figure.html",
         title=asked.name,
         f=asked,
-        spec=_spec(asked, rows),
+        spec=_spec(asked, rows) if any(row[asked.name] is not None for row in rows) else None,
         rows=[(row, asked.within(row)) for row in rows],
         names=_NAMES,
         twins=TWINS,
