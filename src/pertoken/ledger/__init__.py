@@ -22,6 +22,7 @@ from pertoken.ledger._metric import (
     metric_sql,
     where_clause,
 )
+from pertoken.ledger._rows import lines_sql, page_sql
 from pertoken.tables import RATES, USAGE
 from pertoken.units import base_meter
 
@@ -217,6 +218,39 @@ class Ledger:
         A filter on a meter without a qualifier (``energy_kwh``) holds for all its tiers, bands and price steps.
         """
         return self._sum("usage_hourly", "quantity", by, USAGE_DIMENSIONS, where or {}, (start, end))
+
+    def page(
+        self,
+        *names: str,
+        by: Sequence[str] = (),
+        where: Filter | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        after: Sequence[object] | None = None,
+        limit: int = 1000,
+    ) -> pa.Table:
+        """At most `limit` rows of `metric`, of `cost` (``cost_usd`` alone) or of `usage` (``quantity`` alone), in order
+        of `by`, beginning after the row whose `by` columns are `after` (None: at the first).
+
+        Raises UnknownNameError, InputError.
+        """
+        if names == ("quantity",):
+            window = _utc(start), _utc(end)
+            asked = _sum_sql("usage_hourly", "quantity", by, USAGE_DIMENSIONS, where or {}, window)
+        else:
+            asked = self.sql(*names, by=by, where=where, start=start, end=end)
+        return self._engine.query(*page_sql(*asked, list(by), after, limit))
+
+    def lines(self, book: str, hour: datetime, pool: str, where: Filter | None = None) -> pa.Table:
+        """What the cost rows of a pool in an hour are made of: quantity × usd_per_unit = cost_usd, line by line.
+
+        One line per model, tenant, phase, meter, basis of the quantity, and rate row, with the rate's basis and source;
+        ``cost_usd`` is the exact product, so that the lines of a row of `cost` sum to it before it is rounded once.
+        `where` narrows model, tenant, phase, category, component. Raises InputError.
+        """
+        moment = _utc(hour)
+        assert moment is not None
+        return self._engine.query(*lines_sql(self._engine, book, moment, pool, where or {}))
 
     def rates(self, book: str = "") -> pa.Table:
         """Rate rows in order of pool, meter, component and hour: those in force, or a book's own (`put_book`)."""
