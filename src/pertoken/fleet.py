@@ -1,4 +1,4 @@
-"""A fleet as it runs: the scenario's `Fleet`, where its meters are, and what changed since it was written.
+"""A fleet as it runs: the scenario's `Fleet`, where its meters are, what changed, its budgets, and who is told of them.
 
 A price that was once right is never edited: a change is appended with its date, and the hours before it keep
 what was in force then.
@@ -7,6 +7,7 @@ what was in force then.
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, time
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -17,7 +18,18 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationInfo, field_
 
 from pertoken._yaml import load_yaml
 from pertoken.errors import InputError, nearest
-from pertoken.scenario import Fleet, InlineTariff, Owned, Price, Reserved, TariffFile, _file, _Strict
+from pertoken.scenario import (
+    Fleet,
+    InlineTariff,
+    Owned,
+    Price,
+    Reserved,
+    TariffFile,
+    _file,
+    _Strict,
+)
+from pertoken.scenario._field import _timezone
+from pertoken.units import SERVED_TOKEN_METERS, site_pool
 
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Text = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -112,12 +124,214 @@ class Change(_Written):
         return self
 
 
+COUNTED: dict[str, tuple[str, ...]] = {
+    "output": ("output_tokens",),
+    "input": ("input_tokens", "cached_input_tokens"),
+    "input_computed": ("input_tokens",),
+    "total": SERVED_TOKEN_METERS,
+    "trained": ("training_tokens",),
+}
+"""Tokens a budget may count, by the ending of the metrics that have them below the line, and their meters."""
+Percents = Annotated[list[Annotated[float, Field(gt=0, le=1000)]], Field(max_length=10)]
+PlainName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _-]*$", max_length=64)]
+"""Of a budget or a channel: part of an address and of a metric's label."""
+
+
+class Thresholds(_Written):
+    """Shares of a budget at which someone is told."""
+
+    actual_percent: Percents = [50, 80, 100]
+    """Of what is spent."""
+    forecast_percent: Percents = [100]
+    """Of what the period is expected to end at."""
+
+    @field_validator("actual_percent", "forecast_percent")
+    @classmethod
+    def _ordered(cls, values: list[float]) -> list[float]:
+        return sorted(set(values))
+
+
+class Budget(_Written):
+    """An amount for a period, of all or of a tenant, models and pools."""
+
+    name: PlainName
+    usd: Annotated[Decimal, Field(gt=0, max_digits=20, decimal_places=9)] | None = None
+    """Amount in USD."""
+    tokens: Annotated[int, Field(gt=0, le=10**18)] | None = None
+    """Amount in tokens, of those in `counts`."""
+    counts: Literal["", "output", "input", "input_computed", "total", "trained"] = ""
+    """Which tokens: output, input (cached ones too), input_computed, total (input + output), trained."""
+    tenant: Text = ""
+    """Whose; empty: of all tenants together."""
+    models: list[Label] = []
+    """Of these models alone."""
+    pools: list[Label] = []
+    """Of these pools alone; ``(site:NAME)`` is what no pool of a site owns."""
+    period: Literal["day", "week", "month", "quarter"] = "month"
+    start: date | None = None
+    """First day of the first period, the others follow it; left out: the calendar's (Monday, the first of a month)."""
+    timezone: str = "UTC"
+    """IANA name: where its days begin."""
+    hard: bool = False
+    """Whether `GET /v1/budget/TENANT` says no once it is used up."""
+    idle: bool | None = None
+    """Whether idle counts. Left out: yes, but for a tenant's. A tenant's: its part by `chargeback.spread_idle`."""
+    alert_at: Thresholds = Thresholds()
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone(cls, name: str) -> str:
+        return _timezone(name)
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.usd is None) == (self.tokens is None):
+            raise ValueError("a budget gives usd or tokens, one of them")
+        if (self.tokens is not None) != bool(self.counts):
+            raise ValueError(
+                "a budget in tokens says which it counts, one in usd does not: " + ", ".join(COUNTED)
+            )
+        if self.tokens is not None and self.idle is not None:
+            raise ValueError("idle hours have no tokens: leave idle out of a budget in tokens")
+        return self
+
+    @property
+    def amount(self) -> Decimal:
+        """What may be spent in a period [`unit`]."""
+        return self.usd if self.usd is not None else Decimal(self.tokens or 0)
+
+    @property
+    def unit(self) -> str:
+        """USD, or which tokens."""
+        return "USD" if self.usd is not None else f"{self.counts} tokens"
+
+    @property
+    def with_idle(self) -> bool:
+        """Whether idle counts."""
+        return self.usd is not None and (not self.tenant if self.idle is None else self.idle)
+
+
+class _Channel(_Written):
+    """A way to tell someone."""
+
+    name: PlainName
+    budgets: list[PlainName] = []
+    """These budgets alone; empty: all."""
+    ca_file: Path | None = None
+    """Certificates (PEM) to trust instead of the system's."""
+
+    @field_validator("ca_file")
+    @classmethod
+    def _there(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        return None if path is None else _file(path, info)
+
+
+_SECRET_BYTES = 16
+
+
+class Webhook(_Channel):
+    """An address that gets a signed POST for each alert and each recovery."""
+
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s@]+$", max_length=2000)]
+    secret_file: Path
+    """File whose text, without white space around it, is the key of the HMAC-SHA256; at least 16 bytes."""
+
+    @field_validator("secret_file")
+    @classmethod
+    def _found(cls, path: Path, info: ValidationInfo) -> Path:
+        full = _file(path, info)
+        if len(full.read_bytes().strip()) < _SECRET_BYTES:
+            raise ValueError(f"the secret in {path} is shorter than {_SECRET_BYTES} bytes")
+        return full
+
+
+class Alertmanager(_Channel):
+    """A Prometheus Alertmanager (API v2)."""
+
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s@]+$", max_length=2000)]
+    """Its address, without ``/api/v2/alerts``."""
+    authorization_file: Path | None = None
+    """File whose text is sent as ``Authorization``; never logged."""
+    resend_s: Annotated[float, Field(ge=1, le=300)] = 60.0
+    """An alert that lasts is sent again this often, and ends by itself after four times as long without us."""
+
+    @field_validator("authorization_file")
+    @classmethod
+    def _found(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        return None if path is None else _file(path, info)
+
+
+Address = Annotated[str, StringConstraints(pattern=r"^[^@\s<>,;]+@[^@\s<>,;]+$", max_length=254)]
+
+
+class Email(_Channel):
+    """A mail server that takes plain text for people."""
+
+    host: Label
+    port: Annotated[int, Field(ge=1, le=65535)] = 587
+    security: Literal["starttls", "tls", "none"] = "starttls"
+    """``none`` sends in the clear: for a server on this machine."""
+    user: Text = ""
+    password_file: Path | None = None
+    """File with the user's password; never logged."""
+    sender: Address
+    to: Annotated[list[Address], Field(min_length=1, max_length=50)]
+
+    @field_validator("password_file")
+    @classmethod
+    def _found(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        return None if path is None else _file(path, info)
+
+    @model_validator(mode="after")
+    def _secret(self) -> Self:
+        if bool(self.user) != (self.password_file is not None):
+            raise ValueError("give both user and password_file, or neither")
+        if self.user and self.security == "none":
+            raise ValueError("a password is not sent in the clear: security is starttls or tls")
+        return self
+
+
+class Alerts(_Written):
+    """Who is told when a budget crosses a threshold, and when it has recovered."""
+
+    webhooks: list[Webhook] = []
+    alertmanagers: list[Alertmanager] = []
+    emails: list[Email] = []
+
+    @property
+    def channels(self) -> list[Webhook | Alertmanager | Email]:
+        """All of them."""
+        return [*self.webhooks, *self.alertmanagers, *self.emails]
+
+
+class Chargeback(_Written):
+    """What a tenant's statement holds beside the tenant's own rows."""
+
+    spread_idle: Literal["no", "by_gpu_hours", "by_cost"] = "no"
+    """Idle GPUs and what no pool owns: nobody's, or spread over who used the pool or the site."""
+    timezone: str = "UTC"
+    """IANA name: where a statement's month begins."""
+
+    @field_validator("spread_idle", mode="before")
+    @classmethod
+    def _no(cls, value: object) -> object:
+        return "no" if value is False else value  # YAML reads a bare `no` as false
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone(cls, name: str) -> str:
+        return _timezone(name)
+
+
 class RunningFleet(Fleet):
-    """A fleet with its meters and its changes."""
+    """A fleet with its meters, its changes, its budgets and its alerts."""
 
     sources: Sources = Sources()
     changes: list[Change] = Field(default_factory=list)
     """Terms that changed, by the day they came into force; their order does not matter."""
+    budgets: list[Budget] = Field(default_factory=list, max_length=1000)
+    alerts: Alerts = Alerts()
+    chargeback: Chargeback = Chargeback()
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -155,7 +369,34 @@ class RunningFleet(Fleet):
                 raise ValueError(
                     f"{one.instance!r} of pool {one.pool!r} is scraped and written: name it once"
                 )
+        self._check_budgets()
         return self
+
+    def _check_budgets(self) -> None:
+        names = [budget.name for budget in self.budgets]
+        channels = [channel.name for channel in self.alerts.channels]
+        for kind, given in (("budget", names), ("alert channel", channels)):
+            twice = sorted({name for name in given if given.count(name) > 1})
+            if twice:
+                raise ValueError(f"the {kind} {twice[0]!r} is given twice")
+        known = [*self.pools, *map(site_pool, self.sites)]
+        for kind, wanted, there in (
+            ("budgets name the pool", [p for b in self.budgets for p in b.pools], known),
+            ("alerts name the budget", [n for c in self.alerts.channels for n in c.budgets], names),
+        ):
+            for name in wanted:
+                if name not in there:
+                    near = ", ".join(nearest(name, there)) or ", ".join(there) or "none"
+                    raise ValueError(f"{kind} {name!r}, the fleet has {near}")
+        for budget in self.budgets:
+            if budget.tenant and budget.with_idle and self.chargeback.spread_idle == "no":
+                raise ValueError(
+                    f"budget {budget.name!r} counts idle of a tenant: say how under chargeback.spread_idle"
+                )
+            if budget.tenant and budget.with_idle and budget.models:
+                raise ValueError(
+                    f"budget {budget.name!r}: idle is spread over tenants, not over their models"
+                )
 
     def _mentions(self) -> list[tuple[str, str, list[str]]]:
         pools, sites = list(self.pools), list(self.sites)
