@@ -82,6 +82,12 @@ METERS: dict[str, Meter] = {
         Meter("site_hours", "h", True, "hours a site or a service was paid for: fixed charges, staff"),
         Meter("egress_gb", "GB", True, "data sent out of the site or cloud"),
         Meter("storage_gb_hours", "GB·h", True, "storage held"),
+        Meter(
+            "starts",
+            "start",
+            False,
+            "machines switched on or rented anew; priced where a start costs something",
+        ),
         Meter("gco2e", "g", False, "greenhouse gas of the energy, at the grid's intensity"),
     )
 }

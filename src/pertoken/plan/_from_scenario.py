@@ -212,10 +212,6 @@ def _notes(scenario: Scenario) -> list[str]:
     """What the plan does not take into account, in words."""
     notes = []
     for name, pool in scenario.pools.items():
-        if pool.startup_usd:
-            notes.append(
-                f"startup_usd of pool {name!r} is left out: starts are priced by their time and energy"
-            )
         if pool.startup_minutes > MINUTES_PER_HOUR:
             notes.append(
                 f"startup of pool {name!r} is counted as one hour, not {pool.startup_minutes:g} minutes"

@@ -343,10 +343,11 @@ def _check(instance: Instance) -> None:
     if (instance.flow_loss >= 1).any():
         raise InputError("plan instance: flow_loss of 1 or more leaves no useful work")
     for held, rented in zip(instance.held_names, instance.pool_names, strict=True):
-        if held != rented and not np.allclose(
-            instance.price(held, "energy_kwh"), instance.price(rented, "energy_kwh")
-        ):
-            raise InputError(f"held machines {held!r} and rented ones {rented!r} pay different energy prices")
+        for meter, what in (("energy_kwh", "energy"), ("starts", "start")):
+            if held != rented and not np.allclose(instance.price(held, meter), instance.price(rented, meter)):
+                raise InputError(
+                    f"held machines {held!r} and rented ones {rented!r} pay different {what} prices"
+                )
     if (instance.held_least > instance.held_most).any():
         raise InputError("plan instance: held_least exceeds held_most")
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from pertoken.plan._instance import Bools, Floats, Instance
 from pertoken.plan._program import Program, class_meters, coefficients
-from pertoken.units import GRAMS_PER_KILOGRAM, IDLE, METERS, site_pool
+from pertoken.units import GRAMS_PER_KILOGRAM, IDLE, site_pool
 
 
 @dataclass(frozen=True)
@@ -239,8 +239,7 @@ def _pool_entries(
     plug = i.start_kwh[p] * s.starts[p] + i.machine_kw[p] / gpus * lost
     started = _Energy(plug * i.pue[p], plug, i.machine_gpu_kw[p] / gpus * lost)
     parts = list(_resources(i, p, name, "", IDLE, "waste", lost, started))
-    if "starts" in METERS:
-        parts.append(Entry(name, "", IDLE, "waste", "starts", s.starts[p], i.basis))
+    parts.append(Entry(name, "", IDLE, "waste", "starts", s.starts[p], i.basis))
     yield from _split(i, on_held, p, iter(parts))
     busy = used + lost
     whole_plug = s.kwh[p] / i.pue[p]

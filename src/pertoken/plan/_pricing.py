@@ -24,6 +24,7 @@ from pertoken.rates.pool import (
     reserved_rate_rows,
     software_rate_rows,
     spot_rate_rows,
+    start_rate_rows,
 )
 from pertoken.rates.site import (
     demand_rate_rows,
@@ -60,6 +61,12 @@ _LINES: dict[str, Callable[[Overheads], float | None]] = {
     "storage": lambda o: _monthly(o.storage_usd_per_month),
 }
 """Overheads that are paid by the hour [USD/h], by component."""
+
+
+_STARTS_IN = {
+    "owned": "capital", "colocated": "capital", "on_demand": "rent", "spot": "rent", "reserved": "commitment",
+}  # fmt: skip
+"""Component a start is paid in: that of the machine's hours."""
 
 
 def resolved_tariff(site: Site, hours: Hours, *, prorate: bool = True) -> TariffHours | None:
@@ -126,6 +133,13 @@ def pool_rates(
                 parts.append(heat_credit_rate_rows(pool_name, tariff, credit, source=WRITTEN))
         elif isinstance(pool.price, Bought):
             parts.append(energy_included_rate_rows(pool_name, hours, source="in the price per kW"))
+        if pool.startup_usd:
+            component = _STARTS_IN[pool.price.term]
+            parts.append(
+                start_rate_rows(
+                    pool_name, hours, usd_per_start=pool.startup_usd, component=component, source=WRITTEN
+                )
+            )
         software = first_written(
             pool.overheads.software_usd_per_gpu_year, site.overheads.software_usd_per_gpu_year
         )

@@ -13,8 +13,8 @@ Variables
   scale          multiple of the demand (objective tokens)
 
 Objective: least  Σ price × quantity, with the very rates of the ledger:
-  cost = Σ_t w_t Σ_p [ gpu_hours(p,t)·(held[p] or rented[p,t]) + energy(p,t)·kwh[p,t] ] + Σ token, egress and
-         start meters + Σ_i demand(i)·peak[i] + Σ_x fixed(x)·open[x] + fixed usage
+  cost = Σ_t w_t Σ_p [ gpu_hours(p,t)·(held[p] or rented[p,t]) + energy(p,t)·kwh[p,t]
+         + start(p,t)·starts[p,t] ] + Σ token and egress meters + Σ_i demand(i)·peak[i] + Σ_x fixed(x)·open[x] + fixed usage
   kwh[p,t] = pue·( machine_kw·machines + off_kw·(held + rented − machines) + start_kwh·starts + Σ_f flow_kw·y
 ) or least carbon = Σ intensity·kwh, or greatest scale.
 
@@ -65,7 +65,7 @@ from pertoken.plan._instance import Fixed, Floats, Instance, Ints
 from pertoken.plan._machine_rows import machine_rows, start_rows
 from pertoken.plan._power_rows import peak_prices, power_rows
 from pertoken.plan._work_rows import job_rows, limit_rows, open_rows, serve_rows
-from pertoken.units import GRAMS_PER_KILOGRAM, METERS
+from pertoken.units import GRAMS_PER_KILOGRAM
 
 __all__ = ["INF", "Coefficients", "Goal", "Program", "RowBlock", "build", "class_meters", "coefficients"]
 
@@ -214,12 +214,11 @@ def _finish(b: Builder, i: Instance, goal: Goal, class_scale: Floats) -> Program
     parts += [
         ("held", (gpus * i.prices(i.held_names, "gpu_hours") * w).sum(axis=1)),
         ("rented", gpus * i.prices(i.pool_names, "gpu_hours") * w),
+        ("starts", i.prices(i.pool_names, "starts") * w),
         ("y", flow_price(i) * w),
         ("peak", peak_prices(i, b.columns["peak"].shape)),
         ("open", np.array([_fixed_usd(i, f) for f in places(i)])),
     ]
-    if "starts" in METERS:
-        parts.append(("starts", i.prices(i.pool_names, "starts") * w))
     cost = _spread(b, parts)
     carbon = _spread(b, _energy_parts(c, i.carbon_g_per_kwh / GRAMS_PER_KILOGRAM * w, i.flow_pool))
     tokens = _spread(b, [("y", c.tokens_flows[:, None] * w)])

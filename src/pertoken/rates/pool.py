@@ -158,6 +158,34 @@ def gpu_hour_rate_rows(
     )
 
 
+def start_rate_rows(
+    pool: str,
+    hours: Hours,
+    *,
+    usd_per_start: float,
+    component: str,
+    basis: str = "assumed",
+    source: str = "scenario",
+) -> pa.Table:
+    """What a machine's start costs per ``starts`` [USD], in the component its hours are paid in (``rent``,
+    ``commitment``, ``capital``).
+
+    Raises InputError on a price that is no number of 0 or more.
+
+    >>> rows = start_rate_rows(
+    ...     "p", np.array(["2026-01-01T00"], "datetime64[h]"), usd_per_start=1.5, component="rent")
+    >>> float(rows["usd_per_unit"][0].as_py()), rows["meter"][0].as_py()
+    (1.5, 'starts')
+    """
+    if not 0 <= usd_per_start < np.inf:
+        raise InputError(
+            f"a start in pool {pool!r} must cost a number of 0 or more USD, found {usd_per_start}"
+        )
+    return rate_rows(
+        hours, usd_per_start, pool=pool, meter="starts", component=component, basis=basis, source=source
+    )
+
+
 def software_rate_rows(
     pool: str, hours: Hours, *, usd_per_gpu_year: float, basis: str = "assumed", source: str = "scenario"
 ) -> pa.Table:

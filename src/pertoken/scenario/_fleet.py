@@ -276,7 +276,7 @@ class Pool(_Strict):
     startup_minutes: NotNegative = 5.0
     """From asking for a machine to its first token."""
     startup_usd: NotNegative = 0.0
-    """Paid at each start."""
+    """Paid at each start of a machine."""
     minimum_run_hours: NotNegative = 1.0
     """A machine that was started runs at least so long."""
     vendor: str = ""
