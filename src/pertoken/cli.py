@@ -208,6 +208,14 @@ def plan(
     ledger: Annotated[
         Path | None, typer.Option("--ledger", help="Write its book to this ledger file.")
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Put its book beside the actual one of this service's folder."),
+    ] = None,
+    to: Annotated[
+        str, typer.Option("--to", help="Put its book into the ledger of the service at this URL.")
+    ] = "",
+    token_file: Annotated[Path | None, typer.Option(help="File with an admin token, for --to.")] = None,
 ) -> None:
     """The cheapest mix of GPUs, sites, contracts and hours within budget and SLO."""
     from pertoken.report.plan import frontier_of, objective_named, run
@@ -219,6 +227,7 @@ def plan(
         if case not in ("low", "expected", "high"):
             raise InputError(f"--under {case!r}: of low, expected, high")
     _check_writable(html, csv, calendar, ledger)
+    put = _putting(data, to, token_file)
     with _gap_over_time() as progress:
         found = run(
             scenario, objective=goal, gap=gap, time_limit_s=time_limit, under=cases, with_savings=savings,
@@ -232,7 +241,24 @@ def plan(
         (ledger, found.write_ledger),
     ):
         _write(path, write)
+    put(found.book, found.rows)
     _print(found.to_dict() if as_json else found.as_text(), as_json)
+
+
+def _putting(data: Path | None, to: str, token_file: Path | None) -> Callable[[str, Callable[[], Any]], None]:
+    """Puts a book's rows where the options say; what is wrong with these is told before the work is done."""
+    if data is None and not to and token_file is None:
+        return lambda book, rows: None
+    from pertoken.web.serve import put_book, remote
+
+    places = [place for place in (data, remote(to, token_file) if to or token_file else None) if place]
+
+    def put(book: str, rows: Callable[[], Any]) -> None:
+        for place in places:
+            put_book(place, book, *rows())
+            sys.stderr.write(f"put {book} into the ledger of {place}\n")
+
+    return put
 
 
 @app.command()

@@ -53,7 +53,7 @@ def ask(app: Any) -> Callable[..., Any]:
     }
 
     def request(method: str, path: str, **more: Any) -> Any:
-        answer = client.request(method, path, **more)
+        answer = client.request(method, path.format(name="plan:fuzz"), **more)
         assert answer.status_code in documented[path, method], answer.text
         assert answer.headers["content-type"] == "application/json"
         return answer
@@ -96,6 +96,8 @@ OPERATIONS = [
     ("POST", "/v1/traces"),
     ("POST", "/v1/metrics"),
     ("POST", "/api/v1/write"),
+    ("PUT", "/v1/books/{name}"),
+    ("DELETE", "/v1/books/{name}"),
 ]
 
 
@@ -139,7 +141,16 @@ KINDS = st.sampled_from(
         "",
     ]
 )
-DOORS = st.sampled_from(["/v1/events", "/v1/records", "/v1/traces", "/v1/metrics", "/api/v1/write"])
+DOORS = st.sampled_from(
+    [
+        ("POST", "/v1/events"),
+        ("POST", "/v1/records"),
+        ("POST", "/v1/traces"),
+        ("POST", "/v1/metrics"),
+        ("POST", "/api/v1/write"),
+        ("PUT", "/v1/books/{name}"),
+    ]
+)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
@@ -163,11 +174,11 @@ EVENT = st.fixed_dictionaries(
 @given(DOORS, KINDS, st.binary(max_size=400), st.booleans())
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_bytes_at_any_door(
-    ask: Callable[..., Any], path: str, kind: str, body: bytes, packed: bool
+    ask: Callable[..., Any], door: tuple[str, str], kind: str, body: bytes, packed: bool
 ) -> None:
     headers = {"content-type": kind} | ({"content-encoding": "gzip"} if packed else {})
     for content in (body, gzip.compress(body)) if packed else (body,):
-        ask("POST", path, content=content, headers=headers)
+        ask(*door, content=content, headers=headers)
 
 
 @given(st.lists(EVENT, max_size=5) | EVENT | JSON)
@@ -178,6 +189,28 @@ def test_any_json_as_events(ask: Callable[..., Any], value: Any) -> None:
     body = json.dumps(value).encode(errors="surrogatepass")
     answer = ask("POST", "/v1/events", content=body, headers={"content-type": "application/json"})
     assert answer.status_code in (200, 400)
+
+
+BOOK_LINE = st.fixed_dictionaries(
+    {"table": st.sampled_from(["usage", "rates"]) | st.text(), "hour": st.just("2026-11-24T09:00:00Z") | st.text()},
+    optional={
+        name: st.text(max_size=20) | st.sampled_from(["api", "output", "output_tokens", "compute", "quoted"])
+        for name in (
+            "book", "pool", "model", "tenant", "phase", "meter", "basis", "category", "component", "source"
+        )
+    }
+    | {name: st.floats() | st.integers() | st.text(max_size=8) for name in ("quantity", "usd_per_unit")},
+)  # fmt: skip
+
+
+@given(st.lists(BOOK_LINE | JSON, max_size=4))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_lines_as_a_book(ask: Callable[..., Any], rows: list[Any]) -> None:
+    import json
+
+    body = b"\n".join(json.dumps(row).encode(errors="surrogatepass") for row in rows)
+    answer = ask("PUT", "/v1/books/{name}", content=body, headers={"content-type": "application/x-ndjson"})
+    assert answer.status_code in (200, 400, 409)
 
 
 @given(

@@ -9,7 +9,6 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,6 +33,8 @@ from pertoken.scenario import Scenario, load
 from pertoken.units import COMPONENTS, HOURS_PER_MONTH, IDLE, TOKEN_METERS, usd_per_mtok
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from pertoken.plan._against import Alternative
     from pertoken.plan._robust import Robust
 
@@ -169,12 +170,13 @@ class Planned:
         """Rates, usage and costs in the book ``plan:<name>`` of the ledger at `path`, in place of what it held."""
         ledger = open_ledger(path)
         try:
-            ledger.add_rates(self.found.rate_rows())
-            hours = [datetime.fromisoformat(str(h)).replace(tzinfo=UTC) for h in self.found.instance.hours]
-            ledger.replace_usage(self.book, hours, self.found.usage_rows(self.book))
-            ledger.close(self.book)
+            ledger.put_book(self.book, *self.rows())
         finally:
             ledger.shut()
+
+    def rows(self) -> tuple[pa.Table, pa.Table]:
+        """The book's usage and rates, as `Ledger.put_book` and a service take them."""
+        return self.found.usage_rows(self.book), self.found.rate_rows()
 
     def write_calendar(self, path: Path) -> None:
         """The schedule's changes: CronJob-style rows (``.csv``), or events for people (``.ics``)."""

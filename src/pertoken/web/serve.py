@@ -11,13 +11,13 @@ import os
 import secrets
 import signal
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import pyarrow as pa
 
@@ -29,6 +29,7 @@ from pertoken.report.actual import Facts, LedgerSource, Source, Variance, compar
 from pertoken.report.books import LEDGER_FILE, Books, hours_in, open_books
 from pertoken.report.doctor import examine
 from pertoken.report.imports import FileOf, batches
+from pertoken.report.plan_book import to_body
 from pertoken.report.reconcile import Reconciliation, read_bill
 from pertoken.report.reconcile import reconcile as beside_the_bill
 
@@ -62,6 +63,31 @@ class Bind:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A service that is not on this machine."""
+
+    url: str
+    token: str = ""
+
+    def __str__(self) -> str:
+        return self.url
+
+
+def remote(url: str, token_file: Path | None = None) -> Remote:
+    """The service at a URL, with the token in a file. Raises InputError where either cannot be used."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.username:
+        raise InputError(f"{url!r} is no address of a service: write https://meter.example:8700")
+    try:
+        token = token_file.read_text().strip() if token_file else ""
+    except (OSError, ValueError) as error:
+        raise InputError(f"the token file {token_file} cannot be read: {error}") from error
+    if not token.isascii() or any(c.isspace() for c in token):
+        raise InputError(f"the token file {token_file} holds no token")
+    return Remote(url, token)
 
 
 def serve(fleet_file: Path, folder: Path, bind: Bind | None = None) -> None:
@@ -197,6 +223,31 @@ def _take(folder: Path, books: Books | None, rows: pa.Table) -> tuple[int, int]:
     return answer["records"], answer["duplicates"]
 
 
+def put_book(where: Path | Remote, book: str, usage: pa.Table, rates: pa.Table) -> dict[str, Any]:
+    """Put a plan's book into the ledger of a data folder, through the service that holds it, else directly; or into
+    that of a service elsewhere.
+
+    Raises InputError where there is neither, or the service's reason why it keeps nothing.
+    """
+    path, body = f"/v1/books/{quote(book)}", to_body(usage, rates)
+    if isinstance(where, Remote):
+        here = {"url": where.url, "token": where.token, "cert": ""}
+        answer: dict[str, Any] | None = _asked(here, "PUT", path, body, 600.0)
+        if answer is None:
+            raise InputError(f"nothing answers at {where.url}")
+        return answer
+    found: dict[str, Any] | None = ask(where, "PUT", path, body)
+    if found is not None:
+        return found
+    if not where.is_dir():
+        raise InputError(f"there is no folder {where}: give --data as it was given to `pertoken serve`")
+    with ExitStack() as stack:
+        ledger = open_ledger(where / LEDGER_FILE)
+        stack.callback(ledger.shut)
+        ledger.put_book(book, usage, rates)
+    return {"book": book, "usage_rows": usage.num_rows, "rate_rows": rates.num_rows}
+
+
 def diagnose(folder: Path, fleet_file: Path | None, hours: int = 24) -> dict[str, Any]:
     """What `doctor` finds, through the service that holds the folder, else directly."""
     found = ask(folder, "GET", f"/v1/doctor?hours={hours}")
@@ -300,21 +351,27 @@ def ask(folder: Path, method: str, path: str, body: Any = None, timeout_s: float
     Raises InputError with the service's own words where it refuses.
     """
     try:
-        here = json.loads((folder / _HERE).read_bytes())
-        url = urlsplit(str(here["url"]))
+        note = json.loads((folder / _HERE).read_bytes())
+        here = {name: str(note[name]) for name in ("url", "token", "cert")}
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
+    return _asked(here, method, path, body, timeout_s)
+
+
+def _asked(here: Mapping[str, str], method: str, path: str, body: Any, timeout_s: float) -> Any | None:
+    """The answer (JSON) of the service at `here["url"]`; None where nothing listens there."""
+    url = urlsplit(here["url"])
     if url.scheme == "https":
-        # The certificate need not name loopback: it must be the very one the service was started with.
-        context = ssl.create_default_context(cafile=here["cert"])
-        context.check_hostname = False
+        context = ssl.create_default_context(cafile=here["cert"] or None)
+        # Our own certificate need not name loopback: it must be the very one the service was started with.
+        context.check_hostname = not here["cert"]
         connection: http.client.HTTPConnection = http.client.HTTPSConnection(
             url.hostname or "", url.port, timeout=timeout_s, context=context
         )
     else:
         connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=timeout_s)
     kind = "application/vnd.apache.arrow.stream" if isinstance(body, bytes) else "application/json"
-    headers = {"Authorization": f"Bearer {here['token']}", "Content-Type": kind}
+    headers = {"Content-Type": kind} | ({"Authorization": f"Bearer {here['token']}"} if here["token"] else {})
     sent = body if body is None or isinstance(body, bytes) else json.dumps(body)
     try:
         connection.request(method, path, sent, headers)
