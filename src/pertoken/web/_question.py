@@ -18,6 +18,8 @@ from pertoken.meter.attribute import BOOK
 from pertoken.web._doors import Reader
 
 FILTERS = ("book", "pool", "model", "tenant")
+COST_FILTERS = ("phase", "category", "component")
+"""Further ones of a cost, whose rows have them; of a usage, the phase."""
 MOST_ROWS = 100_000
 Names = Annotated[list[str], Query(max_length=16)]
 
@@ -42,15 +44,12 @@ class Question:
             if isinstance(value, datetime):
                 pairs.append((name, value.isoformat()))
             elif value is not None:
-                pairs += [(name, one) for one in ([value] if isinstance(value, str) else value)]
+                pairs += [(name, _quoted(one)) for one in ([value] if isinstance(value, str) else value)]
         return urlencode(pairs)
 
     def within(self, row: Mapping[str, Any]) -> Question | None:
         """The question of one row of the answer alone; None where no filter can name it."""
-        if not self.by or any(not row[k] or (k not in FILTERS and k != "hour") for k in self.by):
-            return None
-        # The parameters take several values apart at commas, so that a name with one cannot be asked for.
-        if any("," in str(row[k]) for k in self.by):
+        if not self.by or any(row[k] is None or k not in (*FILTERS, *COST_FILTERS, "hour") for k in self.by):
             return None
         narrow = {k: [str(row[k])] for k in self.by if k != "hour"}
         found = replace(self, by=[], where={**self.where, **narrow})
@@ -58,6 +57,15 @@ class Question:
             hour = row["hour"] if isinstance(row["hour"], datetime) else datetime.fromisoformat(row["hour"])
             found = replace(found, start=hour, end=hour + timedelta(hours=1))
         return found
+
+    def without(self, *filters: str) -> Question:
+        """The question without these filters."""
+        return replace(self, where={key: value for key, value in self.where.items() if key not in filters})
+
+    @property
+    def kept(self) -> list[tuple[str, str]]:
+        """Its filters as fields of a form: names and values as `query` writes them."""
+        return [(key, _quoted(value)) for key, values in self.where.items() for value in values]
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -75,9 +83,15 @@ def _question_with(start: str, end: str) -> Callable[..., Question]:
         pool: Names = [],  # noqa: B006
         model: Names = [],  # noqa: B006
         tenant: Names = [],  # noqa: B006
+        phase: Names = [],  # noqa: B006
+        category: Names = [],  # noqa: B006
+        component: Names = [],  # noqa: B006
     ) -> Question:
         """A tenant's token sees that tenant's rows alone, whatever it asks for."""
-        given = {"book": book, "pool": pool, "model": model, "tenant": tenant}
+        given = {
+            "book": book, "pool": pool, "model": model, "tenant": tenant,
+            "phase": phase, "category": category, "component": component,
+        }  # fmt: skip
         where = {key: split_names(values) for key, values in given.items() if values}
         if caller.tenant:
             where["tenant"] = [caller.tenant]
@@ -93,8 +107,23 @@ Looking = Annotated[Question, Depends(_question_with("from", "to"))]
 
 
 def split_names(values: Sequence[str]) -> list[str]:
-    """``?by=pool,model`` and ``?by=pool&by=model`` are the same."""
-    return list(dict.fromkeys(part for value in values for part in value.split(",") if part))
+    """``?by=pool,model`` and ``?by=pool&by=model`` are the same.
+
+    A value in quotes is one name: ``"a,b"`` has a comma in it, ``""`` is the name of what has none (two quotes inside
+    of them stand for one).
+    """
+    names: list[str] = []
+    for value in values:
+        if len(value) > 1 and value[0] == value[-1] == '"':
+            names.append(value[1:-1].replace('""', '"'))
+        else:
+            names += [part for part in value.split(",") if part]
+    return list(dict.fromkeys(names))
+
+
+def _quoted(name: str) -> str:
+    plain = name and "," not in name and not name.startswith('"')
+    return name if plain else '"' + name.replace('"', '""') + '"'
 
 
 def plain_rows(table: pa.Table) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from pertoken.report._page import PALETTE
 from pertoken.units import METRICS
 from pertoken.web._doors import ServiceHere
 from pertoken.web._frame import page
-from pertoken.web._question import FILTERS, Looking, Question, plain_rows
+from pertoken.web._question import COST_FILTERS, FILTERS, Looking, Question, plain_rows
 
 router = APIRouter(include_in_schema=False)
 TWINS = (".json", ".csv", ".vl.json", ".png", ".sql")
@@ -69,7 +69,13 @@ class Asked:
     def behind(self, kind: str) -> str:
         """Where the rows it sums are: `kind` is cost or usage."""
         keys = [*FILTERS, "hour", "phase", *(("category", "component") if kind == "cost" else ("meter",))]
-        return f"/v1/{kind}?{self.question.query('start', 'end', by=keys)}"
+        asked = self.question if kind == "cost" else self.question.without("category", "component")
+        return f"/v1/{kind}?{asked.query('start', 'end', by=keys)}"
+
+    def other(self, name: str) -> str:
+        """Another figure of the same rows; a metric is of all phases and components."""
+        asked = self.question if name == COST else self.question.without(*COST_FILTERS)
+        return f"/figure/{name}?{asked.query(by=[])}"
 
     def within(self, row: Mapping[str, Any]) -> str:
         """The figure of one row alone; empty where no filter can name it."""
