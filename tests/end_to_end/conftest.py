@@ -46,6 +46,7 @@ class Service:
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
     here: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
 
     def start(self) -> None:
         """Start it and wait until it is ready."""
@@ -57,7 +58,7 @@ class Service:
         ]  # fmt: skip
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, env={**os.environ, "NO_COLOR": "1"}
+                command, stdout=log, stderr=log, env={**os.environ, "NO_COLOR": "1", **self.environment}
             )
 
         def ready() -> bool:

@@ -156,7 +156,7 @@ def test_tokens_watts_and_money_of_a_real_server(
     program(
         sys.executable, str(Path(__file__).with_name("tiny_llm.py")), str(tmp_path / "tiny.gguf"), str(llm)
     )
-    wait_until("the LLM server answers", lambda: _answers(llm))
+    wait_until("the LLM server answers", lambda: llm_answers(llm))
     first = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
     ours = service(FLEET.format(llm=llm, power=power.port, pue=PUE, usd_per_kwh=USD_PER_KWH))
     ours.start()
@@ -224,7 +224,8 @@ def test_tokens_watts_and_money_of_a_real_server(
         assert found[pool, "cached_input_tokens"] == cached
 
 
-def _answers(port: int) -> bool:
+def llm_answers(port: int) -> bool:
+    """Whether the LLM server is up."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", "/metrics")

@@ -152,7 +152,7 @@ def test_beyond_loopback_tokens_and_tls(service: Callable[..., Service], tmp_pat
     )
     assert ask("GET", "/v1/cost", bearer=reader) == (
         200,
-        {"units": {"cost_usd": "USD"}, "rows": [{"cost_usd": "0.015000000"}]},
+        {"units": {"cost_usd": "USD"}, "rows": [{"cost_usd": "0.015000000"}], "next": None},
     )
     pertoken("token", "remove", "shop", "--data", data)
     time.sleep(1.2)  # the service looks at the file once a second

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -21,6 +20,7 @@ from pertoken.errors import InputError, MissingExtraError, UnknownNameError
 from pertoken.meter import concat, files, nvml, open_journal, training
 from pertoken.meter._counters import State
 from pertoken.meter.prometheus import Target
+from tests.nvml_stub import compiled
 
 NOW = 1_795_503_600.0
 HERE = Path(__file__).parent
@@ -293,36 +293,33 @@ def test_any_file_is_read_or_refused(
 
 @pytest.fixture(scope="module")
 def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    assert compiler, "the stub NVML needs a C compiler: sudo apt-get install gcc"
-    folder = tmp_path_factory.mktemp("nvml")
-    library = folder / "libnvidia-ml.so.1"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(HERE / "nvmlstub.c")], check=True)
-    return folder
+    return compiled(tmp_path_factory.mktemp("nvml"))
 
 
 _READ = """
-import json, os
+import json, sys
+from pathlib import Path
 from pertoken.meter import nvml
 from pertoken.meter._counters import State
 from pertoken.meter.prometheus import Target
+from tests.nvml_stub import stand
+file, counters = Path(sys.argv[1]), sys.argv[2] == "True"
 state, target, rows = State(0.0), Target("here", pool="h100", pools={"GPU-stub-1": "other"}), []
 for seconds in (0, 15, 30):
-    os.environ["PT_STUB_SECONDS"] = str(seconds)
+    stand(file, *((w * seconds if counters else -1, w, busy) for w, busy in ((360, 50), (720, 100))))
     table, state = nvml.read(target, state, now_s=1_795_503_700.0 + seconds)
     rows += [(r["pool"], r["meter"], r["quantity"], r["basis"]) for r in table.to_pylist()]
 print(json.dumps(rows))
 """
 
 
-@pytest.mark.parametrize("energy", [True, False])
-def test_nvml_through_the_real_library_on_a_stub(stub: Path, energy: bool) -> None:
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(stub), "PT_STUB_WATTS": "360"}
-    if not energy:
-        environment["PT_STUB_NO_ENERGY"] = "1"
+@pytest.mark.parametrize("counters", [True, False])
+def test_nvml_through_the_real_library_on_a_stub(stub: Path, tmp_path: Path, counters: bool) -> None:
+    file = tmp_path / "boards"
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(stub), "PT_STUB_FILE": str(file)}
     done = subprocess.run(
-        [sys.executable, "-c", _READ],
-        env=environment,
+        [sys.executable, "-c", _READ, str(file), str(counters)],
+        env={**environment, "PYTHONPATH": str(HERE.parents[1])},
         capture_output=True,
         text=True,
         timeout=60,
@@ -333,7 +330,7 @@ def test_nvml_through_the_real_library_on_a_stub(stub: Path, energy: bool) -> No
     for pool, meter, quantity, basis in json.loads(done.stdout):
         sums[pool, meter] = sums.get((pool, meter), 0.0) + quantity
         if meter == "gpu_energy_kwh":
-            assert basis == ("measured" if energy else "measured:power")
+            assert basis == ("measured" if counters else "measured:power")
     # 360 W for 30 s are 3 Wh; the second GPU draws 720 W
     assert sums["h100", "gpu_energy_kwh"] == pytest.approx(0.003)
     assert sums["other", "gpu_energy_kwh"] == pytest.approx(0.006)
