@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query, Response
 from pydantic import AwareDatetime, BaseModel
 
-from pertoken.errors import InputError
+from pertoken.errors import InputError, UnknownNameError
 from pertoken.report.actual import LedgerSource, compare_books
 from pertoken.report.books import hours_in
 from pertoken.report.doctor import examine
 from pertoken.units import METRICS
 from pertoken.web._doors import Admin, ServiceHere, WholeReader, answers
-from pertoken.web._question import Asking, Names, plain_rows, split_names
+from pertoken.web._paging import Pages
+from pertoken.web._question import Asking, Names, split_names
 
 router = APIRouter()
 _ASKING = answers(400, 401, 403, 429)
@@ -23,10 +25,15 @@ _MOST_HOURS = 24 * 366 * 3
 
 
 class Figures(BaseModel):
-    """Rows of a question: by dimensions, the figures asked for, with the unit of each."""
+    """Rows of a question: by dimensions, the figures asked for, with the unit of each, in order of the dimensions.
+
+    `next`: send it as `cursor` with the same question for the rows after these; null where they are the last. Rows that
+    are booked meanwhile move no other across the edge of a page.
+    """
 
     units: dict[str, str]
     rows: list[dict[str, str | float | int | None]]
+    next: str | None = None
 
 
 class Window(BaseModel):
@@ -63,35 +70,32 @@ async def readyz(service: ServiceHere, response: Response) -> dict[str, str]:
 async def metric(
     service: ServiceHere,
     question: Asking,
+    pages: Pages,
     name: Names,
 ) -> Figures:
     """Metrics by dimensions, read from the ledger: `?name=usd_per_mtok_output&by=model&book=actual`."""
     names = split_names(name)
-    table = await asyncio.to_thread(
-        lambda: service.books.ledger.metric(*names, by=question.by, **question.asked)
-    )
-    return Figures(units={n: METRICS[n].unit for n in names}, rows=plain_rows(table))
+    for one in names:
+        if one not in METRICS:
+            raise UnknownNameError("metric", one, METRICS, hint="gpus")
+    found = await asyncio.to_thread(pages.answer, service.books.ledger, names, question)
+    return Figures(units={n: METRICS[n].unit for n in names}, **found)
 
 
 @router.get("/v1/cost", responses=_ASKING)
-async def cost(
-    service: ServiceHere,
-    question: Asking,
-) -> Figures:
+async def cost(service: ServiceHere, question: Asking, pages: Pages) -> Figures:
     """Cost [USD] by dimensions, phase, category and component; decimals as text, exact."""
-    table = await asyncio.to_thread(lambda: service.books.ledger.cost(*question.by, **question.asked))
-    return Figures(units={"cost_usd": "USD"}, rows=plain_rows(table))
+    found = await asyncio.to_thread(pages.answer, service.books.ledger, ["cost_usd"], question)
+    return Figures(units={"cost_usd": "USD"}, **found)
 
 
 @router.get("/v1/usage", responses=_ASKING)
-async def usage(
-    service: ServiceHere,
-    question: Asking,
-) -> Figures:
+async def usage(service: ServiceHere, question: Asking, pages: Pages) -> Figures:
     """Quantities by dimensions and phase, always by meter; decimals as text, exact."""
-    keys = [*(k for k in question.by if k != "meter"), "meter"]
-    table = await asyncio.to_thread(lambda: service.books.ledger.usage(*keys, **question.asked))
-    return Figures(units={"quantity": "the meter's unit"}, rows=plain_rows(table))
+    by = [*(k for k in question.by if k != "meter"), "meter"]
+    metered = replace(question, by=by)
+    found = await asyncio.to_thread(pages.answer, service.books.ledger, ["quantity"], metered)
+    return Figures(units={"quantity": "the meter's unit"}, **found)
 
 
 class BookSpan(BaseModel):
