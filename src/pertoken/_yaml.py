@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +12,9 @@ from pydantic import BaseModel, ValidationError
 from pertoken.errors import ScenarioError, nearest
 
 MAX_BYTES = 1 << 20
+SENT_BYTES = 1 << 16
+_SENT_DEPTH, _SENT_ENTRIES = 20, 100
+"""How deep a text from the network may be nested, and how many entries a list or mapping in it may have."""
 
 
 class MisplacedError(ValueError):
@@ -29,23 +33,67 @@ def load_yaml(path: Path, kind: type[Document]) -> Document:
 
     Raises ScenarioError naming file, line, field, what was found and what fits.
     """
-    text = _read(path)
+    return _parse(_read(path), kind, str(path), {"folder": path.parent})
+
+
+def parse_yaml(text: str, kind: type[Document], name: str, files: Mapping[str, Path]) -> Document:
+    """YAML that came over a network as the pydantic model `kind`, complained of under a `name`.
+
+    It opens no file but those of `files`, by the path as it is written; it is short, flat and without aliases, so
+    that reading it costs little whatever is in it. Raises ScenarioError as `load_yaml` does.
+    """
+    size = len(text.encode("utf-8", "replace"))
+    if size > SENT_BYTES:
+        raise ScenarioError(f"{name}: {size} bytes are too many: at most {SENT_BYTES} are taken here")
+    return _parse(text, kind, name, {"files": files}, sent=True)
+
+
+def _parse(
+    text: str, kind: type[Document], name: str, context: dict[str, Any], *, sent: bool = False
+) -> Document:
     try:
+        if sent:
+            _refuse_costly(text, name)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        _refuse_duplicates(node, path)
+        _refuse_duplicates(node, name)
         data = yaml.load(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f":{mark.line + 1}" if mark else ""
-        raise ScenarioError(f"{path}{where}: not YAML: {error.problem}") from error
+        raise ScenarioError(f"{name}{where}: not YAML: {error.problem}") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ScenarioError(f"{path}: not YAML: {str(error).splitlines()[0]}") from error
+        raise ScenarioError(f"{name}: not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(data, dict):
-        raise ScenarioError(f"{path}: a {kind.__name__.lower()} is a mapping of fields, found {_found(data)}")
+        raise ScenarioError(f"{name}: a {kind.__name__.lower()} is a mapping of fields, found {_found(data)}")
     try:
-        return kind.model_validate(data, context={"folder": path.parent})
+        return kind.model_validate(data, context=context)
     except ValidationError as error:
-        raise ScenarioError(_explain(error, path, node, kind)) from error
+        told, field = _explain(error, name, node, kind)
+        raise ScenarioError(told, field) from error
+
+
+def _refuse_costly(text: str, name: str) -> None:
+    """Look at the parser's events, one at a time, before anything is built of them."""
+    entries: list[int] = []
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = event.start_mark.line + 1 if event.start_mark else 1
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise ScenarioError(
+                f"{name}:{line}: anchors and aliases (& and *) are not taken here: write it out"
+            )
+        if isinstance(event, yaml.CollectionEndEvent):
+            entries.pop()
+        elif isinstance(event, yaml.NodeEvent):
+            if entries:
+                entries[-1] += 1
+                if entries[-1] > 2 * _SENT_ENTRIES:
+                    raise ScenarioError(
+                        f"{name}:{line}: a list or mapping has at most {_SENT_ENTRIES} entries here"
+                    )
+            if isinstance(event, yaml.CollectionStartEvent):
+                entries.append(0)
+                if len(entries) > _SENT_DEPTH:
+                    raise ScenarioError(f"{name}:{line}: nested deeper than {_SENT_DEPTH} levels")
 
 
 def _read(path: Path) -> str:
@@ -67,25 +115,34 @@ def _read(path: Path) -> str:
         raise ScenarioError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _refuse_duplicates(node: yaml.Node | None, path: Path) -> None:
+def _refuse_duplicates(node: yaml.Node | None, name: str) -> None:
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            _refuse_duplicates(item, path)
+            _refuse_duplicates(item, name)
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
             if str(key.value) in seen:
                 first = seen[str(key.value)]
-                raise ScenarioError(f"{path}:{line}: {key.value!r} is given twice, first on line {first}")
+                raise ScenarioError(f"{name}:{line}: {key.value!r} is given twice, first on line {first}")
             seen[str(key.value)] = line
-            _refuse_duplicates(value, path)
+            _refuse_duplicates(value, name)
 
 
-def _explain(error: ValidationError, path: Path, node: yaml.Node | None, kind: type[BaseModel]) -> str:
+def _explain(
+    error: ValidationError, name: str, node: yaml.Node | None, kind: type[BaseModel]
+) -> tuple[str, str]:
+    """The complaint, and the field it is about."""
     problems = error.errors(include_url=False)
-    # A union reports one problem per member: keep those that got furthest into the document.
-    first = max(problems, key=lambda p: (p["type"] != "missing", len(_position(node, p["loc"])[1])))
+
+    def furthest(problem: Any) -> tuple[bool, int, bool]:
+        depth = len(_position(node, problem["loc"])[1])
+        return problem["type"] != "missing", depth, problem["type"] != "extra_forbidden"
+
+    # A union reports one problem per member: keep the one that got furthest into the document; of those at one
+    # place, the one whose member knows the field.
+    first = max(problems, key=furthest)
     cause = first.get("ctx", {}).get("error")
     place = (*first["loc"], *(cause.place if isinstance(cause, MisplacedError) else ()))
     line, known = _position(node, place)
@@ -103,7 +160,7 @@ def _explain(error: ValidationError, path: Path, node: yaml.Node | None, kind: t
         message += f"; found {_found(first['input'])}"
     more = len({p["loc"][:3] for p in problems}) - 1
     tail = f" (and {more} more)" if more > 0 else ""
-    return f"{path}:{line}: {field}: {message}{tail}"
+    return f"{name}:{line}: {field}: {message}{tail}", field
 
 
 def _position(node: yaml.Node | None, loc: tuple[int | str, ...]) -> tuple[int, list[str]]:

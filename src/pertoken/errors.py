@@ -43,7 +43,14 @@ class UnknownNameError(InputError):
 
 
 class ScenarioError(InputError):
-    """A scenario or fleet file that cannot be used; says file, line, field, what was found and what fits."""
+    """A scenario or fleet file that cannot be used; says file, line, field, what was found and what fits.
+
+    `field` is the path of keys to it, such as ``pools.h100.price``; empty where it is the file as a whole.
+    """
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class CannotServeError(PerTokenError):

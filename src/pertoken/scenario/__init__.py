@@ -6,6 +6,7 @@ report as left out, never silently assumed to be free.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -14,7 +15,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from pertoken._yaml import MisplacedError, load_yaml
+from pertoken._yaml import MisplacedError, load_yaml, parse_yaml
 from pertoken.errors import InputError
 from pertoken.rates._local import local_hours
 from pertoken.scenario._field import Name, Positive, _file, _Strict, _timezone, _unknown
@@ -78,6 +79,7 @@ __all__ = [
     "_file",
     "json_schema",
     "load",
+    "parse",
     "requests_per_hour",
 ]
 
@@ -164,6 +166,15 @@ def load(path: str | Path) -> Scenario:
     Raises ScenarioError with file, line and field on anything that cannot be used.
     """
     scenario: Scenario = load_yaml(Path(path), Scenario)
+    return scenario
+
+
+def parse(text: str, files: Mapping[str, Path] | None = None) -> Scenario:
+    """The scenario in a text that came over a network: it opens no file but those of `files`, by path as written.
+
+    Raises ScenarioError with line and field on anything that cannot be used.
+    """
+    scenario: Scenario = parse_yaml(text, Scenario, "scenario", files or {})
     return scenario
 
 

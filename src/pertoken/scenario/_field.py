@@ -49,7 +49,14 @@ def _in_catalogue(lookup: Any, name: str) -> None:
 
 
 def _file(path: Path, info: ValidationInfo) -> Path:
-    folder = (info.context or {}).get("folder", Path())
+    context = info.context or {}
+    if (files := context.get("files")) is not None:
+        if str(path) not in files:
+            known = f" but those of its fleet: {', '.join(files)}" if files else ""
+            raise ValueError(f"no file of this machine is opened for a scenario sent to it{known}")
+        sent: Path = files[str(path)]
+        return sent
+    folder = context.get("folder", Path())
     full: Path = folder / path
     if not full.is_file():
         raise ValueError(f"no file at {path} (looked in {folder})")
