@@ -27,9 +27,10 @@ from pertoken.meter._steps import stepped
 from pertoken.meter._twins import without_twins
 from pertoken.meter.attribute import BOOK, Finding, Predictor
 from pertoken.meter.journal import Appended, HourRead
-from pertoken.rates.site import UTILITY_HOURS, site_usage_rows
+from pertoken.rates.site import UTILITY_HOURS
 from pertoken.report._billing import Span, restate
 from pertoken.report._terms import hours_between, rates_of
+from pertoken.report.so_far import FRESH_S, Growing, Lately, SoFar
 from pertoken.scenario import Api
 from pertoken.tables import USAGE, concat, usage_rows
 from pertoken.units import IDLE, base_meter, site_pool
@@ -78,6 +79,9 @@ class Books:
         self._predictor = predictor
         self._lock = threading.Lock()
         self._reading = threading.Lock()  # the journal is read from one thread at a time
+        self._growing = Growing(
+            journal, ledger, fleet, predictor, self._reading, self._once, self._paid_so_far
+        )
         self._shut = False
 
     def take(self, rows: pa.Table, marks: dict[str, bytes] | None = None) -> Appended:
@@ -175,15 +179,37 @@ class Books:
         found = self._attributed(hour, records)
         return Look(tuple(sorted(map(str, records.column("source").unique().to_pylist()))), found.findings)
 
+    def so_far(self, now: datetime, fresh_s: float = FRESH_S) -> SoFar:
+        """The hour that is not over, attributed and priced up to now, at most `fresh_s` [s] old, never written down.
+
+        Cheap and for any number of threads: only what came since the last look is read. Raises InputError on a time
+        without a zone, or where the catalogue lacks a price that the fleet asks for.
+        """
+        return self._growing.so_far(now, fresh_s)
+
+    def lately(self, now: datetime, seconds: int) -> Lately:
+        """Usage of the last `seconds` before now and what it costs. Raises InputError on more than 20 minutes."""
+        return self._growing.lately(now, seconds)
+
+    def follow(self, now: datetime) -> None:
+        """Read the newest records for `so_far` and `lately`, which then have less to do."""
+        self._growing.follow(now)
+
+    def _paid_so_far(self, hour: datetime, usage: pa.Table, rates: pa.Table, micro: int) -> list[pa.Table]:
+        return self._paid_by_the_hour(hour, usage, _by_the_hour(rates), micro)
+
     def _attributed(self, hour: datetime, records: pa.Table) -> meter.Attribution:
         """An hour's rows and findings, each engine counted from one source alone."""
+        once, twins = self._once(records)
+        found = meter.attribute(once, self.fleet.at(hour), [hour], self._predictor)
+        return replace(found, findings=(*twins, *found.findings))
+
+    def _once(self, records: pa.Table) -> tuple[pa.Table, tuple[Finding, ...]]:
         scraped, written = (
             {name.removeprefix(way) for name in self.journal.marks if name.startswith(way)}
             for way in (SCRAPED, WRITTEN)
         )
-        once, twins = without_twins(records, scraped, written)
-        found = meter.attribute(once, self.fleet.at(hour), [hour], self._predictor)
-        return replace(found, findings=(*twins, *found.findings))
+        return without_twins(records, scraped, written)
 
     def _totals(self, hour: datetime) -> HourRead:
         with self._reading:
@@ -209,13 +235,7 @@ class Books:
         """Close consecutive hours."""
         start, end = hours[0], hours[-1] + HOUR
         rates = rates_of(self.fleet, start, end)
-        by_hour = {
-            (pool, hour, name)
-            for pool, hour, name in zip(
-                rates["pool"].to_pylist(), rates["hour"].to_pylist(), rates["meter"].to_pylist(), strict=True
-            )
-            if base_meter(str(name)) == "site_hours"
-        }
+        by_hour = _by_the_hour(rates)
         tables: list[pa.Table] = []
         findings: list[Finding] = []
         reached: dict[datetime, int] = {}
@@ -233,6 +253,7 @@ class Books:
         changed = restate(self.ledger, self.fleet, BOOK, start, end, latest)
         self._price_other_months(changed, start, end)
         unpriced = self._post([(start, end), *changed])
+        self._growing.closings += 1
         done = [h for h in hours if h not in unpriced]
         for hour in done:
             if hour in reached:
@@ -262,15 +283,24 @@ class Books:
         return unpriced
 
     def _paid_by_the_hour(
-        self, hour: datetime, usage: pa.Table, priced: set[tuple[Any, Any, Any]]
+        self, hour: datetime, usage: pa.Table, priced: set[tuple[Any, Any, Any]], micro: int = MICRO
     ) -> list[pa.Table]:
-        """One hour of every site and pool whose overheads are paid by the hour.
+        """One hour, or `micro` millionths of it, of every site and pool whose overheads are paid by the hour.
 
         A pool's hour goes to whoever held its GPUs (an API's: to whoever used its tokens); a site's is nobody's.
         """
         hours = hours_between(hour, hour + HOUR)
+        gone = micro / MICRO
         tables = [
-            site_usage_rows(BOOK, site, hours, meter=name, basis="measured")
+            usage_rows(
+                hours,
+                {("idle", name): gone},
+                book=BOOK,
+                pool=site_pool(site),
+                model="",
+                tenant=IDLE,
+                basis="measured",
+            )
             for site in self.fleet.sites
             for name in ("site_hours", UTILITY_HOURS)
             if (site_pool(site), hour, name) in priced
@@ -283,7 +313,7 @@ class Books:
                 if base_meter(row["meter"]).endswith("_tokens") if api else row["meter"] == "gpu_hours":
                     weights[row["pool"]][row["model"], row["tenant"], row["phase"]] += float(row["quantity"])
         for pool in pools:
-            parts = split(MICRO, weights.get(pool) or {("", IDLE, "idle"): 1.0})
+            parts = split(micro, weights.get(pool) or {("", IDLE, "idle"): 1.0})
             tables += [
                 usage_rows(
                     hours,
@@ -343,6 +373,12 @@ def _runs(hours: list[datetime]) -> list[list[datetime]]:
         else:
             runs.append([hour])
     return runs
+
+
+def _by_the_hour(rates: pa.Table) -> set[tuple[Any, Any, Any]]:
+    """Pool, hour and meter of what is paid by the hour."""
+    columns = (rates[name].to_pylist() for name in ("pool", "hour", "meter"))
+    return {row for row in zip(*columns, strict=True) if base_meter(str(row[2])) == "site_hours"}
 
 
 def _only_peaks(rates: pa.Table) -> pa.Table:
