@@ -177,14 +177,35 @@ def test_an_engine_scraped_and_written_is_booked_once(books: Books) -> None:
     assert [int(r["quantity"] or 0) for r in rows] == [5000]
 
 
-def test_engines_that_count_alike_are_both_booked_and_asked_about(books: Books) -> None:
+def test_an_engine_read_twice_at_other_seconds_is_booked_once(books: Books) -> None:
     hour = NOW.replace(minute=0) - HOUR
-    for name, count in (("vllm-0:8000", 5000.0), ("vllm-1:8000", 5020.0)):
+    for name, count in (("vllm-0:8000", 5000.0), ("vllm-1:8000", 5020.0), ("vllm-2:8000", 5100.0)):
         told_at(books, hour + timedelta(minutes=5), "output_tokens", count, f"engine/{name}")
     read(books, SCRAPED + "vllm-0:8000", 5)
     read(books, WRITTEN + "vllm-1:8000", 5)
-    (text,) = texts(examine(books, NOW), "twice")
-    assert "both are booked" in text
+    read(books, WRITTEN + "vllm-2:8000", 5)  # 2 % apart: another engine
+    found = examine(books, NOW)
+    assert texts(found, "twice") == [
+        "engine/vllm-1:8000 (written) repeats engine/vllm-0:8000 (scraped) to 0.40% and is not booked: "
+        "drop one of them; if they are two engines, let both reach us the same way"
+    ]
+    assert not texts(found, "disagree")
     books.close([hour])
     rows = books.ledger.usage("meter", where={"book": "actual", "meter": "output_tokens"}).to_pylist()
-    assert [int(r["quantity"] or 0) for r in rows] == [10020]
+    assert [int(r["quantity"] or 0) for r in rows] == [10100]
+
+
+def test_of_many_alike_each_finds_its_own_twin(books: Books) -> None:
+    hour = NOW.replace(minute=0) - HOUR
+    for number, counts in enumerate(((5000.0, 5000.0), (5001.0, 5001.0), (5002.0, 5040.0))):
+        for way, count in zip((SCRAPED, WRITTEN), counts, strict=True):
+            name = f"{'s' if way == SCRAPED else 'w'}{number}"
+            told_at(books, hour + timedelta(minutes=5), "output_tokens", count, f"engine/{name}")
+            read(books, way + name, 5)
+    told_at(books, hour + timedelta(minutes=5), "output_tokens", 900.0, "engine/w9")  # too few to tell
+    read(books, WRITTEN + "w9", 5)
+    pairs = [text.split(" (scraped)")[0] for text in texts(examine(books, NOW), "twice")]
+    assert pairs == [f"engine/w{n} (written) repeats engine/s{n}" for n in range(3)]
+    books.close([hour])
+    rows = books.ledger.usage("meter", where={"book": "actual", "meter": "output_tokens"}).to_pylist()
+    assert [int(r["quantity"] or 0) for r in rows] == [5000 + 5001 + 5002 + 900]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Collection
 from datetime import datetime
@@ -24,9 +25,8 @@ def without_twins(
     """Totals of an hour (`records.TOTALS`) less what a remote write repeats of a scrape, and findings.
 
     Parameters: scraped and written, target names by how they reach us. Two engines of a pool, one of each, that
-    counted the same of every model and token meter, to the token and at least 1,000 output tokens, are one: the
-    scraped one is booked. Those that agree to 1 % may be two equally loaded engines: both are booked, and a
-    finding asks.
+    counted alike every token meter of every model, to 1 % (they are not read at the same second) and at least 1,000
+    output tokens, are one: the scraped one is booked. Those that counted the same to the token find each other first.
     """
     told: dict[tuple[datetime, str, str], _Told] = defaultdict(dict)
     keys = ("hour", "pool", "source", "model", "meter", "quantity")
@@ -35,36 +35,42 @@ def without_twins(
         if source.startswith("engine/") and meter in _COUNTED and quantity:
             counts = told[hour, pool, source]
             counts[model, meter] = counts.get((model, meter), 0.0) + quantity
-    first = {
-        (hour, pool, _print_of(counts)): source
-        for (hour, pool, source), counts in sorted(told.items())
-        if source.partition("/")[2] in scraped
-    }
-    drop: set[tuple[datetime, str, str]] = set()
-    findings = []
-    for (hour, pool, source), counts in sorted(told.items()):
-        output = sum(n for (_, meter), n in counts.items() if meter == "output_tokens")
-        twin = first.pop((hour, pool, _print_of(counts)), "") if source.partition("/")[2] in written else ""
-        if twin and twin != source and output >= _LEAST:
-            drop.add((hour, pool, source))
-            text = f"{source} (written) repeats {twin} (scraped): {twin} alone is booked, drop one of them"
-            findings.append(Finding("twice", hour, pool, text, output))
-        elif source.partition("/")[2] in written and output >= _LEAST:
-            findings += [
-                Finding("twice", hour, pool, f"{source} (written) and {s} (scraped) count alike, both are booked: "
-                        "if they are one engine, drop one of them", output)
-                for (h, p, _), s in first.items() if (h, p) == (hour, pool) and _alike(counts, told[h, p, s])
-            ]  # fmt: skip
+    pairs = sorted(
+        (apart, mine, theirs)
+        for mine, counts in told.items()
+        if _name(mine) in written and _output(counts) >= _LEAST
+        for theirs, others in told.items()
+        if _name(theirs) in scraped and mine != theirs and mine[:2] == theirs[:2]
+        if (apart := _apart(counts, others)) <= _NEAR
+    )
+    drop: dict[tuple[datetime, str, str], Finding] = {}
+    taken: set[tuple[datetime, str, str]] = set()
+    for apart, mine, theirs in pairs:
+        if mine not in drop and theirs not in taken and theirs not in drop:
+            taken.add(theirs)
+            how = f"to {apart:.2%} " if apart else ""
+            text = (
+                f"{mine[2]} (written) repeats {theirs[2]} (scraped) {how}and is not booked: drop one of them; "
+                "if they are two engines, let both reach us the same way"
+            )
+            drop[mine] = Finding("twice", mine[0], mine[1], text, _output(told[mine]))
     if not drop:
-        return totals, tuple(findings)
+        return totals, ()
     places = zip(*(totals.column(name).to_pylist() for name in ("hour", "pool", "source")), strict=True)
-    return totals.filter(pa.array([place not in drop for place in places])), tuple(findings)
+    findings = tuple(drop[mine] for mine in sorted(drop))
+    return totals.filter(pa.array([place not in drop for place in places])), findings
 
 
-def _alike(one: _Told, other: _Told) -> bool:
-    """Whether two readings of one engine at other seconds could differ so little: counts that both have, to 1 %."""
-    return one.keys() == other.keys() and all(abs(n - other[k]) <= _NEAR * n for k, n in one.items())
+def _name(place: tuple[datetime, str, str]) -> str:
+    return place[2].partition("/")[2]
 
 
-def _print_of(counts: _Told) -> tuple[tuple[tuple[str, str], float], ...]:
-    return tuple(sorted((key, float(round(n))) for key, n in counts.items()))
+def _output(counts: _Told) -> float:
+    return sum(n for (_, meter), n in counts.items() if meter == "output_tokens")
+
+
+def _apart(one: _Told, other: _Told) -> float:
+    """The largest share by which two readings differ; infinite where one has a count that the other lacks."""
+    if one.keys() != other.keys():
+        return math.inf
+    return max(abs(round(n) - round(other[key])) / n for key, n in one.items())

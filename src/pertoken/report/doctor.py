@@ -7,6 +7,7 @@ the journal, the disk and the clock. Everything but the health of a running proc
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ _SILENT_S = 300.0
 _WRONG = ("silent", "unpriced", "journal", "disk", "closing", "unknown_pool", "overcommitted")
 _LOW_BYTES = 1 << 30
 _MOST = 200
+_FIGURE = re.compile(r"(?<![^\s(])[\d.,]*\d%?(?![^\s,;:.)])")
 
 
 @dataclass(frozen=True)
@@ -192,8 +194,8 @@ def _findings(findings: Iterable[Finding]) -> Iterable[Complaint]:
     """Attribution's findings, the same of several hours told once: the newest text, the amounts added up."""
     grouped: dict[tuple[str, str, str], list[Any]] = defaultdict(list)
     for one in findings:
-        # Texts hold figures: what is alike but for its digits is the same complaint.
-        shape = "".join("#" if c.isdigit() else c for c in one.text)
+        # Texts hold figures: what is alike but for these is the same complaint. Digits of a name are no figure.
+        shape = _FIGURE.sub("#", one.text)
         grouped[one.kind, one.pool, shape].append(one)
     for (kind, pool, _), group in grouped.items():
         total = sum(one.amount for one in group)
