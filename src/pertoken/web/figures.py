@@ -6,6 +6,7 @@ import asyncio
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,6 +28,7 @@ TWINS = (".json", ".csv", ".vl.json", ".png", ".sql")
 COST = "cost_usd"
 _DRAWN_ROWS = 5_000
 _NAMES = (COST, *METRICS)
+_NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
 _METRIC_KEYS = ("hour", "pool", "model", "tenant", "book")
 _COST_KEYS = ("component", "category", "phase", *_METRIC_KEYS)
 
@@ -111,7 +113,7 @@ def _answer(request: Request, ledger: Ledger, asked: Asked, twin: str) -> Respon
         }  # fmt: skip
         return Response(json.dumps(answer), media_type="application/json")
     if twin == ".csv":
-        return Response(_csv([*asked.by, asked.name], rows), media_type="text/csv")
+        return Response(csv_of([*asked.by, asked.name], rows), media_type="text/csv")
     if len(rows) > _DRAWN_ROWS:
         raise InputError(
             f"{len(rows)} rows cannot be drawn, at most {_DRAWN_ROWS}: ask for fewer, or for .csv"
@@ -174,18 +176,19 @@ def _spec(asked: Asked, rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _csv(head: Sequence[str], rows: list[dict[str, Any]]) -> str:
+def csv_of(head: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV. A name that begins like a formula, which it would be to a spreadsheet, gets a ``'`` before it."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\r\n")
     writer.writerow(head)
-    *keys, value = head
     for row in rows:
-        # A name that begins like a formula would be one to a spreadsheet.
-        cells = [
-            f"'{row[k]}" if str(row[k])[:1] in ("=", "+", "-", "@", "\t", "\r") else row[k] for k in keys
-        ]
-        writer.writerow([*cells, row[value]])
+        writer.writerow([_cell(row[key]) for key in head])
     return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    formula = str(value)[:1] in ("=", "+", "-", "@", "\t", "\r") and not _NUMBER.fullmatch(str(value))
+    return f"'{value}" if formula else value
 
 
 def _written_out(sql: str, parameters: Sequence[object]) -> str:
