@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -56,7 +57,7 @@ def prices_of(rates: pa.Table, hours: Hours) -> Prices:
     columns = (rates[name].to_pylist() for name in ("pool", "meter", "component"))
     keys = list(zip(*columns, strict=True))
     starts = [i for i in range(len(keys)) if i == 0 or keys[i] != keys[i - 1]]
-    for start, end in zip(starts, [*starts[1:], len(keys)], strict=True):
+    for start, end in pairwise([*starts, len(keys)]):
         array = found.setdefault(keys[start], np.zeros(len(hours)))
         np.add.at(array, index[start:end], values[start:end])
     return found
