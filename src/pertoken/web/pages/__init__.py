@@ -4,4 +4,6 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-ROUTERS: tuple[APIRouter, ...] = ()
+from pertoken.web.pages import where
+
+ROUTERS: tuple[APIRouter, ...] = (where.router,)
