@@ -81,10 +81,17 @@ def html_page(title: str, subtitle: str, blocks: Sequence[Block]) -> str:
 
 def write_png(spec: Mapping[str, Any], path: Path) -> None:
     """A Vega-Lite figure as PNG at twice its size."""
+    path.write_bytes(png(spec))
+
+
+def png(spec: Mapping[str, Any]) -> bytes:
+    """A Vega-Lite figure as PNG at twice its size; one as wide as its page is 640 px wide."""
     import vl_convert
 
     config = {"background": "white", "view": {"stroke": None}, "range": {"category": list(PALETTE)}}
-    path.write_bytes(vl_convert.vegalite_to_png(dict(spec), scale=2, config=config))
+    sized = {**spec, "width": 640} if spec.get("width") == "container" else dict(spec)
+    picture: bytes = vl_convert.vegalite_to_png(sized, scale=2, config=config)
+    return picture
 
 
 def write_whole(path: Path, text: str) -> None:
