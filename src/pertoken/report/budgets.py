@@ -151,17 +151,17 @@ class Standing:
         budget, ground = self.budget, self.ground
         forecast = self.forecast
         return {
-            "name": budget.name, "unit": budget.unit, "amount": _text(budget.amount), "hard": budget.hard,
+            "name": budget.name, "unit": budget.unit, "amount": plain(budget.amount), "hard": budget.hard,
             "tenant": budget.tenant, "models": list(budget.models), "pools": list(budget.pools),
             "idle_included": budget.with_idle, "period": budget.period, "timezone": budget.timezone,
             "period_start": _utc_text(ground.period.start), "period_end": _utc_text(ground.period.end),
             "as_of": _utc_text(self.as_of), "closed_until": _utc_text(ground.until),
-            "spent": _text(self.spent), "spent_closed": _text(ground.closed), "spent_running": _text(self.running),
-            "spent_fraction": self.spent_fraction, "remaining": _text(self.remaining),
-            "burn_per_hour": {k: None if v is None else _text(v) for k, v in ground.burn.items()},
+            "spent": plain(self.spent), "spent_closed": plain(ground.closed), "spent_running": plain(self.running),
+            "spent_fraction": self.spent_fraction, "remaining": plain(self.remaining),
+            "burn_per_hour": {k: None if v is None else plain(v) for k, v in ground.burn.items()},
             "burn_ratio": {k: self.burn_ratio(k) for k in ground.burn},
             "forecast": None if forecast is None else {
-                "expected": _text(forecast.expected), "low": _text(forecast.low), "high": _text(forecast.high),
+                "expected": plain(forecast.expected), "low": plain(forecast.low), "high": plain(forecast.high),
                 "interval": "80 %", "method": forecast.method, "basis": forecast.basis,
             },
             "forecast_missing": _NOT_YET if forecast is None else "",
@@ -221,6 +221,12 @@ def stand(ground: Ground, now: datetime, so_far: SoFar | None) -> Standing:
         running = sum(scope.by_hour(ground.period.start, None).values(), Decimal(0))
     forecast = _forecast(ground, now, running)
     return Standing(ground, now, running, forecast, _runs_out(ground, now, running))
+
+
+def standings(books: Books, now: datetime) -> list[Standing]:
+    """How all budgets of the fleet that have begun stand now."""
+    so_far = books.so_far(now) if books.fleet.budgets else None
+    return [stand(ground, now, so_far) for ground in grounds(books, books.fleet, now)]
 
 
 def cumulative(standing: Standing) -> list[dict[str, Any]]:
@@ -472,7 +478,7 @@ def _amount(budget: Budget, value: float) -> Decimal:
     return Decimal(value).quantize(Decimal("0.01") if budget.usd is not None else Decimal(1))
 
 
-def _text(value: Decimal) -> str:
+def plain(value: Decimal) -> str:
     """Plain digits without an exponent and without trailing zeros."""
     text = format(value, "f")
     return text.rstrip("0").rstrip(".") if "." in text else text

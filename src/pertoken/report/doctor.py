@@ -39,11 +39,12 @@ KINDS: dict[str, str] = {
     "disk": "little space is left",
     "clock": "the clock jumped, or senders' clocks are off",
     "closing": "hours that should be closed are not",
+    "alerts": "budgets are not watched, or an alert could not be delivered",
 }
 """What doctor looks for, by name."""
 
 _SILENT_S = 300.0
-_WRONG = ("silent", "unpriced", "journal", "disk", "closing", "unknown_pool", "overcommitted")
+_WRONG = ("silent", "unpriced", "journal", "disk", "closing", "unknown_pool", "overcommitted", "alerts")
 _LOW_BYTES = 1 << 30
 _MOST = 200
 _FIGURE = re.compile(r"(?<![^\s(])[\d.,]*\d%?(?![^\s,;:.)])")
@@ -75,6 +76,10 @@ class Process:
     closing: str = ""
     journal: str = ""
     nvml: str = ""
+    budgets: str = ""
+    """Why the budgets could not be looked at."""
+    alerts: dict[str, str] = field(default_factory=dict)
+    """Why a channel was not told, by its name."""
     errors: dict[str, str] = field(default_factory=dict)
     """Why a target's newest scrape failed, by its name."""
 
@@ -134,6 +139,7 @@ def examine(books: Books, now: datetime, *, hours: int = 24, process: Process | 
         *_journal(books, alive),
         *_clock(alive),
         *_open_hours(books, now, alive),
+        *_alerts(alive),
     ]
     found += [
         Complaint("unknown_instance", f"{name!r}: name it under sources.written", amount=count)
@@ -236,6 +242,13 @@ def _open_hours(books: Books, now: datetime, alive: Process) -> Iterable[Complai
     if late:
         text = f"{late[0]:%Y-%m-%d %H:%M UTC} is the oldest: run `pertoken close`, or start `pertoken serve`"
         yield Complaint("closing", text, hours=len(late))
+
+
+def _alerts(alive: Process) -> Iterable[Complaint]:
+    if alive.budgets:
+        yield Complaint("alerts", f"the budgets could not be looked at: {alive.budgets}")
+    for channel, why in sorted(alive.alerts.items()):
+        yield Complaint("alerts", f"{channel}: {why}")
 
 
 def _free_bytes(books: Books) -> int | None:

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from pertoken import __version__
 from pertoken.errors import InputError, PerTokenError
 from pertoken.meter.journal import JournalBrokenError, JournalFullError
-from pertoken.web import _ask, _books, _frame, _ingest, exporter, figures, pages
+from pertoken.web import _ask, _books, _budget, _frame, _ingest, exporter, figures, pages
 from pertoken.web._doors import COOKIE
 from pertoken.web._limits import Pace, Room
 from pertoken.web.service import Service
@@ -78,6 +78,7 @@ def create_app(
     app.include_router(_ingest.router)
     app.include_router(_books.router)
     app.include_router(_ask.router)
+    app.include_router(_budget.router)
     app.include_router(figures.router)
     app.include_router(_frame.router)
     for router in pages.ROUTERS:

@@ -20,6 +20,7 @@ from pertoken.meter.records import refuse_times
 from pertoken.report.books import NVML, WRITTEN, Books, Closed
 from pertoken.report.doctor import Process
 from pertoken.web.scrape import Scraper
+from pertoken.web.watch import Watch
 
 _JUMP_S = 5.0
 """Wall clock and monotonic clock may drift apart by this much between two looks."""
@@ -64,6 +65,7 @@ class Service:
         self._clock = clock
         self._grace_s, self._keep_days = grace_s, keep_days
         self.scraper = Scraper(books.fleet.sources, folder, books.journal, clock)
+        self.budgets = Watch(books, clock)
         self._written = {w.instance: _target(w) for w in books.fleet.sources.written}
         marks = books.journal.marks
         self._states = {
@@ -90,10 +92,12 @@ class Service:
             thread = threading.Thread(target=loop, name=name, daemon=True)
             self._threads.append(thread)
             thread.start()
+        self.budgets.start()
 
     def stop(self) -> None:
         """Stop, once what is under way is durable, and release the files."""
         self._stop.set()
+        self.budgets.stop()
         self.scraper.stop()
         for thread in self._threads:
             thread.join()
@@ -176,7 +180,9 @@ class Service:
 
     def close(self, hours: list[datetime]) -> Closed:
         """Close hours now."""
-        return self.books.close(hours)
+        closed = self.books.close(hours)
+        self.budgets.closed()
+        return closed
 
     def close_due(self) -> Closed:
         """Close what is due; what fails stands in `health`."""
@@ -193,6 +199,8 @@ class Service:
             log.exception("close failed")
             return Closed()
         self.health.closing = ""
+        if closed.hours:
+            self.budgets.closed()
         return closed
 
     def _tidy(self) -> None:
@@ -231,6 +239,8 @@ class Service:
             closing=health.closing,
             journal=health.journal,
             nvml=health.nvml,
+            budgets=self.budgets.problem,
+            alerts=self.budgets.alarm.problems(),
             errors={w.target.name: w.error for w in self.scraper.watched() if w.error}
             | ({"file_sd": self.scraper.problem} if self.scraper.problem else {}),
         )
