@@ -1,15 +1,55 @@
-"""The waterfall of a variance: from the forecast through price, volume, efficiency and mix to the actual."""
+"""Two books of a ledger side by side, and the waterfall from the forecast through its four drivers to the actual."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+from pertoken.ledger import Ledger
 from pertoken.report._page import PALETTE
-from pertoken.report.actual import DRIVERS, Line
+from pertoken.report.actual import DRIVERS, LedgerSource, Line
 
 _ENDS, _MORE, _LESS = PALETTE[0], PALETTE[1], PALETTE[2]
+
+Span = tuple[datetime, datetime]
+"""Hours of a book: the first, and the one after the last."""
+
+
+class BooksHere(LedgerSource):
+    """The books of a ledger whose spans are asked once."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__(ledger)
+        self._known: dict[str, Span] = super().spans()
+
+    def spans(self) -> dict[str, Span]:
+        """By book, its first hour and the one after its last."""
+        return self._known
+
+
+def in_common(first: Span, second: Span) -> Span | None:
+    """Hours that both have; None where there are none."""
+    start, end = max(first[0], second[0]), min(first[1], second[1])
+    return (start, end) if start < end else None
+
+
+def pair(spans: Mapping[str, Span], actual: str) -> tuple[str, str] | None:
+    """The forecast and the actual to show first: `actual` and the plan with most hours in common with it.
+
+    None where there are not two books.
+    """
+    plans = [book for book in spans if book != actual]
+    if actual not in spans:
+        return (plans[0], plans[1]) if len(plans) > 1 else None
+
+    def hours(book: str) -> timedelta:
+        shared = in_common(spans[book], spans[actual])
+        return shared[1] - shared[0] if shared else timedelta(0)
+
+    return (max(plans, key=hours), actual) if plans else None
 
 
 @dataclass(frozen=True)
