@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,9 +66,30 @@ class Run:
     """Why there is no result, or why it is not whole."""
     causes: list[dict[str, Any]] = field(default_factory=list)
     """Of a plan that cannot be: what would free it."""
+    kept: str = ""
+    """The book its plan was kept as."""
     asked_s: float = field(default_factory=time.time)
     began_s: float | None = None
     ended_s: float | None = None
+
+    @property
+    def name(self) -> str:
+        """What its scenario is called."""
+        found = re.search(r"^name: *(.+)$", self.job.scenario, re.MULTILINE)
+        return found[1].strip(" '\"")[:64] if found else "without a name"
+
+    @property
+    def asked(self) -> str:
+        """When it was asked for (UTC)."""
+        return datetime.fromtimestamp(self.asked_s, UTC).strftime("%Y-%m-%d %H:%M")
+
+    @property
+    def ways_out(self) -> list[tuple[str, str, str, str, str]]:
+        """Of a plan that cannot be: limit, whose it is, what is missing, its unit, and what would free it."""
+        return [
+            (c["constraint"], c["entity"], f"{c['missing']:,.4g}", c["unit"], c["remedy"])
+            for c in self.causes
+        ]
 
     @property
     def over(self) -> bool:
