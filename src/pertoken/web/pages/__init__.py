@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from pertoken.web.pages import where
+from pertoken.web import live
+from pertoken.web.pages import by, now, planning, variance, where
 
-ROUTERS: tuple[APIRouter, ...] = (where.router,)
+ROUTERS: tuple[APIRouter, ...] = (
+    now.router,
+    live.router,
+    where.router,
+    by.router,
+    variance.router,
+    planning.router,
+)
