@@ -15,7 +15,7 @@ from typing import Literal
 
 import msgspec
 
-from pertoken.report.budgets import Standing
+from pertoken.report.budgets import Standing, plain
 
 Kind = Literal["actual", "forecast"]
 _SLACK = Decimal("0.02")
@@ -101,8 +101,8 @@ def _seen(standing: Standing, now: datetime) -> Mapping[str, Event]:
             key = _key(budget.name, kind, percent)
             found[key] = Event(
                 id=_id(key, now), budget=budget.name, kind=kind, percent=percent, state="firing", at=now, since=now,
-                period_start=period.start, period_end=period.end, amount=_plain(budget.amount),
-                figure="" if figure is None else _plain(figure), unit=budget.unit, tenant=budget.tenant,
+                period_start=period.start, period_end=period.end, amount=plain(budget.amount),
+                figure="" if figure is None else plain(figure), unit=budget.unit, tenant=budget.tenant,
                 hard=budget.hard,
             )  # fmt: skip
     return found
@@ -145,7 +145,3 @@ def _key(budget: str, kind: str, percent: float) -> str:
 def _id(key: str, now: datetime) -> str:
     """The same event has the same id, however often it is sent."""
     return hashlib.sha256(f"{key} {now.astimezone(UTC).isoformat()}".encode()).hexdigest()[:32]
-
-
-def _plain(value: Decimal) -> str:
-    return format(value.normalize(), "f")
