@@ -99,6 +99,12 @@ def predict(
     ep: Annotated[int, typer.Option(help="Expert parallel; 0: chosen.")] = 0,
     dp: Annotated[int, typer.Option(help="Attention data parallel; 0: chosen.")] = 0,
     points: Annotated[Path | None, typer.Option(help="CSV of your own measured points.")] = None,
+    predictor: Annotated[
+        str, typer.Option(help="roofline, measured (needs --points) or kernels (NVIDIA, extra [kernels]).")
+    ] = "",
+    task: Annotated[
+        str, typer.Option(help="A benchmark's task and its stack: lm-arena-chat, gpqa, ...")
+    ] = "",
     curve: Annotated[bool, typer.Option("--curve", help="The throughput-interactivity front.")] = False,
     usd_per_gpu_hour: Annotated[
         float | None, typer.Option(help="Price for --curve; empty: catalogue.")
@@ -117,10 +123,12 @@ def predict(
         answer = run.predict_point(
             model, gpu, gpus=gpus, precision=precision, engine=engine, input_tokens=input_tokens,
             output_tokens=output_tokens, concurrency=concurrency, cached_input_tokens=cached_input_tokens,
-            points=points, **degrees,
+            points=points, predictor=predictor, task=task, **degrees,
         )  # fmt: skip
         _print(answer.to_dict(), True) if as_json else _print_rich(answer)
         return
+    if points is not None or task or predictor not in ("", "roofline"):
+        raise InputError("--points, --predictor and --task go with one operating point, not with --curve")
     front = run.predict_curve(
         model, gpu, gpus=gpus, precision=precision, engine=engine, input_tokens=input_tokens,
         output_tokens=output_tokens, cached_input_tokens=cached_input_tokens, usd_per_gpu_hour=usd_per_gpu_hour,

@@ -26,7 +26,8 @@ from pertoken.catalog.models import Model, model
 from pertoken.errors import MissingExtraError, NoEvidenceError, PerTokenError
 from pertoken.perf._work import engine_family, precision_name
 from pertoken.perf.point import Floats, Interval, Point, Prediction
-from pertoken.perf.roofline import predict
+from pertoken.perf.power import gpu_power_w
+from pertoken.perf.roofline import predict, utilisations
 from pertoken.units import MILLISECONDS_PER_SECOND
 
 PACKAGE = "aiconfigurator_core"
@@ -55,22 +56,22 @@ Steps = tuple[Callable[[int, int, int], float], Callable[[int, int], float]]
 
 
 def predict_kernels(model: Model, gpu: Gpu, point: Point) -> Prediction:
-    """What one replica does at an operating point, from measured kernels; power and memory are the
-    roofline's.
+    """What one replica does at an operating point, from measured kernels; memory is the roofline's, power the
+    fitted one at the kernels' throughput.
 
     Parameters, shapes and errors as `predict`; also raises MissingExtraError where the extra is not installed
-    and NoEvidenceError where its tables lack the GPU, engine, model, precision or layout, or for
+    and NoEvidenceError where its tables lack the GPU (all of AMD's), engine, model, precision or layout, or for
     disaggregated points. Formula: cycle = steps × decode step + R × prompt, R = min(concurrency, KV limit),
     throughput = R × output / cycle. Source: aiconfigurator-core 0.12, systems tables.
     """
+    # What the tables lack is said first: installing them would not help.
+    system, backend = _system(gpu), _backend(point)
+    if point.prefill_gpus:
+        raise NoEvidenceError("no kernel tables for disaggregated serving: use the roofline")
     if importlib.util.find_spec(PACKAGE) is None:
         raise MissingExtraError("kernels", "kernel-level prediction")
-    if point.prefill_gpus:
-        raise NoEvidenceError(
-            "kernel-level prediction has no disaggregated serving: use the roofline (`predict`)"
-        )
     base = predict(model, gpu, point)
-    decode_ms, prompt_ms = _steps(model.name, _system(gpu), _backend(point), point)
+    decode_ms, prompt_ms = _steps(model.name, system, backend, point)
     arrays = np.broadcast_arrays(
         *(
             np.asarray(v, dtype=np.float64)
@@ -90,16 +91,30 @@ def predict_kernels(model: Model, gpu: Gpu, point: Point) -> Prediction:
         tokens_per_s=_interval(tokens_per_s, LOG_SPREAD),
         ttft_s=_interval(ttft_s, TTFT_LOG_SPREAD),
         tpot_s=_interval(tpot_s, LOG_SPREAD),
+        gpu_power_w=_gpu_power(model, gpu, point, base, tokens_per_s),
         prefill_fraction=busy,
         basis="fitted",
-        source=f"aiconfigurator-core {metadata.version('aiconfigurator-core')} kernel tables of {_system(gpu)}; "
-        "power and memory: roofline",
+        source=f"aiconfigurator-core {metadata.version('aiconfigurator-core')} kernel tables of {system}, {backend}; "
+        "memory: roofline; power: fitted, at this throughput",
     )
+
+
+def _gpu_power(model: Model, gpu: Gpu, point: Point, base: Prediction, tokens_per_s: Floats) -> Interval:
+    """Board power with the hardware in use as much more than the roofline says as the throughput is higher."""
+    faster = tokens_per_s / base.tokens_per_s.value
+    compute, memory, link = (np.minimum(share * faster, 1.0) for share in utilisations(model, gpu, point))
+    precision = precision_name(point.precision)
+    value = gpu_power_w(gpu, compute, memory, link, precision, model=model, gpus=point.layout.gpus)
+    ends = (base.gpu_power_w.low, base.gpu_power_w.high)
+    low, high = (np.clip(value * end / base.gpu_power_w.value, gpu.idle_w, gpu.tdp_w) for end in ends)
+    return Interval(value, np.minimum(low, value), np.maximum(high, value))
 
 
 def _system(gpu: Gpu) -> str:
     if gpu.name not in SYSTEMS:
-        raise NoEvidenceError(f"no kernel tables for {gpu.name}: there are some for {', '.join(SYSTEMS)}")
+        raise NoEvidenceError(
+            f"no kernel tables for {gpu.name}: there are some for {', '.join(SYSTEMS)}; use the roofline"
+        )
     return SYSTEMS[gpu.name]
 
 
@@ -107,7 +122,7 @@ def _backend(point: Point) -> str:
     family = engine_family(point.engine)
     if family not in BACKENDS:
         raise NoEvidenceError(
-            f"no kernel tables for engine {point.engine!r}: vllm, sglang and trtllm have some"
+            f"no kernel tables for engine {point.engine!r}: vllm, sglang and trtllm have some; use the roofline"
         )
     return BACKENDS[family]
 
@@ -152,9 +167,7 @@ def _compiled(
     found = model(name)
     path = _carried().get(_sizes(found))
     if path is None:
-        raise NoEvidenceError(
-            f"the kernel tables' package carries no config of {name}: use the roofline (`predict`)"
-        )
+        raise NoEvidenceError(f"the kernel tables' package carries no config of {name}: use the roofline")
     # The package tells of tables it fills in by writing log lines; below the report nothing is said.
     logging.getLogger(PACKAGE).setLevel(logging.CRITICAL)
     options: dict[str, Any] = {"tp_size": tp, "pp_size": pp, "attention_dp_size": dp}

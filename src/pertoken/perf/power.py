@@ -9,6 +9,9 @@ of the shares of peak compute and memory bandwidth in use, with fitted offsets f
 
     power = idle + u × (1.03 × TDP − idle), at most TDP,   ln(u / (1 − u)) = Σ weight × feature
 
+Where a task of the benchmark is named and its series was measured on this very configuration, a curve along the
+requests in flight is added to the sum: what the shares in use do not explain there.
+
 >>> from pertoken.catalog.gpus import gpu
 >>> light, heavy = gpu_power_w(gpu("H100"), [0.01, 0.4], [0.3, 0.5], 0.0)
 >>> bool(gpu("H100").idle_w < light < heavy <= gpu("H100").tdp_w)
@@ -19,7 +22,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
 from typing import Any, Literal
@@ -29,6 +32,7 @@ import numpy as np
 from pertoken.catalog.gpus import Gpu
 from pertoken.catalog.models import Model
 from pertoken.errors import InputError
+from pertoken.perf._coefficients import signature
 from pertoken.perf.point import FloatLike, Floats
 from pertoken.units import GIGA
 
@@ -38,6 +42,9 @@ COMPUTE_FLOOR, MEMORY_FLOOR = 0.005, 0.02
 """Shares below which more idle hardware makes no difference: clocks and schedulers run all the same."""
 VISITS_UNIT = 100.0
 """Routed experts visited per token, all layers together, at which the eight-bit experts' feature is zero."""
+
+KNOTS = (8.0, 32.0, 128.0, 512.0, 2048.0)
+"""Requests in flight at which a measured series' curve has a coefficient; straight in their logarithm between."""
 
 Boundary = Literal["gpu", "server", "facility"]
 MEDIA = ("", "image", "video", "audio")
@@ -53,6 +60,8 @@ def gpu_power_w(
     model: Model | None = None,
     gpus: int = 1,
     media: str = "",
+    task: str = "",
+    requests: FloatLike = 1.0,
 ) -> Floats:
     """Mean board power of one busy GPU [W], arrays in the shape the shares broadcast to.
 
@@ -60,7 +69,8 @@ def gpu_power_w(
     of memory bandwidth and of link rate in use on average; precision of the weights; model and gpus of its
     replica where they are known (experts and measured configurations draw differently);
     media: ``image``, ``video`` or ``audio`` where prompts carry such (their preprocessing keeps the GPU
-    waiting). Formula: see the module; the links' share is not a feature, it added nothing to the fit.
+    waiting); task of the benchmark and requests in flight, where the series' own curve is meant to count.
+    Formula: see the module; the links' share is not a feature, it added nothing to the fit.
     Raises InputError where a share is not between 0 and 1 or media is unknown.
     Source: ``data/power.json`` names rows, date and residuals.
     """
@@ -79,6 +89,9 @@ def gpu_power_w(
     constant, per_compute, per_memory = _line(gpu, precision, model, gpus, media)
     log_compute, log_memory = share_logs(compute, memory)
     score = constant + per_compute * log_compute + per_memory * log_memory
+    if task and model is not None:
+        own = _fit()["curves"].get(series_key(gpu, precision, model, gpus, task))
+        score = score + (curve(own, requests) if own else 0.0)
     position = 1 / (1 + np.exp(-score))
     return np.asarray(np.minimum(gpu.idle_w + position * (LIMIT * gpu.tdp_w - gpu.idle_w), gpu.tdp_w))
 
@@ -145,17 +158,35 @@ def _effects(fit: Mapping[str, Any], gpu: Gpu, precision: str, model: Model | No
     return sum(float(fit["effects"][level].get(key, 0.0)) for level, key in keys.items())
 
 
-def power_log_spread(gpu: Gpu, precision: str = "bf16", model: Model | None = None, gpus: int = 1) -> float:
+def series_key(gpu: Gpu, precision: str, model: Model, gpus: int, task: str) -> str:
+    """Key of one measured series: a task on a configuration, at several numbers of requests in flight."""
+    return f"{gpu.name}|{precision}|{gpus}|{signature(model)}|{task}"
+
+
+def curve(coefficients: Sequence[float], requests: FloatLike) -> Floats:
+    """A series' curve at so many requests in flight: straight between `KNOTS` in their logarithm, level outside.
+
+    >>> curve([0.0, 1.0, 1.0, 1.0, 1.0], [4.0, 16.0, 32.0]).round(3).tolist()
+    [0.0, 0.5, 1.0]
+    """
+    return np.interp(np.log(requests), np.log(KNOTS), coefficients)
+
+
+def power_log_spread(
+    gpu: Gpu, precision: str = "bf16", model: Model | None = None, gpus: int = 1, *, task: str = ""
+) -> float:
     """Half-width of the 80 % interval of a busy GPU's power, in log space: wider where less was measured."""
     fit = _fit()
-    spread = fit["spread"]
+    spread = fit["task"]["spread"]["power_w"] if task else fit["spread"]
+    if task and model is not None and series_key(gpu, precision, model, gpus, task) in fit["curves"]:
+        return float(spread["series"])
     if gpu.name not in fit["rows_by_gpu"]:
         return float(spread["gpu"])
     known = (
         model is not None
         and effect_keys(gpu, precision, model, gpus)["configuration"] in fit["effects"]["configuration"]
     )
-    return float(spread["point"] if known else spread["model"])
+    return float(spread["point"] if known and not task else spread["model"])
 
 
 def server_power_w(gpu: Gpu, gpu_power_w: FloatLike, busy_fraction: FloatLike = 1.0) -> Floats:

@@ -16,11 +16,13 @@ from rich.text import Text
 from pertoken import catalog
 from pertoken.catalog import Gpu, Model
 from pertoken.catalog.prices import prices
-from pertoken.errors import CannotServeError, InputError
+from pertoken.errors import CannotServeError, InputError, NoEvidenceError
 from pertoken.perf import Interval, Layout, Point, Prediction, predict, search
-from pertoken.perf.measured import load_points, predict_measured
+from pertoken.perf.kernels import predict_kernels
+from pertoken.perf.measured import Predictor, load_points, predict_measured
 from pertoken.perf.power import server_power_w
 from pertoken.perf.search import layouts
+from pertoken.perf.tasks import predict_task
 from pertoken.report._compare_table import table, usd
 from pertoken.units import MILLISECONDS_PER_SECOND, SECONDS_PER_HOUR, usd_per_mtok
 
@@ -241,12 +243,16 @@ def predict_point(
     ep: int = 0,
     dp: int = 0,
     points: Path | None = None,
+    predictor: str = "",
+    task: str = "",
 ) -> Answer:
     """One operating point.
 
     Parameters: model: a catalogue name or the path of a config.json; gpus of the replica (0: from the degrees, else
-    the fewest that fit); degrees that are 0 are chosen for the most tokens per second; points: CSV of measured ones.
-    Raises UnknownNameError, InputError, CannotServeError.
+    the fewest that fit); degrees that are 0 are chosen for the most tokens per second; points: CSV of measured ones;
+    predictor: one of `PREDICTORS`, empty: the roofline, bent to the points where they say something; task: a
+    benchmark's, whose serving stack and media count.
+    Raises UnknownNameError, InputError, CannotServeError, NoEvidenceError, MissingExtraError.
     """
     chosen_model, chosen_gpu = resolve(model), catalog.gpu(gpu)
     base = Point(
@@ -257,16 +263,10 @@ def predict_point(
         precision=precision or chosen_model.native_precision,
         engine=engine,
     )
-    measured = load_points(points) if points is not None else None
+    ask = _predictor(predictor, points, task)
 
     def answer(layout: Layout) -> Prediction:
-        at = replace(base, layout=layout)
-        near = (
-            predict_measured(measured, chosen_model, chosen_gpu, at, predict)
-            if measured is not None
-            else None
-        )
-        return near if near is not None else predict(chosen_model, chosen_gpu, at)
+        return ask(chosen_model, chosen_gpu, replace(base, layout=layout))
 
     layout, found = _best_layout(answer, _layouts(chosen_model, chosen_gpu, gpus, (tp, pp, ep, dp)))
     point = replace(base, layout=layout)
@@ -339,6 +339,39 @@ def predict_curve(
     )
 
 
+PREDICTORS = ("roofline", "measured", "kernels")
+"""What can answer `predict`: fitted physics, a user's own points alone, tables of measured kernels."""
+
+
+def _predictor(name: str, points: Path | None, task: str) -> Predictor:
+    """The function that answers; points bend whichever it is."""
+    if name and name not in PREDICTORS:
+        raise InputError(f"unknown predictor {name!r}: one of {', '.join(PREDICTORS)}")
+    if name == "measured" and points is None:
+        raise InputError("--predictor measured needs --points, a CSV of your own measurements")
+    if task and name not in ("", "roofline"):
+        raise InputError(f"--task goes with the roofline: --predictor {name} knows nothing of tasks")
+
+    def of_task(model: Model, gpu: Gpu, point: Point) -> Prediction:
+        return predict_task(model, gpu, point, task)
+
+    base: Predictor = of_task if task else predict_kernels if name == "kernels" else predict
+    if points is None:
+        return base
+    measured = load_points(points)
+
+    def bent(model: Model, gpu: Gpu, point: Point) -> Prediction:
+        near = predict_measured(measured, model, gpu, point, base)
+        if near is None and name == "measured":
+            raise NoEvidenceError(
+                f"{points} holds no point of {model.name} on {gpu.name} with {point.precision}, {point.engine} and "
+                "the layout asked: leave --predictor out for the roofline"
+            )
+        return near if near is not None else base(model, gpu, point)
+
+    return bent
+
+
 def resolve(model: str) -> Model:
     """The catalogue's model of that name, or the one described by a config.json at that path."""
     path = Path(model)
@@ -382,13 +415,13 @@ def _layouts(model: Model, gpu: Gpu, gpus: int, degrees: tuple[int, int, int, in
 
 
 def _best_layout(answer: Any, groups: Sequence[Sequence[Layout]]) -> tuple[Layout, Prediction]:
-    refused: CannotServeError | None = None
+    refused: CannotServeError | NoEvidenceError | None = None
     for group in groups:
         best: tuple[Layout, Prediction] | None = None
         for layout in group:
             try:
                 found = answer(layout)
-            except CannotServeError as error:
+            except (CannotServeError, NoEvidenceError) as error:
                 refused = error
                 continue
             if best is None or float(found.tokens_per_s.value) > float(best[1].tokens_per_s.value):

@@ -1,0 +1,161 @@
+"""The predictor for a benchmark's task on its own serving stack: what the roofline knows, and the time the host
+takes.
+
+ML.ENERGY measured throughput and power of seven kinds of requests with vLLM 0.11.1. A step of that stack takes the
+GPU's time, scaled, and a time of the host that no GPU shortens: on one B200, 20 to 30 ms where images are prepared,
+a millisecond or two at chat. Which of the two rules cannot be told from the hardware, so it is asked by name
+(`task`), learned from the other rows of the task, and drawn to what all rows share where little was measured.
+
+    seconds = (decode + prefill × exp(p)) × exp(w) + 1 ms × exp(h),   times exp(curve) where this series was measured
+
+p, w and h are sums of effects by GPU, kind of model, model, task, hosts (one GPU or several) and configuration, in
+``data/power.json`` under ``task``, made by ``bench/fit/power.py``. Without a task `predict` answers as before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from pertoken.catalog.gpus import Gpu
+from pertoken.catalog.models import Model
+from pertoken.errors import InputError, NoEvidenceError
+from pertoken.perf._coefficients import signature
+from pertoken.perf._points import TASK_MEDIA
+from pertoken.perf._work import engine_family, precision_name
+from pertoken.perf.point import FloatLike, Floats, Interval, Point, Prediction
+from pertoken.perf.power import _fit, curve, gpu_power_w, power_log_spread, series_key
+from pertoken.perf.roofline import predict, utilisations
+
+ENGINE = "vllm"
+"""The engine family whose host time was measured."""
+HOST_S = 0.001
+"""Host seconds per step before any effect."""
+BATCHES = (8.0, 4096.0)
+"""Requests in flight that were measured; beyond, effects stay what they are at the end."""
+TERMS: tuple[tuple[str, str, bool], ...] = (
+    ("all", "work", False), ("gpu", "work", False), ("all", "work", True), ("gpu", "work", True),
+    ("kind", "work", False), ("kind|precision", "work", False), ("kind", "work", True),
+    ("model", "work", False), ("model", "work", True),
+    ("task", "prefill", False), ("model|task", "prefill", False),
+    ("all", "host", False), ("gpu", "host", False), ("hosts", "host", False), ("hosts|task", "host", False),
+    ("hosts|task", "host", True),
+    ("configuration", "work", False), ("configuration", "work", True), ("series", "host", False),
+)  # fmt: skip
+"""Effects: the level whose key they belong to, the part they move, and whether they grow with the logarithm of the
+requests in flight. ``work`` moves prefill too."""
+
+
+def task_names() -> list[str]:
+    """The tasks that were measured."""
+    return sorted(_fit()["task"]["effects"][term_name("task", "prefill", False)])
+
+
+def predict_task(model: Model, gpu: Gpu, point: Point, task: str) -> Prediction:
+    """What one replica does with a benchmark's task on its serving stack (vLLM 0.11.1).
+
+    Parameters, shapes and errors as `predict`; task: a name of `task_names`. Formula: see the module; throughput is
+    divided and times are multiplied by the same factor, so that C = rate × (TTFT + output × TPOT) stays true.
+    Raises InputError on another task, NoEvidenceError for other engines and disaggregated points.
+    Source: ``data/power.json`` names rows, date and residuals.
+    """
+    if task not in task_names():
+        raise InputError(f"unknown task {task!r}: one of {', '.join(task_names())}")
+    if engine_family(point.engine) != ENGINE or point.prefill_gpus:
+        raise NoEvidenceError(
+            f"task {task} was measured with vLLM, prompts and outputs on the same GPUs: no rows of {point.engine}"
+            f"{' with GPUs that only prefill' if point.prefill_gpus else ''}; leave the task out"
+        )
+    base, file = predict(model, gpu, point), _fit()["task"]
+    precision, gpus = precision_name(point.precision), point.layout.gpus
+    keys = task_keys(model, gpu, precision, gpus, task)
+    concurrency = np.broadcast_to(
+        np.asarray(point.concurrency, dtype=np.float64), base.tokens_per_s.value.shape
+    )
+    admitted = np.maximum(np.minimum(concurrency, base.max_concurrency), 1.0)
+    seconds = admitted / base.tokens_per_s.value
+    decode_s, prefill_s, host_s = _parts(file, keys, concurrency, seconds, base.prefill_fraction)
+    bend = np.exp(curve(file["curves"].get(keys["series"], [0.0] * 5), concurrency))
+    factor = (decode_s + prefill_s + host_s) / seconds * bend
+    compute, memory, link = (np.minimum(share / factor, 1.0) for share in utilisations(model, gpu, point))
+    power = gpu_power_w(
+        gpu, compute, memory, link, precision, model=model, gpus=gpus, media=TASK_MEDIA.get(task, ""), task=task,
+        requests=concurrency,
+    )  # fmt: skip
+    half = power_log_spread(gpu, precision, model, gpus, task=task)
+    low, high = np.maximum(power * np.exp(-half), gpu.idle_w), np.minimum(power * np.exp(half), gpu.tdp_w)
+    measured = keys["series"] in file["curves"]
+    width = float(file["spread"]["tokens_per_s"][_known(file, keys)])
+    return replace(
+        base,
+        tokens_per_s=_around(base.tokens_per_s.value / factor, width),
+        ttft_s=Interval(*(v * factor for v in (base.ttft_s.value, base.ttft_s.low, base.ttft_s.high))),
+        tpot_s=_around(base.tpot_s.value * factor, width),
+        gpu_power_w=Interval(power, np.minimum(low, power), np.maximum(high, power)),
+        prefill_fraction=prefill_s / (decode_s + prefill_s),
+        basis="fitted" if keys["gpu"] in file["effects"][term_name("gpu", "host", False)] else base.basis,
+        source=f"task {task} with ML.ENERGY's stack, vLLM 0.11.1, fitted {_fit()['date']} to {_fit()['rows']} points"
+        f"{'' if measured else ' (not this task on this configuration)'}; {base.source}",
+    )
+
+
+def term_name(level: str, part: str, per_batch: bool) -> str:
+    """The name of a kind of effect in the coefficient file."""
+    return f"{level}: {part}{' × batch' if per_batch else ''}"
+
+
+def task_keys(model: Model, gpu: Gpu, precision: str, gpus: int, task: str) -> dict[str, str]:
+    """The key of a task on a configuration at each level of effects."""
+    linear = any(a.kind == "linear" for a in model.attention)
+    kind = "hybrid" if linear else "experts" if model.moe_layers else "dense"
+    hosts = f"{gpu.name}|{'one' if gpus == 1 else 'several'}"
+    sizes = signature(model)
+    return {
+        "all": "all",
+        "gpu": gpu.name,
+        "kind": kind,
+        "kind|precision": f"{kind}|{precision}",
+        "model": sizes,
+        "task": task,
+        "model|task": f"{sizes}|{task}",
+        "hosts": hosts,
+        "hosts|task": f"{hosts}|{task}",
+        "configuration": f"{gpu.name}|{precision}|{gpus}|{sizes}",
+        "series": series_key(gpu, precision, model, gpus, task),
+    }
+
+
+def batch_log(requests: FloatLike) -> Floats:
+    """Logarithm of the requests in flight that effects grow with: 0 at 64, 1 at 512."""
+    return np.asarray(np.log(np.clip(requests, *BATCHES) / 64) / math.log(8), dtype=np.float64)
+
+
+def _parts(
+    file: Mapping[str, Any], keys: Mapping[str, str], concurrency: Floats, seconds: Floats, prefill: Floats
+) -> tuple[Floats, Floats, Floats]:
+    """Seconds per token of one request: decoding, prefilling and waiting for the host."""
+    moves = {part: np.zeros_like(seconds) for part in ("work", "prefill", "host")}
+    for level, part, per_batch in TERMS:
+        value = float(file["effects"][term_name(level, part, per_batch)].get(keys[level], 0.0))
+        moves[part] = moves[part] + value * (batch_log(concurrency) if per_batch else 1.0)
+    work = np.exp(moves["work"])
+    return (
+        seconds * (1 - prefill) * work,
+        seconds * prefill * work * np.exp(moves["prefill"]),
+        HOST_S * np.exp(moves["host"]),
+    )
+
+
+def _known(file: Mapping[str, Any], keys: Mapping[str, str]) -> str:
+    """What the interval of a task's throughput rests on: its own series, its GPU's, or other GPUs'."""
+    if keys["series"] in file["curves"]:
+        return "series"
+    return "model" if keys["gpu"] in file["effects"][term_name("gpu", "host", False)] else "gpu"
+
+
+def _around(value: Floats, half_width: float) -> Interval:
+    return Interval(value, value * np.exp(-half_width), value * np.exp(half_width))
