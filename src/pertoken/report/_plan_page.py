@@ -72,6 +72,8 @@ def blocks(planned: Planned) -> list[Block]:
     if planned.prices is not None:
         made += _prices(planned.prices)
     if planned.frontier:
+        if sum(cost is not None for _, cost in planned.frontier) > 1:
+            made.append(Figure(f"Least cost against {planned.against}.", _frontier(planned)))
         rows = [[f"{value:g}", "–" if cost is None else f"{cost:,.2f}"] for value, cost in planned.frontier]
         made.append(Table(f"Least cost against {planned.against}", [planned.against, "USD"], rows, (0, 1)))
     made.append(_events(planned))
@@ -81,6 +83,22 @@ def blocks(planned: Planned) -> list[Block]:
 def _prices(prices: ShadowPrices) -> list[Block]:
     rows = [[name, what, f"{usd:,.4g}"] for name, what, usd in price_lines(prices)]
     return [Table("What one unit more would cost or save, at the margin", ["of", "unit", "USD"], rows, (2,))]
+
+
+def _frontier(planned: Planned) -> Spec:
+    values = [{"at": value, "usd": cost} for value, cost in planned.frontier if cost is not None]
+    return {
+        "$schema": SCHEMA,
+        "data": {"values": values},
+        "mark": {"type": "line", "point": True},
+        "width": 640,
+        "height": 220,
+        "encoding": {
+            "x": {"field": "at", "type": "quantitative", "title": planned.against, "scale": {"zero": False}},
+            "y": {"field": "usd", "type": "quantitative", "title": "USD", "axis": {"format": "~s"}},
+            "tooltip": [{"field": "at"}, {"field": "usd", "format": ",.2f"}],
+        },
+    }
 
 
 def _heat(planned: Planned) -> Spec:
@@ -149,9 +167,9 @@ def _components(planned: Planned) -> Spec:
 
 
 def _power(planned: Planned) -> Spec | None:
-    """kW by hour of each metered site above its price; None where no site has a meter."""
+    """kW by hour of each metered site above its price; None where no site with a meter draws any."""
     f = planned.found
-    metered = sorted({k.site for k in f.instance.peaks})
+    metered = sorted({k.site for k in f.instance.peaks if f.schedule.site_kw[k.site].any()})
     if not metered:
         return None
     values = []
