@@ -13,6 +13,9 @@
 
 Two halves of the horizon roll at once; across their border exactly the work waits that the representative days
 leave at midnight.
+
+Stopped by hand or by the clock, what is not planned yet is planned day by day, every count rounded up, and weeks not
+yet relaxed are relaxed in spans of three days: there is always a whole plan, and a bound that holds for it.
 """
 
 from __future__ import annotations
@@ -26,11 +29,12 @@ from typing import Any
 import numpy as np
 
 from pertoken.errors import PerTokenError
+from pertoken.plan import _infeasible
 from pertoken.plan._against import with_flows
 from pertoken.plan._instance import Floats, Instance, Ints, chosen, window
 from pertoken.plan._outcome import Schedule, derived, schedule
 from pertoken.plan._program import INF, Goal, Program, build
-from pertoken.plan._search import Found, search
+from pertoken.plan._search import Found, rough, search
 from pertoken.plan._solve import Session, Watch
 from pertoken.units import HOURS_PER_DAY
 
@@ -43,6 +47,9 @@ LONGER_HOURS, LONGER_AHEAD_HOURS = 7 * HOURS_PER_DAY, 2 * HOURS_PER_DAY
 BLOCK_HOURS = 7 * HOURS_PER_DAY
 _BY_DAYS = "representative days, then a rolling window of three days; bound from weeks relaxed apart"
 _BY_WHOLE = "relaxed whole, then a rolling window of seven days; bound from the relaxation"
+_CUT = "; cut short: the rest day by day, rounded up"
+_FINISH_S = 300.0
+"""Limit of one step of what is finished after the end; each takes a small part of a second."""
 _SHORT_HOURS = 60 * HOURS_PER_DAY
 _WHOLE_HOURS = 1000
 """Hours up to which the whole horizon is relaxed: it decides better than days, and bounds better than weeks."""
@@ -70,11 +77,13 @@ class Rolled:
     schedule: Schedule
     bound: float
     method: str
+    ended: str
+    """``stopped`` or ``time limit`` where the rest was planned day by day; empty where nothing cut it short."""
 
 
 def roll(instance: Instance, goal: Goal, gap_fraction: float, watch: Watch, threads: int = 2) -> Rolled:
-    """Plan a long horizon for least cost. Raises PerTokenError where a window has no plan or time runs
-    out."""
+    """Plan a long horizon for least cost. Raises InfeasibleError where no schedule meets every constraint,
+    PerTokenError where a window has no plan."""
     scaled = replace(
         instance, requests=instance.requests * goal.scale, job_tokens=instance.job_tokens * goal.scale
     )
@@ -101,18 +110,16 @@ def roll(instance: Instance, goal: Goal, gap_fraction: float, watch: Watch, thre
     every[decided.flows] = load
     made = derived(instance, machines, fixed.held_least.astype(np.float64), units, every, backlog)
     how = _BY_DAYS if known is None else _BY_WHOLE
-    return Rolled(made, bound, how)
+    ended = "" if not watch.over else "stopped" if watch.stop.is_set() else "time limit"
+    return Rolled(made, bound, how + (_CUT if ended else ""), ended)
 
 
 def _wait(tasks: Sequence[Future[Any]], watch: Watch) -> None:
-    """Until all are done, passing on progress; Ctrl-C stops them."""
+    """Until all are done, passing on progress."""
     left = set(tasks)
     while left:
-        try:
-            _, left = wait(left, timeout=_POLL_S)
-            watch.drain()
-        except KeyboardInterrupt:
-            watch.stop.set()
+        _, left = wait(left, timeout=_POLL_S)
+        watch.drain()
 
 
 def _parts(hours: int, threads: int) -> list[tuple[int, int]]:
@@ -141,7 +148,7 @@ class _Decided:
 def _once(instance: Instance, gap_fraction: float, watch: Watch) -> _Decided:
     """What is decided once, from representative days; from the relaxation of all hours where they are few."""
     places = any(f.only_with is not None for f in instance.fixed)
-    if len(instance.hours) <= _WHOLE_HOURS and not places:
+    if len(instance.hours) <= _WHOLE_HOURS and not places and not watch.over:
         program = build(instance, Goal())
         found = _relaxed(program, watch)
         if found is not None:
@@ -150,8 +157,12 @@ def _once(instance: Instance, gap_fraction: float, watch: Watch) -> _Decided:
     program = build(days, Goal())
     patience = Watch(min(watch.left_s(), max(_DAYS_LIMIT_S, 0.2 * watch.time_limit_s)), None, stop=watch.stop)
     found = search(days, program, max(_DAYS_GAP, gap_fraction), patience, quick=True)
+    if found.x is None and found.status != "infeasible":
+        watch.tell("finishing")
+        watch.drain()
+        found = rough(days, program, watch.finish(_FINISH_S))
     if found.x is None:
-        raise PerTokenError(f"the representative days have no plan ({found.status})")
+        raise _nothing(days, found.status, watch, "the representative days have")
     return _decided(instance, days, program, replace(found, bound=-INF))
 
 
@@ -306,25 +317,58 @@ def _chain(
     parts: list[tuple[Floats, ...]] = []
     short = len(instance.hours) <= _WHOLE_HOURS
     length, ahead = (LONGER_HOURS, LONGER_AHEAD_HOURS) if short else (WINDOW_HOURS, AHEAD_HOURS)
-    for start in range(first, last, length):
+    start = first
+    while start < last:
+        cut = watch.over
+        if cut:
+            length, ahead = HOURS_PER_DAY, 0
         end = min(start + length, last)
         until = min(end + ahead, last)
-        part, program = _window_program(instance, prices, state, start, until, last, border)
-        found = search(part, program, gap_fraction, Watch(watch.left_s(), None, stop=watch.stop), quick=True)
-        if found.x is None:
-            program = build(part, Goal())
-            found = search(
-                part, program, gap_fraction, Watch(watch.left_s(), None, stop=watch.stop), quick=True
-            )
-        if found.x is None:
-            raise PerTokenError(f"hours {start} to {until} of the horizon have no plan ({found.status})")
-        made = schedule(part, program, found.x)
+        mine = watch.finish(_FINISH_S) if cut else Watch(watch.left_s(), None, stop=watch.stop)
+        made = _window_plan(instance, prices, state, (start, until, last), border, gap_fraction, mine, cut)
+        if made is None and watch.over and not cut:
+            continue  # interrupted in this window: once more, day by day
+        if made is None:
+            raise PerTokenError(f"hours {start} to {until} of the horizon have no plan")
+        part, planned = made
         kept = end - start
-        parts.append(tuple(a[:, :kept] for a in (made.machines, made.units, made.load, made.backlog)))
-        _advance(instance, part, state, made, start, kept)
-        watch.tell(f"day {end // HOURS_PER_DAY} of {last // HOURS_PER_DAY}")
+        parts.append(
+            tuple(a[:, :kept] for a in (planned.machines, planned.units, planned.load, planned.backlog))
+        )
+        _advance(instance, part, state, planned, start, kept)
+        watch.tell(f"{'finishing: ' if cut else ''}day {end // HOURS_PER_DAY} of {last // HOURS_PER_DAY}")
+        start = end
     machines, units, load, backlog = (np.concatenate([p[n] for p in parts], axis=1) for n in range(4))
     return machines, units, load, backlog
+
+
+def _window_plan(
+    instance: Instance, prices: Prices, state: _State, hours: tuple[int, int, int], border: Floats, gap_fraction: float,
+    watch: Watch, cut: bool,
+) -> tuple[Instance, Schedule] | None:  # fmt: skip
+    """One window's problem and plan; None where the watch was over before there was one.
+
+    Raises InfeasibleError where the window has no plan, its constraint named.
+    """
+    part, program = _window_program(instance, prices, state, *hours, border)
+    found = rough(part, program, watch) if cut else search(part, program, gap_fraction, watch, quick=True)
+    if found.x is None and not watch.over:
+        # Perhaps what must be left waiting is in the way.
+        program = build(part, Goal())
+        found = search(part, program, gap_fraction, watch, quick=True)
+    if found.x is None and found.status == "infeasible":
+        raise _nothing(part, found.status, watch, f"hours {hours[0]} to {hours[1]} of the horizon have")
+    return None if found.x is None else (part, schedule(part, program, found.x))
+
+
+def _nothing(part: Instance, status: str, watch: Watch, who: str) -> PerTokenError:
+    """The error of a part without a plan: which of its constraints is in the way."""
+    if status != "infeasible":
+        return PerTokenError(f"{who} no plan ({status})")
+    causes = _infeasible.explain(part, Goal(), watch.finish(_FINISH_S))
+    found = _infeasible.error(causes)
+    found.args = (f"{who} no plan: {found}",)
+    return found
 
 
 def _overlap(instance: Instance, first: int, last: int) -> Floats:
@@ -391,10 +435,21 @@ def _window(instance: Instance, start: int, until: int, left: Floats, seen: Floa
 
 
 def _block_bound(instance: Instance, prices: Prices, first: int, last: int, watch: Watch) -> float:
-    """The least cost of hours [first, last) alone, ties to other hours priced: a lower bound's share
-    [USD]."""
+    """The least cost of hours [first, last) alone, ties to other hours priced: a lower bound's share [USD].
+
+    Once the watch is over it is the sum over spans of a few days: less, and soon known.
+    """
+    if not watch.over:
+        found = _least_alone(instance, prices, first, last, Watch(watch.left_s(), None, stop=watch.stop))
+        if np.isfinite(found) or not watch.over:
+            return found
+    spans = [(a, min(a + WINDOW_HOURS, last)) for a in range(first, last, WINDOW_HOURS)]
+    return sum(_least_alone(instance, prices, a, b, watch.finish(_FINISH_S)) for a, b in spans)
+
+
+def _least_alone(instance: Instance, prices: Prices, first: int, last: int, watch: Watch) -> float:
+    """The least cost of hours [first, last) alone, ties to other hours priced; −inf where it is not found."""
     part = window(instance, first, last)
-    share = (last - first) / len(instance.hours)
     share_of_peak = [
         (k.hours[first:last].sum() / k.hours.sum()) for k in instance.peaks if k.hours[first:last].any()
     ]
@@ -413,9 +468,8 @@ def _block_bound(instance: Instance, prices: Prices, first: int, last: int, watc
     useful = part.useful()
     jobs = np.flatnonzero(part.flow_job >= 0)
     x_cost[y[jobs]] -= (useful[jobs] * prices.token[part.flow_job[jobs]])[:, None]
-    session = Session(replace(program, objective=x_cost), Watch(watch.left_s(), None, stop=watch.stop))
+    session = Session(replace(program, objective=x_cost), watch)
     _open_borders(session, program, part, instance, prices, first, last)
-    del share
     if not session.relax(barrier=True):
         return -INF
     return session.objective

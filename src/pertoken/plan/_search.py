@@ -78,6 +78,18 @@ def search(
     return Found(x, objective, bound, status, relaxed, duals, reduced, watch.first_feasible_s)
 
 
+def rough(instance: Instance, program: Program, watch: Watch) -> Found:
+    """A plan soon, with no thought for its cost: the relaxation, every count up; where jobs have sizes, as `search`."""
+    session = Session(program, watch)
+    if job_units(instance) or not session.relax(barrier=program.shape[0] > _BARRIER_ROWS):
+        return search(instance, program, 1.0, watch, quick=True)
+    relaxed, duals, reduced, bound = session.x, session.row_dual, session.reduced_cost, session.objective
+    best = _first(instance, session, program, watch)
+    if best is None:
+        return search(instance, program, 1.0, watch, quick=True)
+    return Found(best[0], best[1], bound, "rounded", relaxed, duals, reduced, watch.elapsed_s())
+
+
 def _tighter(a: float, b: float, maximise: bool) -> float:
     return (min(a, b) if maximise else max(a, b)) if np.isfinite(b) else a
 

@@ -1,15 +1,18 @@
 """HiGHS, driven: load a program in bulk, fix and free columns, watch the gap, stop when asked and keep the
 best.
 
-The solver runs in a thread of its own while the calling thread waits, passes on progress and listens for
-Ctrl-C; so a keyboard interrupt never unwinds through the solver, and the best solution so far is still there.
+The solver runs in a thread of its own while the calling thread waits and passes on progress. Ctrl-C sets a flag
+that everything looks at (`stoppable`), so that no interrupt unwinds through the solver or between two solves, and
+the best solution so far is still there; a second Ctrl-C interrupts as ever.
 """
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -47,6 +50,8 @@ class Watch:
     report: Report | None = None
     began: float = field(default_factory=time.monotonic)
     stop: threading.Event = field(default_factory=threading.Event)
+    abort: threading.Event = field(default_factory=threading.Event)
+    """Set by a second Ctrl-C: not even what was begun is finished."""
     best: float | None = None
     bound: float | None = None
     queue: SimpleQueue[Progress] = field(default_factory=SimpleQueue)
@@ -61,6 +66,10 @@ class Watch:
     @property
     def over(self) -> bool:
         return self.stop.is_set() or self.left_s() <= 0
+
+    def finish(self, limit_s: float) -> Watch:
+        """A watch for what must still be done once this one is over, so that there is a whole plan."""
+        return Watch(limit_s, None, stop=self.abort)
 
     def tell(self, step: str, best: float | None = None, bound: float | None = None) -> None:
         """Queue a report; the waiting thread hands it on."""
@@ -80,7 +89,32 @@ class Watch:
                 try:
                     self.report(item)
                 except KeyboardInterrupt:
+                    if self.abort.is_set():
+                        raise
                     self.stop.set()
+
+
+@contextmanager
+def stoppable(watch: Watch) -> Iterator[None]:
+    """Ctrl-C asks the watch to stop; a second one interrupts. Only in the main thread, where nobody else listens."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if watch.stop.is_set():
+            watch.abort.set()
+            raise KeyboardInterrupt
+        watch.stop.set()
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def gap(best: float | None, bound: float | None) -> float | None:
@@ -223,11 +257,8 @@ class Session:
         thread = threading.Thread(target=work, daemon=True, name="pertoken-plan")
         thread.start()
         while thread.is_alive():
-            try:
-                thread.join(_POLL_S)
-                watch.drain()
-            except KeyboardInterrupt:
-                watch.stop.set()
+            thread.join(_POLL_S)
+            watch.drain()
         for item in interrupts:
             item.unsubscribe(ask)
         watch.drain()

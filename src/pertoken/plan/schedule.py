@@ -20,8 +20,8 @@ from pertoken.plan._against import Alternative, alternatives, only
 from pertoken.plan._instance import Floats, Instance, Rate
 from pertoken.plan._outcome import Cost, Entry, Schedule, carbon_kg, costs, entries, schedule, total_usd
 from pertoken.plan._program import INF, Goal, Program, build
-from pertoken.plan._search import Found, search
-from pertoken.plan._solve import Progress, Report, Session, Watch, gap
+from pertoken.plan._search import Found, rough, search
+from pertoken.plan._solve import Progress, Report, Session, Watch, gap, stoppable
 from pertoken.units import COMPONENTS, HOURS_PER_DAY, TOKENS_PER_MTOK, base_meter, site_pool
 
 if TYPE_CHECKING:
@@ -203,16 +203,17 @@ def plan(
         raise InputError(f"gap must be 0 to 1 and the time limit positive, found {gap} and {time_limit_s}")
     watch = Watch(time_limit_s, progress)
     goal = Goal("cost", budget_usd, budget_tokens, budget_kgco2e, scale, fewest_switches)
-    if isinstance(problem, Instance):
-        return _to(problem, objective, goal, gap, watch)
-    budget = problem.budget
-    goal = replace(
-        goal,
-        budget_usd=min(budget_usd, budget.usd or INF),
-        budget_tokens=min(budget_tokens, budget.tokens or INF),
-        budget_kgco2e=min(budget_kgco2e, budget.kgco2e or INF),
-    )
-    return _of_scenario(problem, objective, goal, gap, watch, case, keep)
+    with stoppable(watch):
+        if isinstance(problem, Instance):
+            return _to(problem, objective, goal, gap, watch)
+        budget = problem.budget
+        goal = replace(
+            goal,
+            budget_usd=min(budget_usd, budget.usd or INF),
+            budget_tokens=min(budget_tokens, budget.tokens or INF),
+            budget_kgco2e=min(budget_kgco2e, budget.kgco2e or INF),
+        )
+        return _of_scenario(problem, objective, goal, gap, watch, case, keep)
 
 
 def _to(instance: Instance, objective: Objective, goal: Goal, gap_fraction: float, watch: Watch) -> Plan:
@@ -292,10 +293,11 @@ def savings(found: Plan, *, gap: float = 0.02, time_limit_s: float = 60.0) -> li
     watch = Watch(time_limit_s)
 
     def solve(instance: Instance) -> Schedule:
-        share = Watch(max(watch.left_s() / 2, 1.0))
+        share = Watch(max(watch.left_s() / 2, 1.0), stop=watch.stop)
         return _solve(instance, Goal(scale=found.scale), gap, share).schedule
 
-    return alternatives(found.instance, solve, found.terms)
+    with stoppable(watch):
+        return alternatives(found.instance, solve, found.terms)
 
 
 _LONG_HOURS = 21 * HOURS_PER_DAY
@@ -331,7 +333,7 @@ def _rolled(instance: Instance, goal: Goal, gap_fraction: float, watch: Watch) -
         objective_name="cost",
         objective=cost,
         bound=found.bound,
-        status="optimal" if reached is not None and reached <= gap_fraction else "heuristic",
+        status="optimal" if reached is not None and reached <= gap_fraction else found.ended or "heuristic",
         method=found.method,
         scale=goal.scale,
         elapsed_s=watch.elapsed_s(),
@@ -345,6 +347,11 @@ def _solve(instance: Instance, goal: Goal, gap_fraction: float, watch: Watch) ->
         return _rolled(instance, goal, gap_fraction, watch)
     program = build(instance, goal)
     found = search(instance, program, gap_fraction, watch)
+    if found.x is None and watch.stop.is_set() and found.status != "infeasible":
+        # Stopped by hand before there was a plan: the first that rounding finds, with what bound there is.
+        first = rough(instance, program, watch.finish(_EXPLAIN_S))
+        bound = found.bound if np.isfinite(found.bound) else first.bound
+        found = replace(first, bound=bound, status="stopped" if first.x is not None else first.status)
     if found.x is None:
         raise _nothing(instance, goal, found.status, watch)
     if goal.switches and not watch.over:
@@ -359,6 +366,10 @@ def _nothing(instance: Instance, goal: Goal, status: str, watch: Watch) -> PerTo
         return _infeasible.error(_infeasible.explain(instance, goal, patient))
     if status == "unbounded":
         return InfeasibleError("the objective has no end: give a budget, or limit the pools")
+    if watch.stop.is_set():
+        return PerTokenError(
+            f"stopped after {watch.elapsed_s():.1f} s, before a first plan was found; let it run longer"
+        )
     return PerTokenError(
         f"no plan found within {watch.elapsed_s():.0f} s ({status}); raise the time limit or the gap"
     )

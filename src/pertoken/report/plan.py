@@ -226,6 +226,13 @@ def run(
         keep=keep,
         progress=watch,
     )
+    more = (with_savings and objective == "cost", bool(under), with_prices, against is not None)
+    if found.status == "stopped" and any(more):
+        # Whoever stops the solver wants what there is, now.
+        with_savings, under, with_prices, against = False, (), False, None
+        found = replace(
+            found, notes=(*found.notes, "stopped by hand: only the plan itself, nothing beside it")
+        )
     rivals = savings(found, time_limit_s=time_limit_s) if with_savings and objective == "cost" else []
     robust = None
     if under:
