@@ -117,6 +117,11 @@ HELD = {
     "PerTokenAbovePlan": (
         'pertoken_plan_variance_usd{window="24h",book="plan:a",driver="price"}', "10 30x90 10x60", 80, 120,
     ),
+    "PerTokenBudgetUsedUp": ('pertoken_budget_spent_ratio{budget="b"}', "0.9 1.1x20 0.9x60", 2, 40),
+    "PerTokenBudgetWillBeUsedUp": (
+        'pertoken_budget_forecast_ratio{budget="b",bound="expected"}', "0.9 1.1x90 0.9x60", 80, 120,
+    ),
+    "PerTokenAlertsUndelivered": ('pertoken_alerts_failing{channel="ops"}', "0 1x30 0x60", 20, 50),
     "PerTokenMostlyIdle": ('pertoken_utilisation_ratio{window="24h"}', "0.5 0.05x420 0.5x60", 400, 450),
 }  # fmt: skip
 

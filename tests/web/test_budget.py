@@ -16,6 +16,7 @@ from pertoken.web.app import create_app
 from pertoken.web.service import Service
 from pertoken.web.tokens import Tokens
 from tests.web.conftest import FLEET, NOW_S, Client, Clock
+from tests.web.test_exporter import samples, scrape, value
 from tests.web.test_ingest import event
 from tests.web.test_who import bearer
 
@@ -203,6 +204,29 @@ def test_a_crossing_is_noted_and_doctor_knows_of_what_fails(
     monkeypatch.setattr(watch.alarm, "problems", lambda: {"ops": "it answers 503"})
     told = [c["text"] for c in client.get("/v1/doctor").json()["complaints"] if c["kind"] == "alerts"]
     assert told == ["ops: it answers 503", "the budgets could not be looked at: the ledger is gone"]
+
+
+def test_prometheus_is_told(client_of: Callable[..., Client], tmp_path: Path, clock: Clock) -> None:
+    tokens = Tokens(tmp_path / "data")
+    boss = bearer(tokens.add("boss", ("admin",)))
+    mine = bearer(tokens.add("b", ("read",), tenant="b"))
+    client = client_of(require_tokens=True)
+    spend(client, clock, **boss)
+    found = samples(scrape(client, **boss))
+    assert value(found, "budget_limit_usd", budget="a-usd") == 100
+    assert value(found, "budget_spent_usd", budget="a-usd") == 60
+    assert value(found, "budget_spent_tokens", budget="a-model") == 4_000_000
+    assert value(found, "budget_spent_ratio", budget="b-soft") == 1.5
+    assert value(found, "budget_burn_ratio", budget="a-usd", window="1h") == 45 * 720 / 100
+    assert value(found, "budget_period_end_timestamp_seconds", budget="a-model") == NOW_S + 15 * HOUR_S
+    about = {"tenant": "a", "period": "day", "hard": "true", "counts": "output"}
+    assert value(found, "budget_info", budget="a-model", **about) == 1
+    assert value(found, "budgets_watched") == 1
+    own = samples(scrape(client, **mine))
+    assert {dict(labels)["budget"] for name, labels in own if name.startswith("pertoken_budget_")} == {
+        "b-soft"
+    }
+    assert not [name for name, _ in own if name.startswith(("pertoken_budgets_", "pertoken_alerts"))]
 
 
 def test_openapi_has_both(client: Client) -> None:

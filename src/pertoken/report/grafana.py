@@ -321,6 +321,23 @@ ALERTS: tuple[Alert, ...] = (
         "`pertoken report` splits it into price, volume, efficiency and mix.",
     ),
     Alert(
+        "PerTokenBudgetUsedUp", "pertoken_budget_spent_ratio >= 1", "0m", "critical",
+        "The budget {{ $labels.budget }} is used up: {{ $value | humanizePercentage }}",
+        "`pertoken budget` says when, and what is left of the others; a hard one now refuses requests.",
+    ),
+    Alert(
+        "PerTokenBudgetWillBeUsedUp",
+        'pertoken_budget_forecast_ratio{bound="expected"} >= 1 '
+        "unless on (budget, instance) pertoken_budget_spent_ratio >= 1",
+        "1h", "warning", "The budget {{ $labels.budget }} is expected to end at {{ $value | humanizePercentage }}",
+        "`pertoken budget` shows its forecast with the interval, and when it runs out.",
+    ),
+    Alert(
+        "PerTokenAlertsUndelivered", "pertoken_alerts_failing == 1", "15m", "warning",
+        "Budget alerts do not reach {{ $labels.channel }}",
+        "`pertoken doctor` has the reason; what waits is sent for a day.",
+    ),
+    Alert(
         "PerTokenMostlyIdle", 'pertoken_utilisation_ratio{window="24h"} < 0.1', "6h", "info",
         "GPUs were used {{ $value | humanizePercentage }} of a day", "`pertoken plan` looks for a cheaper mix.",
     ),

@@ -41,6 +41,8 @@ MOST_NAMES = 20
 """Pools, models and tenants that have series of their own."""
 MOST_SOURCES = 100
 MOST_PLANS = 5
+MOST_BUDGETS = 50
+"""Budgets that have series of their own: those nearest their end."""
 OTHER = "(other)"
 NONE = "(none)"
 """Shown for a row without a name: to Prometheus an empty label is none, and a sum over names would miss it."""
@@ -94,7 +96,42 @@ _PLANS = (
     ("plan_tokens", "", "tokens a plan has in these hours"),
     ("plan_actual_tokens", "", "tokens there were in these hours"),
 )
+_BUDGETS = (
+    Family(
+        "pertoken_budget_info",
+        "1, with what a budget is of: its tenant, period, what it counts, whether it is hard",
+    ),
+    Family("pertoken_budget_limit_usd", "amount of a budget in USD", "usd"),
+    Family("pertoken_budget_limit_tokens", "amount of a budget in tokens", "tokens"),
+    Family("pertoken_budget_spent_usd", "spent in its period, the hour so far included", "usd"),
+    Family("pertoken_budget_spent_tokens", "spent in its period, the hour so far included", "tokens"),
+    Family(
+        "pertoken_budget_forecast_usd",
+        "what the period will end at: expected, low and high of an 80 % interval",
+        "usd",
+    ),
+    Family(
+        "pertoken_budget_forecast_tokens",
+        "what the period will end at: expected, low and high of an 80 % interval",
+        "tokens",
+    ),
+    Family("pertoken_budget_spent_ratio", "spent over the amount", "ratio"),
+    Family("pertoken_budget_forecast_ratio", "forecast over the amount: expected, low and high", "ratio"),
+    Family(
+        "pertoken_budget_burn_ratio",
+        "pace of the newest closed hours over the pace that lasts to the period's end",
+        "ratio",
+    ),
+    Family(
+        "pertoken_budget_runs_out_timestamp_seconds",
+        "when it is or was used up; absent where it lasts",
+        "seconds",
+    ),
+    Family("pertoken_budget_period_end_timestamp_seconds", "when its period ends", "seconds"),
+)
 _HEALTH = (
+    Family("pertoken_budgets_watched", "1 where the budgets could be looked at the last time, else 0"),
+    Family("pertoken_alerts_failing", "1 where the newest try to tell a channel failed, else 0"),
     Family("pertoken_source_silent", "1 where a source has told nothing for 5 minutes, else 0"),
     Family("pertoken_source_age_seconds", "time since a source last told something", "seconds"),
     Family("pertoken_source_failing", "1 where the newest scrape of a source failed, else 0"),
@@ -126,6 +163,7 @@ FAMILIES: dict[str, Family] = {
             for name, unit, about in _FIGURES
         ),
         *(Family(f"pertoken_{name}", about, unit) for name, unit, about in _PLANS),
+        *_BUDGETS,
         *_HEALTH,
     )
 }  # fmt: skip
@@ -206,6 +244,7 @@ class Exporter:
         page.put("build_info", 1, version=__version__)
         page.put("figures_age_seconds", max(0.0, time.monotonic() - asked_s))
         page.merge(figures)
+        _budgets(page, self._service, tenant)
         if not tenant:
             _health(page, self._service)
         return page
@@ -355,8 +394,40 @@ def _plans(page: Page, source: _Source, window: _Window) -> None:
         page.put("plan_actual_tokens", total.actual_tokens, **labels)
 
 
+def _budgets(page: Page, service: Service, tenant: str) -> None:
+    """How budgets stand, from memory; a tenant's own alone."""
+    standings = [s for s in service.budgets.standings or () if not tenant or s.budget.tenant == tenant]
+    standings.sort(key=lambda s: (-max(s.spent_fraction, s.forecast_fraction or 0.0), s.budget.name))
+    for standing in standings[:MOST_BUDGETS]:
+        budget, forecast = standing.budget, standing.forecast
+        named = {"budget": budget.name}
+        unit = "usd" if budget.usd is not None else "tokens"
+        about = {
+            "tenant": budget.tenant or "(all)", "period": budget.period, "hard": str(budget.hard).lower(),
+            "counts": budget.counts or "usd",
+        }  # fmt: skip
+        page.put("budget_info", 1, **named, **about)
+        page.put(f"budget_limit_{unit}", float(budget.amount), **named)
+        page.put(f"budget_spent_{unit}", float(standing.spent), **named)
+        page.put("budget_spent_ratio", standing.spent_fraction, **named)
+        for bound in ("expected", "low", "high") if forecast else ():
+            figure = getattr(forecast, bound)
+            page.put(f"budget_forecast_{unit}", float(figure), **named, bound=bound)
+            page.put("budget_forecast_ratio", float(figure / budget.amount), **named, bound=bound)
+        for window in standing.ground.burn:
+            ratio = standing.burn_ratio(window)
+            if ratio is not None:
+                page.put("budget_burn_ratio", ratio, **named, window=window)
+        if standing.runs_out is not None:
+            page.put("budget_runs_out_timestamp_seconds", standing.runs_out.timestamp(), **named)
+        page.put("budget_period_end_timestamp_seconds", standing.ground.period.end.timestamp(), **named)
+
+
 def _health(page: Page, service: Service) -> None:
-    """How the service fares: its sources, its journal, its closing."""
+    """How the service fares: its sources, its journal, its closing, its alerts."""
+    page.put("budgets_watched", 0 if service.budgets.problem else 1)
+    for channel, failing in service.budgets.alarm.failing().items():
+        page.put("alerts_failing", 1 if failing else 0, channel=channel)
     _sources(page, service)
     books, process = service.books, service.process()
     page.put("journal_writable", 0 if process.journal else 1)
