@@ -17,7 +17,7 @@ from typing import Any
 from pertoken.errors import InputError, UnknownNameError
 from pertoken.ledger import Ledger
 from pertoken.report._page import CATEGORY_COLOURS, PALETTE, PHASE_COLOURS
-from pertoken.units import CATEGORIES, COMPONENTS, HOURS_PER_DAY, METERS, METRICS, PHASES, base_meter
+from pertoken.units import CATEGORIES, COMPONENTS, HOURS_PER_DAY, IDLE, METERS, METRICS, PHASES, base_meter
 
 COST = "cost_usd"
 MEASURES = (COST, *METRICS)
@@ -33,6 +33,9 @@ COLUMNS_SHOWN = 12
 _LAST_DIGIT = Decimal("1e-9")
 _HOURLY_UP_TO = 15 * HOURS_PER_DAY
 _DAILY_UP_TO = 800 * HOURS_PER_DAY
+_LETTERS_ACROSS = 90
+"""Names of so many letters together stand level under a figure."""
+_FIXED = {IDLE: PHASE_COLOURS["idle"], "idle": PHASE_COLOURS["idle"], "waste": PHASE_COLOURS["waste"]}
 _COLOURS = {**CATEGORY_COLOURS, **{phase: PHASE_COLOURS[phase] for phase in UNUSED}}
 
 Asked = Mapping[str, Any]
@@ -313,7 +316,9 @@ class Crossed:
                 "title": "hour (UTC)",
             }
         rows = [label(self.by[0], row) for row in self.rows]
-        return {"field": "row", "type": "nominal", "title": self.by[0], "sort": rows}
+        angle = 0 if sum(map(len, rows)) <= _LETTERS_ACROSS else -40
+        axis = {"labelAngle": angle, "labelLimit": 160}
+        return {"field": "row", "type": "nominal", "title": self.by[0], "sort": rows, "axis": axis}
 
     def _bars(self) -> dict[str, Any]:
         mark: dict[str, Any] = {"type": "bar"}
@@ -324,7 +329,7 @@ class Crossed:
             names = [label(self.by[1], column) for column in self.columns]
             encoding["color"] = {
                 "field": "column", "type": "nominal", "title": self.by[1], "sort": names,
-                "scale": {"domain": names, "range": [PALETTE[i % len(PALETTE)] for i in range(len(names))]},
+                "scale": {"domain": names, "range": _colours(self.columns)},
             }  # fmt: skip
             if not self.adds and self.by[0] == "hour":
                 mark = {"type": "line", "point": {"size": 12}}
@@ -341,12 +346,28 @@ class Crossed:
             "scale": {"scheme": "blues"}, "legend": {"orient": "top", "gradientLength": 240},
         }  # fmt: skip
         # Hours run to the right, as time does; names of rows stand on the left, as in the table.
-        x, y = (self._axis(), across) if over_hours else (across, self._axis())
+        x, y = (
+            (self._axis(), across) if over_hours else (across, {**self._axis(), "axis": {"labelLimit": 160}})
+        )
         steps = len(names) if over_hours else len(self.rows)
         return {
             "mark": {"type": "rect"}, "encoding": {"x": x, "y": y, "color": colour},
             "height": max(120, 22 * steps),
         }  # fmt: skip
+
+
+def _colours(names: Iterable[Name]) -> list[str]:
+    """Idle and waste in their own colours, as on every figure; the others in order."""
+    free = [colour for colour in PALETTE if colour not in _FIXED.values()]
+    found: list[str] = []
+    others = 0
+    for name in names:
+        if isinstance(name, str) and name in _FIXED:
+            found.append(_FIXED[name])
+        else:
+            found.append(free[others % len(free)])
+            others += 1
+    return found
 
 
 def label(dimension: str, name: Name) -> str:
