@@ -408,6 +408,20 @@ def test_trainer_and_megatron_logs() -> None:
     assert sums["gpu_hours", "training"] == pytest.approx(3.6 * 64 / 3600)
 
 
+def test_python_text_that_is_no_dictionary_is_refused() -> None:
+    _, refused = trained(
+        "{{'p': 0}}", "{'a': {[]}}", "{1: 2", "{'loss': 1, 'num_input_tokens_seen': [1], 'step': 1}"
+    )
+    assert [text.partition(":")[0] for text in refused] == ["line 1", "line 2", "line 3", "line 4"]
+
+
+def test_a_run_that_restarts_without_end_is_read_in_one_pass() -> None:
+    sums, refused = trained(*[step(1)] * 20_000)
+    assert sums["training_tokens", "training"] == 1000
+    assert sums["lost_training_tokens", "waste"] == 19_999_000
+    assert not refused
+
+
 def test_a_log_read_again_counts_once(tmp_path: Path) -> None:
     lines = [step(i) for i in range(4)]
     with open_journal(tmp_path) as journal:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -15,33 +16,39 @@ from pertoken.ledger._book import book_rates, book_usage
 from pertoken.ledger._close import TABLES, close, unpriced
 from pertoken.ledger._engine import Engine, connect
 from pertoken.ledger._metric import (
-    COST_DIMENSIONS,
     USAGE_DIMENSIONS,
     Filter,
-    columns,
+    Window,
     metric_sql,
+    sum_sql,
     where_clause,
 )
 from pertoken.ledger._rows import lines_sql, page_sql
+from pertoken.ledger._sums import SUM_TABLES, Fact, Source, Summed, days_in, days_of
 from pertoken.tables import RATES, USAGE
 from pertoken.units import base_meter
 
 __all__ = ["Ledger", "connect", "open_ledger"]
 
+Query = tuple[str, list[object]]
+"""A SELECT and its parameters."""
+
 
 class Ledger:
     """Usage, rates and costs of any number of books on one engine."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, keep_sums: bool = False) -> None:
         self._engine = engine
+        self._sums = Summed(engine) if keep_sums else None
         self._writing = (
             threading.RLock()
         )  # one writer at a time: two that touch the same rows would fail, not wait
 
     def add_usage(self, rows: pa.Table) -> None:
         """Append usage rows (`tables.USAGE`). Raises InputError on another schema."""
-        with self._writing:
-            self._engine.load("usage_hourly", _checked(rows, USAGE))
+        checked = _checked(rows, USAGE)
+        with self._writing, self._changing(days_in(checked) if self._sums else {}):
+            self._engine.load("usage_hourly", checked)
 
     def replace_usage(
         self,
@@ -73,7 +80,7 @@ class Ledger:
             name = "split_part(meter, ':', 1)" if column == "meter" else column
             terms.append(f"{name} IN ({', '.join('?' for _ in allowed)})" if allowed else "FALSE")
             parameters += allowed
-        with self._writing, self._engine.transaction():
+        with self._writing, self._changing({book: days_of(wanted)}):
             self._engine.execute(f"DELETE FROM usage_hourly WHERE {' AND '.join(terms)}", parameters)
             self._engine.load("usage_hourly", checked)
 
@@ -112,9 +119,25 @@ class Ledger:
 
         Idempotent. Raises MissingRateError, changing nothing, on usage that no rate prices.
         """
-        where, parameters = where_clause({"book": book} if book else {}, ("book",), (_utc(start), _utc(end)))
-        with self._writing, self._engine.transaction():
-            close(self._engine, where, parameters)
+        window = _utc(start), _utc(end)
+        where, parameters = where_clause({"book": book} if book else {}, ("book",), window)
+        with self._writing:
+            with self._changing(self._sums.within(book, window) if self._sums else {}):
+                close(self._engine, where, parameters)
+            self.sum_up()
+
+    def sum_up(self) -> None:
+        """Keep sums of full days and months beside the hourly rows, where a file holds them: what `close` does last.
+
+        Questions give the same with and without, sooner with them.
+        """
+        if self._sums is not None:
+            with self._writing:
+                self._sums.sum_up()
+
+    def _changing(self, days: Mapping[str, Iterable[int]]) -> AbstractContextManager[None]:
+        """One transaction in which rows of these days of books change."""
+        return self._engine.transaction() if self._sums is None else self._sums.striking(days)
 
     def put_book(self, book: str, usage: pa.Table, rates: pa.Table) -> None:
         """Make usage (`tables.USAGE`) and rates (`tables.RATES`) all there is of a book, closed at these rates alone.
@@ -127,27 +150,45 @@ class Ledger:
         priced = priced.add_column(
             0, "book", pa.DictionaryArray.from_arrays(np.zeros(len(priced), np.int32), [book])
         )
-        with self._writing, self._engine.transaction():
-            self._drop(book)
-            self._engine.load("book_rates", priced)
-            self._engine.load("usage_hourly", used)
-            close(self._engine, "book = ?", [book])
+        with self._writing:
+            with self._dropping(book):
+                self._engine.load("book_rates", priced)
+                self._engine.load("usage_hourly", used)
+                close(self._engine, "book = ?", [book])
+            if self._sums is not None:
+                with self._sums.striking(days_in(used)):
+                    pass
+                self.sum_up()
 
     def drop_book(self, book: str) -> None:
         """Forget a book: its usage, its costs and its own rates, in one transaction."""
-        with self._writing, self._engine.transaction():
-            self._drop(book)
+        with self._writing, self._dropping(book):
+            pass
 
-    def _drop(self, book: str) -> None:
-        for table in ("usage_hourly", "cost_hourly", "book_rates"):
-            self._engine.execute(f"DELETE FROM {table} WHERE book = ?", [book])
+    @contextmanager
+    def _dropping(self, book: str) -> Iterator[None]:
+        """One transaction that begins with a book's end."""
+        begun = self._engine.transaction() if self._sums is None else self._sums.dropping(book)
+        with begun:
+            for table in ("usage_hourly", "cost_hourly", "book_rates"):
+                self._engine.execute(f"DELETE FROM {table} WHERE book = ?", [book])
+            yield
 
     def books(self) -> list[tuple[str, datetime, datetime]]:
         """Each book that has usage, with its first and last hour (UTC)."""
-        rows = self._engine.query(
-            "SELECT book, MIN(hour) AS first_hour, MAX(hour) AS last_hour FROM usage_hourly GROUP BY book ORDER BY book"
-        )
-        return [(r["book"], r["first_hour"], r["last_hour"]) for r in rows.to_pylist()]
+        span = "SELECT book, MIN(hour) AS first_hour, MAX(hour) AS last_hour FROM"
+        found = self._whole(lambda at: (f"{span} {at.sql} GROUP BY book ORDER BY book", [*at.parameters]))
+        return [(r["book"], r["first_hour"], r["last_hour"]) for r in found.to_pylist()]
+
+    def _whole(self, asked: Callable[[Source], Query]) -> pa.Table:
+        """The rows of a question that the first and last hours of each book answer."""
+        if self._sums is not None:
+            stamp = self._sums.stamp
+            if stamp % 2 == 0:
+                found = self._engine.query(*asked(self._sums.edges()))
+                if self._sums.stamp == stamp:
+                    return found
+        return self._engine.query(*asked(_hourly("usage")))
 
     def first_hour(self, book: str, *, besides: Sequence[str] = ()) -> datetime | None:
         """The oldest hour (UTC) in which a book has usage of any meter but those `besides`; None where it has none."""
@@ -155,9 +196,21 @@ class Ledger:
         if besides:
             term, names = where_clause({"meter": besides}, ("meter",))
             where, parameters = f"{where} AND NOT {term}", [*parameters, *names]
-        found = self._engine.query(f"SELECT MIN(hour) AS hour FROM usage_hourly WHERE {where}", parameters)
-        first: datetime | None = found["hour"][0].as_py()
-        return first
+
+        def first(window: Window, *needed: str) -> datetime | None:
+            test, more = where_clause({}, (), window)
+
+            def asked(at: Callable[[Fact], Source]) -> Query:
+                read = at("usage")
+                sql = f"SELECT MIN(hour) AS hour FROM {read.sql} WHERE {where} AND {test}"
+                return sql, [*read.parameters, *parameters, *more]
+
+            moment: datetime | None = self._read(asked, needed, {"book": book}, window)["hour"][0].as_py()
+            return moment
+
+        # Where days are summed the first answer is a day; its hours tell which.
+        found = first((None, None), "tenant")
+        return found and first((found, found + timedelta(days=1)), "tenant", "hour")
 
     def unpriced(
         self, book: str | None = None, start: datetime | None = None, end: datetime | None = None
@@ -179,8 +232,10 @@ class Ledger:
         Of the hours from `start` up to, not with, `end`. A metric without a denominator in a group is null.
         Raises UnknownNameError, InputError.
         """
-        sql, parameters = metric_sql(names, by, where or {}, (_utc(start), _utc(end)))
-        return self._engine.query(sql, parameters)
+        window, filters = (_utc(start), _utc(end)), where or {}
+        return self._read(
+            lambda at: metric_sql(names, by, filters, window, (at("cost"), at("usage"))), by, filters, window
+        )
 
     def sql(
         self,
@@ -189,12 +244,10 @@ class Ledger:
         where: Filter | None = None,
         start: datetime | None = None,
         end: datetime | None = None,
-    ) -> tuple[str, list[object]]:
-        """The SELECT that `metric` runs, or with ``cost_usd`` alone the one of `cost`, and its parameters."""
-        window = _utc(start), _utc(end)
-        if names == ("cost_usd",):
-            return _sum_sql("cost_hourly", "cost_usd", by, COST_DIMENSIONS, where or {}, window)
-        return metric_sql(names, by, where or {}, window)
+    ) -> Query:
+        """A SELECT over the hourly rows that gives what `metric`, or with ``cost_usd`` alone `cost`, gives, and its
+        parameters."""
+        return _asked(names, by, where or {}, (_utc(start), _utc(end)), _hourly)
 
     def cost(
         self,
@@ -204,7 +257,7 @@ class Ledger:
         end: datetime | None = None,
     ) -> pa.Table:
         """Cost [USD] by dimensions: columns `by` then ``cost_usd``."""
-        return self._sum("cost_hourly", "cost_usd", by, COST_DIMENSIONS, where or {}, (start, end))
+        return self._sum("cost", by, where or {}, (_utc(start), _utc(end)))
 
     def usage(
         self,
@@ -217,7 +270,7 @@ class Ledger:
 
         A filter on a meter without a qualifier (``energy_kwh``) holds for all its tiers, bands and price steps.
         """
-        return self._sum("usage_hourly", "quantity", by, USAGE_DIMENSIONS, where or {}, (start, end))
+        return self._sum("usage", by, where or {}, (_utc(start), _utc(end)))
 
     def page(
         self,
@@ -234,12 +287,13 @@ class Ledger:
 
         Raises UnknownNameError, InputError.
         """
-        if names == ("quantity",):
-            window = _utc(start), _utc(end)
-            asked = _sum_sql("usage_hourly", "quantity", by, USAGE_DIMENSIONS, where or {}, window)
-        else:
-            asked = self.sql(*names, by=by, where=where, start=start, end=end)
-        return self._engine.query(*page_sql(*asked, list(by), after, limit))
+        window, filters = (_utc(start), _utc(end)), where or {}
+        return self._read(
+            lambda at: page_sql(*_asked(names, by, filters, window, at), list(by), after, limit),
+            by,
+            filters,
+            window,
+        )
 
     def lines(self, book: str, hour: datetime, pool: str, where: Filter | None = None) -> pa.Table:
         """What the cost rows of a pool in an hour are made of: quantity × usd_per_unit = cost_usd, line by line.
@@ -260,44 +314,55 @@ class Ledger:
             parameters,
         )
 
-    def _sum(
+    def _sum(self, fact: Fact, by: Sequence[str], filters: Filter, window: Window) -> pa.Table:
+        return self._read(lambda at: sum_sql(fact, by, filters, window, at(fact)), by, filters, window)
+
+    def _read(
         self,
-        table: str,
-        column: str,
+        asked: Callable[[Callable[[Fact], Source]], Query],
         by: Sequence[str],
-        allowed: Sequence[str],
         filters: Filter,
-        window: tuple[datetime | None, datetime | None],
+        window: Window,
     ) -> pa.Table:
-        moments = _utc(window[0]), _utc(window[1])
-        return self._engine.query(*_sum_sql(table, column, by, allowed, filters, moments))
+        """The rows of a question: from kept sums where they give them, unless the ledger changes meanwhile."""
+        needed = {*by, *filters}
+        book = filters.get("book")
+        books = [book] if isinstance(book, str) else book
+        if self._sums is not None:
+            stamp = self._sums.stamp
+            if stamp % 2 == 0:
+                sums = self._sums
+                found = self._engine.query(*asked(lambda fact: sums.source(fact, needed, books, window)))
+                if sums.stamp == stamp:
+                    return found
+        return self._engine.query(*asked(_hourly))
 
     def shut(self) -> None:
         """Release the engine."""
         self._engine.close()
 
 
-def _sum_sql(
-    table: str,
-    column: str,
-    by: Sequence[str],
-    allowed: Sequence[str],
-    filters: Filter,
-    window: tuple[datetime | None, datetime | None],
-) -> tuple[str, list[object]]:
-    keys = ", ".join(columns(by, allowed))
-    where, parameters = where_clause(filters, allowed, window)
-    group = f"GROUP BY {keys} ORDER BY {keys}" if keys else ""
-    prefix = f"{keys}, " if keys else ""
-    return f"SELECT {prefix}SUM({column}) AS {column} FROM {table} WHERE {where} {group}", parameters
+def _hourly(fact: Fact) -> Source:
+    return Source(f"{fact}_hourly")
+
+
+def _asked(
+    names: Sequence[str], by: Sequence[str], filters: Filter, window: Window, at: Callable[[Fact], Source]
+) -> Query:
+    """The SELECT of metrics, of cost (``cost_usd`` alone) or of usage (``quantity`` alone)."""
+    if names == ("cost_usd",):
+        return sum_sql("cost", by, filters, window, at("cost"))
+    if names == ("quantity",):
+        return sum_sql("usage", by, filters, window, at("usage"))
+    return metric_sql(names, by, filters, window, (at("cost"), at("usage")))
 
 
 def open_ledger(where: str | Path | None = None) -> Ledger:
     """A ledger in memory (None) or in the file at `where`, its tables made where they are missing."""
     engine = connect(where)
-    for statement in TABLES:
+    for statement in (*TABLES, *SUM_TABLES):
         engine.execute(statement)
-    return Ledger(engine)
+    return Ledger(engine, keep_sums=where is not None)
 
 
 def _checked(rows: pa.Table, schema: pa.Schema) -> pa.Table:

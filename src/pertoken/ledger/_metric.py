@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 from pertoken.errors import InputError, UnknownNameError
+from pertoken.ledger._sums import Fact, Source
 from pertoken.units import METRICS, PHASES, Metric
 
 DIMENSIONS = ("book", "hour", "pool", "model", "tenant")
@@ -71,9 +72,13 @@ def metric_named(name: str) -> Metric:
 
 
 def metric_sql(
-    names: Sequence[str], by: Sequence[str], filters: Filter, window: Window = (None, None)
+    names: Sequence[str],
+    by: Sequence[str],
+    filters: Filter,
+    window: Window = (None, None),
+    sources: tuple[Source, Source] = (Source("cost_hourly"), Source("usage_hourly")),
 ) -> tuple[str, list[object]]:
-    """The SELECT that answers metrics by dimensions, and its parameters.
+    """The SELECT that answers metrics by dimensions, and its parameters; `sources` are where cost and usage are read.
 
     One row per group that has cost or usage; a metric whose denominator is zero there is NULL.
     """
@@ -99,10 +104,28 @@ def metric_sql(
     picked += [f"{_value(m, names_of)} AS {m.name}" for m in metrics]
     order = f"ORDER BY {', '.join(str(i + 1) for i in range(len(keys)))}" if keys else ""
     sql = (
-        f"SELECT {', '.join(picked)} FROM ({part('cost_hourly', cost)}) c "
-        f"FULL OUTER JOIN ({part('usage_hourly', usage)}) u ON {join} {order}"
+        f"SELECT {', '.join(picked)} FROM ({part(sources[0].sql, cost)}) c "
+        f"FULL OUTER JOIN ({part(sources[1].sql, usage)}) u ON {join} {order}"
     )
-    return sql, [*parameters, *parameters]
+    return sql, [*sources[0].parameters, *parameters, *sources[1].parameters, *parameters]
+
+
+def sum_sql(
+    fact: Fact,
+    by: Sequence[str],
+    filters: Filter,
+    window: Window = (None, None),
+    source: Source | None = None,
+) -> tuple[str, list[object]]:
+    """The SELECT that sums usage or cost by dimensions, and its parameters."""
+    column, allowed = ("quantity", USAGE_DIMENSIONS) if fact == "usage" else ("cost_usd", COST_DIMENSIONS)
+    read = source or Source(f"{fact}_hourly")
+    keys = ", ".join(columns(by, allowed))
+    where, parameters = where_clause(filters, allowed, window)
+    group = f"GROUP BY {keys} ORDER BY {keys}" if keys else ""
+    prefix = f"{keys}, " if keys else ""
+    sql = f"SELECT {prefix}SUM({column}) AS {column} FROM {read.sql} WHERE {where} {group}"
+    return sql, [*read.parameters, *parameters]
 
 
 def _whole_terms(metric: Metric) -> list[str]:

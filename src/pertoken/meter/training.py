@@ -76,6 +76,7 @@ def read(lines: Iterable[str], run: Run, *, now_s: float) -> tuple[pa.Table, lis
     kinds are skipped.
     """
     steps: list[_Step] = []
+    kept: list[int] = []  # places of steps that were not lost, so that no restart looks at a lost one again
     refused: list[str] = []
     seen, attempt, last_ts = 0.0, 0, now_s
     for number, line in enumerate(lines, 1):
@@ -86,16 +87,18 @@ def read(lines: Iterable[str], run: Run, *, now_s: float) -> tuple[pa.Table, lis
             last_ts = _time(told.get("ts"), last_ts)
             if "resumed_at_step" in told:
                 attempt += 1
-                _lose(steps, int(_number(told["resumed_at_step"])))
+                _lose(steps, kept, int(_number(told["resumed_at_step"])))
                 continue
             step = int(_number(told.get("step", len(steps) + 1)))
             if steps and step <= max(s.step for s in steps[-1:]):
                 attempt += 1
-                _lose(steps, step)
+                _lose(steps, kept, step)
             tokens = _tokens(told, seen, run)
             seen = _number(told.get("tokens_seen", seen + tokens))
             seconds = _number(told.get("seconds", 0.0))
-            steps.append(_Step(last_ts, step, tokens, seconds, _number(told.get("gpus", run.gpus)), attempt))
+            gpus = _number(told.get("gpus", run.gpus))
+            kept.append(len(steps))
+            steps.append(_Step(last_ts, step, tokens, seconds, gpus, attempt))
         except (InputError, ValueError, OverflowError) as error:
             refused.append(f"line {number}: {error}")
     return _table(steps, run), refused
@@ -104,11 +107,10 @@ def read(lines: Iterable[str], run: Run, *, now_s: float) -> tuple[pa.Table, lis
 _LOST = -1
 
 
-def _lose(steps: list[_Step], first: int) -> None:
+def _lose(steps: list[_Step], kept: list[int], first: int) -> None:
     """Steps from `first` on were not retained."""
-    for at in range(len(steps) - 1, -1, -1):
-        if steps[at].step < first and steps[at].attempt != _LOST:
-            break
+    while kept and steps[kept[-1]].step >= first:
+        at = kept.pop()
         steps[at] = steps[at]._replace(attempt=_LOST)
 
 
@@ -167,7 +169,7 @@ def _told(line: str) -> dict[str, Any] | None:
     except (msgspec.DecodeError, RecursionError):
         try:
             raw = literal_eval(text)  # Trainer prints Python's form
-        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
             raise InputError(f"neither JSON nor a Python literal: {error}") from error
     if not isinstance(raw, dict):
         return None
