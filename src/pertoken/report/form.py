@@ -98,6 +98,10 @@ def defaults(start: str, first_day: date, days: int, zone: str = "") -> dict[str
     if start == "training":
         return {**site, **_rows(rows), **training}
     rows.append(("", "api", "", "", "groq/llama-3.3-70b-versatile"))
+    if start == "both":
+        # What stands in the house trains while power is cheap, what is rented answers.
+        rows[0] = ("L40S", "owned", "8", _seen("L40S", "owned"), "")
+        training["have-1"] = "on"
     return {**site, **_rows(rows), **serving, **(training if start == "both" else {})}
 
 

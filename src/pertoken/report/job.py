@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 PAGE, BOOK = "page.json", "book.arrow"
 _DRAWN_BYTES = 3 << 20
 """Size of a figure's specification above which a browser had better not be asked to draw it."""
+_TILES = 4
+"""Options of a workload shown large, the cheapest."""
 Tell = Callable[[Mapping[str, Any]], None]
 
 
@@ -91,9 +93,17 @@ def _compare(job: Job, scenario: Scenario, folder: Path, tell: Tell) -> None:
     found: Comparison = compare(scenario, sensitivity=job.sensitivity, progress=progress)
     tiles = []
     for workload in found.workloads:
-        best = next(option for option in workload.options if not option.refused)
+        running = [option for option in workload.options if not option.refused]
         unit = "USD per M trained tokens" if workload.kind == "training" else "USD per M tokens"
-        tiles.append((f"{workload.name}: cheapest alone", usd(best.headline), unit, str(best.facts["pool"])))
+        tiles += [
+            (
+                f"{workload.name} on {o.facts['pool']}",
+                usd(o.headline),
+                unit,
+                "cheapest alone" if o is running[0] else "",
+            )
+            for o in running[:_TILES]
+        ]
     horizon = scenario.horizon
     subtitle = f"{horizon.days} days from {horizon.start}, {horizon.timezone}. All money is USD; a month is 730 hours."
     write_whole(folder / "result.json", json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
@@ -143,7 +153,12 @@ def _write_plan(planned: Planned, folder: Path) -> None:
         ("Cost of an average month", usd(planned.usd_per_month), "USD", "730 hours"),
     ]
     tiles += [
-        (w.name, usd(w.usd_per_mtok), "USD per M tokens", "its share of idle and overheads in it")
+        (
+            f"Tokens of {w.name}",
+            usd(w.usd_per_mtok),
+            "USD per M tokens",
+            "with its share of idle and overheads",
+        )
         for w in planned.workloads
     ]
     known = [
@@ -154,7 +169,9 @@ def _write_plan(planned: Planned, folder: Path) -> None:
     if known:
         tiles.append(("Saved against the best single option", usd(known[0] - planned.cost_usd), "USD", ""))
     if found.gap is not None:
-        tiles.append(("From the best possible, at most", f"{found.gap:.2%}", "", "proven"))
+        tiles.append(
+            ("Above the best possible by at most", f"{found.gap:.2%}", "", "proven by the solver's bound")
+        )
     planned.write_json(folder / "result.json")
     planned.write_csv(folder / "table.csv")
     planned.write_calendar(folder / "calendar.ics")
@@ -175,10 +192,25 @@ def _write_page(
         if isinstance(block, Figure) and len(json.dumps(block.spec)) > _DRAWN_BYTES:
             told = "It has more points than a browser should draw: ask for fewer days, or take the CSV."
             block = Text("", [f"{block.caption} {told}"])
+        elif isinstance(block, Figure):
+            block = Figure(block.caption, _fluid(block.spec))
         kind = {Text: "text", Table: "table", Figure: "figure"}[type(block)]
         shown.append({"kind": kind, **asdict(block)})
     page = {"title": title, "subtitle": subtitle, "tiles": list(tiles), "blocks": shown}
     write_whole(folder / PAGE, json.dumps(page, ensure_ascii=False, allow_nan=False))
+
+
+def _fluid(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """As wide as the page, where the figure is one view; several beside or below each other keep their width."""
+    if isinstance(spec.get("width"), int) and "encoding" in spec:
+        # A height in steps cannot be fitted to, and saying so is a warning on the console.
+        fitted = (
+            {}
+            if isinstance(spec.get("height"), dict)
+            else {"autosize": {"type": "fit-x", "contains": "padding"}}
+        )
+        return {**spec, "width": "container", **fitted}
+    return spec
 
 
 def why(error: Exception) -> dict[str, Any]:

@@ -302,7 +302,9 @@ class Runs:
         if code in (1, 2) and run.problem:
             return ("failed" if code == 1 else "stopped"), run.problem
         log.warning("a run ended with code %d: %r", code, _tail(run.folder / "stderr"))
-        return "failed", "it came to its limit of memory or time: ask for fewer days, pools or workloads"
+        if code < 0:
+            return "failed", "it came to its limit of memory or time: ask for fewer days, pools or workloads"
+        return "failed", "this went wrong here, not at your end: the service's log has more"
 
     def _out_of_time(self, run: Run, process: subprocess.Popen[bytes]) -> None:
         with self._changed:
