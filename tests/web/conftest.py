@@ -95,7 +95,9 @@ def serving(client: Client) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(client.app, port=port, lifespan="off", log_level="error"))
+    server = uvicorn.Server(
+        uvicorn.Config(client.app, port=port, lifespan="off", log_level="error", timeout_graceful_shutdown=3)
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

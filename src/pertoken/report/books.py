@@ -220,6 +220,7 @@ class Books:
         with self._lock:
             if not self._shut:
                 self._shut = True
+                self._growing.shut()
                 self.journal.shut()
                 self.ledger.shut()
 

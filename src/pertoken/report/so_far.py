@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -32,7 +32,7 @@ from pertoken.report._billing import restate
 from pertoken.report._terms import month_tariff, months_of, rates_of
 from pertoken.scenario import Fleet
 from pertoken.tables import QUANTITY, USAGE, concat
-from pertoken.units import SECONDS_PER_HOUR, base_meter, site_pool
+from pertoken.units import METERS, SECONDS_PER_HOUR, base_meter, site_pool
 
 _HOUR = timedelta(hours=1)
 FRESH_S = 5.0
@@ -79,6 +79,8 @@ class Lately:
     seconds: int
     usage: pa.Table
     costs: tuple[dict[str, Any], ...] = ()
+    unpriced: str = ""
+    """A meter of these that no rate prices."""
 
 
 @dataclass
@@ -164,12 +166,17 @@ class Growing:
             )
             usage = self._attributed(hour, records, micro).usage
             table = concat([usage, *self._paid(hour, usage, kept.rates, micro)], USAGE)
-        return Lately(now, seconds, table, tuple(_priced(table, kept.rates, hour, self._tiers)))
+        return Lately(now, seconds, table, *_priced(table, kept.rates, hour, self._tiers))
 
     def follow(self, now: datetime) -> None:
         """Read what came since the last look, so that the next answer has little to read."""
         with self._reading:
             self._running.follow(now.astimezone(UTC))
+
+    def shut(self) -> None:
+        """Let go of the last answer; who still reads one keeps it."""
+        with self._computing:
+            self._answer = self._kept = None
 
     def _last(self, now: datetime) -> SoFar | None:
         last = self._answer[0] if self._answer else None
@@ -308,19 +315,29 @@ def as_whole_hour(records: pa.Table, fleet: Fleet, hour: datetime, micro: int) -
 
 def _priced(
     usage: pa.Table, rates: pa.Table, hour: datetime, tiers: Mapping[str, str]
-) -> Iterator[dict[str, Any]]:
-    """Costs [USD] of the rows at the rates of the hour; energy in the tier that its pool has reached."""
+) -> tuple[tuple[dict[str, Any], ...], str]:
+    """Costs [USD] of the rows at the rates of the hour, energy in the tier that its pool has reached; and a meter that
+    has no rate, by the same test as the close's."""
     prices: dict[tuple[str, str], list[tuple[str, str, float]]] = defaultdict(list)
     for rate in rates.to_pylist():
         if rate["hour"] == hour and base_meter(rate["meter"]) != "peak_kw":
             price = rate["category"], rate["component"], float(rate["usd_per_unit"])
             prices[rate["pool"], rate["meter"]].append(price)
-    for row in usage.to_pylist():
+    rows = usage.to_pylist()
+    held = {row["pool"] for row in rows if METERS[base_meter(row["meter"])].priced}
+    sells = {pool for pool, meter in prices if meter.partition(":")[0].endswith("_tokens")}
+    found: list[dict[str, Any]] = []
+    unpriced = ""
+    for row in rows:
         names = {key: row[key] for key in ("pool", "model", "tenant", "phase")}
         meter = tiers.get(row["pool"], row["meter"]) if row["meter"] == "energy_kwh" else row["meter"]
         for category, component, usd in prices.get((row["pool"], meter), ()):
             cost_usd = float(row["quantity"]) * usd
-            yield {**names, "category": category, "component": component, "cost_usd": cost_usd}
+            found.append({**names, "category": category, "component": component, "cost_usd": cost_usd})
+        token = base_meter(meter).endswith("_tokens") and (row["pool"] not in held or row["pool"] in sells)
+        if (row["pool"], meter) not in prices and (token or METERS[base_meter(meter)].priced):
+            unpriced = f"no rate for {meter} in pool {row['pool']!r}"
+    return tuple(found), unpriced
 
 
 def _texts(table: pa.Table, column: str) -> list[str]:
