@@ -1,16 +1,19 @@
-"""Fit GPU power to measured serving points and write perf/data/power.json.
+"""Fit GPU power, and throughput of the stack it was measured on, and write perf/data/power.json.
 
-    python bench/fit/power.py            # fit, cross-validate, write the coefficient file
+    python bench/fit/power.py            # fit, cross-validate, write the coefficient file (some minutes)
     python bench/fit/power.py --print    # the same, write nothing
 
 Rows: ML.ENERGY's leaderboard (H100 and B200, GPU boundary). Its input lengths are not published: those of
-`pertoken.perf._points.TASK_INPUT_TOKENS` are assumed. Shares of compute and memory in use are fitted
-at the row's measured throughput, so that the power model does not learn the errors of the serving predictor;
-they are scored at the predicted throughput too, which is what the package has when it predicts.
+`pertoken.perf._points.TASK_INPUT_TOKENS` are assumed. Shares of compute and memory in use are fitted at the row's
+measured throughput, so that the power model does not learn the errors of the serving predictor; they are scored
+at the predicted throughput, which is what the package has when it predicts.
 
-The model is `pertoken.perf.power`: fifteen weights chosen by cross-validation (a feature stayed where leave
-one model out and leave one GPU out got better with it), and an offset per decoder and per configuration, drawn
-to zero.
+Three models, each fitted to training rows alone when errors are measured:
+
+1. `pertoken.perf.power`: fifteen weights (a feature stayed where leave one model out and leave one GPU out got
+   better with it), and an offset per decoder and per configuration, drawn to zero;
+2. a curve of five numbers along each measured series of it: what 1 leaves there;
+3. `pertoken.perf.tasks` (fit: `tasks.py`): seconds that the benchmark's stack takes beyond the roofline's.
 """
 
 from __future__ import annotations
@@ -18,25 +21,31 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from bench.fit import serving, serving_rows, tasks
+from bench.fit.tasks import Design, Served
 from pertoken.catalog.gpus import Gpu, gpu
 from pertoken.catalog.models import Model, model
 from pertoken.perf import power
+from pertoken.perf._coefficients import NAMES, Coefficients
 from pertoken.perf._points import MeasuredRow, read_rows
+from pertoken.perf._steps import closed_loop, utilisation
 from pertoken.perf._work import precision_name
 from pertoken.perf.point import Point
-from pertoken.perf.roofline import _answer
+from pertoken.perf.tasks import PARTICULAR
 
 Floats = npt.NDArray[np.float64]
-At = Literal["measured", "predicted"]
+Mask = npt.NDArray[np.bool_]
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data" / "performance" / "power_mlenergy.csv"
 OUT = ROOT / "src" / "pertoken" / "perf" / "data" / "power.json"
@@ -51,11 +60,15 @@ WEIGHT_SD: dict[str, float] = {
     "media": 0.5, "media compute": 0.3, "media memory": 0.3, "video": 0.5, "video compute": 0.3,
 }  # fmt: skip
 EFFECT_SD = {"decoder": 0.2, "configuration": 0.3}
+CURVE_SD = (0.5, 1.0, 2.0)
+"""Deviations of a power curve, in logits, to choose from."""
+UNKNOWN = ", task unknown"
+"""Marks a quantity predicted without the task: what plain `predict` answers."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measured point with its shares in use as predicted, and as its measured throughput implies."""
+    """One measured point; power, tokens per second of one GPU."""
 
     gpu: Gpu
     model: Model
@@ -65,14 +78,14 @@ class Row:
     media: str
     task: str
     point: Point
-    shares: tuple[float, float]
-    """Compute and memory in use at the measured throughput."""
-    predicted_shares: tuple[float, float]
     power_w: float
     tokens_per_s: float
-    predicted_tokens_per_s: float
     joules: float
     line: int
+
+    @property
+    def requests(self) -> float:
+        return float(self.point.concurrency)
 
 
 @cache
@@ -95,101 +108,214 @@ def _row(r: MeasuredRow) -> Row:
         engine=r.engine,
         layout=r.layout,
     )
-    # Not `predict`: its power comes from the very file this fit writes.
-    loop, used, *_ = _answer(found, card, point)
-    compute, memory = float(used[0]), float(used[1])
-    predicted = float(loop.tokens_per_s) / r.gpus
-    actual = r.measured["tokens_per_s"]
-    at_measured = min(compute * actual / predicted, 1.0), min(memory * actual / predicted, 1.0)
     watts, joules = r.measured["power_w"], r.measured["joules_per_output_token"]
-    return Row(card, found, r.model, precision_name(r.precision), int(r.gpus), r.media, r.task, point, at_measured,
-               (compute, memory), watts, actual, predicted, joules, r.line)  # fmt: skip
+    return Row(card, found, r.model, precision_name(r.precision), int(r.gpus), r.media, r.task, point, watts,
+               r.measured["tokens_per_s"], joules, r.line)  # fmt: skip
 
 
-class Design:
-    """Rows as a linear model: columns are weights, then effects; target is the logit of the position."""
+# --- what a serving fit says of the rows ---
 
-    def __init__(self, rows: Sequence[Row], at: At) -> None:
-        shares = [r.shares if at == "measured" else r.predicted_shares for r in rows]
+
+def asked(rows: Sequence[Row]) -> list[serving_rows.Row]:
+    """The rows as the serving fit takes them."""
+    nothing = float("nan")
+    return [
+        serving_rows.Row(r.gpu.name, r.name, r.point.engine, r.precision, r.point.layout, 0.0,
+                         float(r.point.input_tokens), float(r.point.output_tokens), r.requests, nothing, nothing,
+                         nothing, "power")
+        for r in rows
+    ]  # fmt: skip
+
+
+def served(rows: Sequence[Row], found: serving.Fit | None = None, *, general: bool = True) -> Served:
+    """What a serving fit says of every row; found None: the coefficient file the package ships; general: without
+    effects of single configurations, which the rows of a task have of their own."""
+    b = serving.batch(asked(rows))
+    if len(b.rows) != len(rows):
+        raise RuntimeError("a measured configuration does not fit memory: the power rows cannot be aligned")
+    if general:
+        b = replace(b, keys=tuple({k: v for k, v in key.items() if k not in PARTICULAR} for key in b.keys))
+        b = replace(b, members={k: v for k, v in b.members.items() if k[0] not in PARTICULAR})
+    logs = serving.shipped_logs(b) if found is None else found.logs(b)
+    c = Coefficients(**{name: np.exp(logs[:, i]) for i, name in enumerate(NAMES)})
+    loop = closed_loop(b.work, c, b.requests, b.concurrency)
+    compute, memory, _ = utilisation(b.work, b.requests, loop)
+    return Served(loop.tokens_per_s, compute, memory, loop.prefill_fraction, loop.admitted)
+
+
+class LeftOut:
+    """What serving fits that saw nothing of a fold, model or GPU say of all power rows, in general and with the
+    effects of single configurations; each fitted once."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+        self._serving_rows = serving_rows.load_rows()
+        self._made: dict[tuple[str, Hashable], tuple[Served, Served]] = {}
+
+    def __call__(self, split: str, label: Hashable) -> tuple[Served, Served]:
+        own = asked(self.rows)
+        units = [serving.fold_of(a, split) for a in own]
+        labels = groups(split, self.rows)
+        # Models of one architecture share a serving fit: it sees none of them.
+        unit = units[labels.index(label)]
+        if (split, unit) not in self._made:
+            # The chat rows are in the serving fit too, under another input length: there they are left out as well.
+            same = {_measurement(a) for a, u in zip(own, units, strict=True) if u == unit}
+            kept = [
+                r
+                for r in self._serving_rows
+                if serving.fold_of(r, split) != unit
+                and not (r.source == "mlenergy" and _measurement(r) in same)
+            ]
+            # Effects of one configuration say nothing of rows whose configuration is left out.
+            stages = serving.STAGES if split == "random" else serving.STAGES[: serving.GENERAL]
+            found = serving.fit(serving.batch(kept), stages)
+            self._made[split, unit] = served(self.rows, found), served(self.rows, found, general=False)
+        return self._made[split, unit]
+
+
+def _measurement(row: serving_rows.Row) -> tuple[str, str, float]:
+    """A chat measurement by its GPU, model and mean output, which two tables give to the same digits."""
+    return row.gpu, row.model, round(row.output_tokens, 3)
+
+
+def groups(split: str, rows: Sequence[Row]) -> list[Hashable]:
+    """The group each row is left out with: a random fold of settings, its model, or its GPU."""
+    if split == "model":
+        return [r.name for r in rows]
+    return [serving.fold_of(a, split) for a in asked(rows)]
+
+
+# --- the fit of power ---
+
+
+class Board:
+    """Rows as a linear model at given shares in use: columns are weights, then effects; target is the logit of the
+    position between idle and limit."""
+
+    def __init__(self, rows: Sequence[Row], compute: Floats, memory: Floats) -> None:
         parts = [power.features(r.gpu, r.precision, r.model, r.gpus, r.media) for r in rows]
-        c, m = power.share_logs(*(np.array(s) for s in zip(*shares, strict=True)))
+        c, m = power.share_logs(compute, memory)
         lines = np.array([[p[name] for name in WEIGHT_SD] for p in parts])
         self.weights = lines[:, :, 0] + lines[:, :, 1] * c[:, None] + lines[:, :, 2] * m[:, None]
         self.keys = [power.effect_keys(r.gpu, r.precision, r.model, r.gpus) for r in rows]
-        idle = np.array([r.gpu.idle_w for r in rows])
-        top = power.LIMIT * np.array([r.gpu.tdp_w for r in rows])
+        self.idle_w = np.array([r.gpu.idle_w for r in rows])
+        self.tdp_w = np.array([r.gpu.tdp_w for r in rows])
         watts = np.array([r.power_w for r in rows])
-        position = np.clip((watts - idle) / (top - idle), 0.01, 0.99)
+        span = power.LIMIT * self.tdp_w - self.idle_w
+        position = np.clip((watts - self.idle_w) / span, 0.01, 0.99)
         self.target = np.log(position / (1 - position))
-        self.slope = position * (1 - position) * (top - idle) / watts
+        self.slope = position * (1 - position) * span / watts
         """Relative change of power per unit of logit."""
 
+    def scores(self, document: dict[str, Any]) -> Floats:
+        """The logit of every row's position, curves apart."""
+        score = self.weights @ np.array([document["weights"][name] for name in WEIGHT_SD])
+        own = [sum(document["effects"][level].get(key, 0.0) for level, key in k.items()) for k in self.keys]
+        return np.asarray(score + np.array(own), dtype=np.float64)
 
-def fit(rows: Sequence[Row], at: At = "measured") -> dict[str, Any]:
-    """Weights and effects fitted to these rows, without intervals."""
-    d = Design(rows, at)
-    names = [(level, key) for level in EFFECT_SD for key in sorted({k[level] for k in d.keys})]
-    effects = np.array([[float(k[level] == key) for level, key in names] for k in d.keys])
-    x = np.hstack([d.weights, effects])
+    def watts(self, scores: Floats) -> Floats:
+        """Power of one GPU of each row."""
+        span = power.LIMIT * self.tdp_w - self.idle_w
+        return np.asarray(np.minimum(self.idle_w + span / (1 + np.exp(-scores)), self.tdp_w))
+
+
+def in_use(rows: Sequence[Row], found: Served, slower: Floats) -> tuple[Floats, Floats]:
+    """Shares of compute and memory in use where everything takes `slower` times the serving fit's seconds."""
+    return np.minimum(found.compute / slower, 1.0), np.minimum(found.memory / slower, 1.0)
+
+
+def measured_slowdown(rows: Sequence[Row], found: Served) -> Floats:
+    """How many times the serving fit's seconds were measured."""
+    return np.asarray(found.tokens_per_s / np.array([r.tokens_per_s * r.gpus for r in rows]))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """All three models fitted to the same rows."""
+
+    document: dict[str, Any]
+    stack: tasks.Fit
+
+    def watts(self, found: Served, slower: Floats, task: bool = True) -> Floats:
+        """Power of one GPU of every row where everything takes `slower` times the serving fit's seconds."""
+        rows: Sequence[Any] = self.stack.design.rows
+        board = Board(rows, *in_use(rows, found, slower))
+        curves = {key: np.array(v) for key, v in self.document["curves"].items()} if task else {}
+        return board.watts(board.scores(self.document) + tasks.drawn(self.stack.design, curves))
+
+
+def fit(rows: Sequence[Row], found: Served, train: Mask | None = None) -> Fitted:
+    """The three models from the rows of the mask (None: all), without intervals."""
+    keep = np.ones(len(rows), dtype=bool) if train is None else train
+    design = Design(rows)
+    stack = tasks.fit(design, found, keep)
+    board = Board(rows, *in_use(rows, found, measured_slowdown(rows, found)))
+    document = _board_fit(board, keep)
+    noise = tasks.CURVE_NOISE / board.slope
+    residual = board.target - board.scores(document)
+    curve_sd, curves = tasks.bend(design, residual, noise, keep, CURVE_SD)
+    document["curves"] = {key: [float(v) for v in values] for key, values in curves.items()}
+    document["task"] = stack.document()
+    document["task"]["chosen"]["power curve deviation"] = curve_sd
+    return Fitted(document, stack)
+
+
+def _board_fit(d: Board, train: Mask) -> dict[str, Any]:
+    """Weights and effects by robust least squares with Gaussian priors around zero."""
+    at = np.flatnonzero(train).tolist()
+    names = [(level, key) for level in EFFECT_SD for key in sorted({d.keys[i][level] for i in at})]
+    effects = np.array([[float(d.keys[i][level] == key) for level, key in names] for i in at])
+    x = np.hstack([d.weights[train], effects])
+    target, slope = d.target[train], d.slope[train]
     sd = np.array([*WEIGHT_SD.values(), *(EFFECT_SD[level] for level, _ in names)])
-    robust = np.ones(len(rows))
+    robust = np.ones(len(at))
     theta = np.zeros(x.shape[1])
     for _ in range(ROUNDS):
-        scale = d.slope * robust / NOISE
+        scale = slope * robust / NOISE
         left = np.vstack([x * scale[:, None], np.diag(1 / sd)])
-        theta = np.linalg.lstsq(left, np.concatenate([d.target * scale, np.zeros(len(sd))]), rcond=None)[0]
-        robust = 1 / np.sqrt(1 + np.abs((x @ theta - d.target) * d.slope / NOISE))
-    found: dict[str, Any] = {"weights": dict(zip(WEIGHT_SD, theta.tolist(), strict=False)), "effects": {}}
-    for level in EFFECT_SD:
-        found["effects"][level] = {
-            key: float(v) for (at, key), v in zip(names, theta[len(WEIGHT_SD) :], strict=True) if at == level
-        }
-    return found
-
-
-def predict_w(document: dict[str, Any], rows: Sequence[Row], at: At = "measured") -> Floats:
-    """Power of one GPU of each row, with the shares in use at the measured or the predicted throughput."""
-    d = Design(rows, at)
-    score = d.weights @ np.array([document["weights"][name] for name in WEIGHT_SD])
-    score = score + [
-        sum(document["effects"][level].get(key, 0.0) for level, key in k.items()) for k in d.keys
-    ]
-    idle, tdp = (np.array([getattr(r.gpu, f) for r in rows]) for f in ("idle_w", "tdp_w"))
-    watts: Floats = np.minimum(idle + (power.LIMIT * tdp - idle) / (1 + np.exp(-score)), tdp)
-    return watts
-
-
-def groups(split: str, rows: Sequence[Row], folds: int = 5) -> list[Hashable]:
-    """The group each row is left out with: a random fold, its model, or its GPU."""
-    if split == "model":
-        return [r.name for r in rows]
-    if split == "gpu":
-        return [r.gpu.name for r in rows]
-    return list(np.random.default_rng(0).integers(0, folds, len(rows)))
-
-
-def cross_validate(
-    split: str, rows: Sequence[Row], at: At = "measured", labels: Sequence[Hashable] | None = None
-) -> dict[str, Floats]:
-    """log(predicted / measured) of each row, by fits that did not see it.
-
-    ``power_w`` and ``joules_per_output_token`` with shares and throughput as the shipped serving predictor
-    has them; ``power_w at measured throughput`` the power model alone.
-    """
-    labels = groups(split, rows) if labels is None else labels
-    alone, watts = np.zeros(len(rows)), np.zeros(len(rows))
-    for label in sorted(set(labels), key=str):
-        out = np.array([g == label for g in labels])
-        document = fit([r for r, o in zip(rows, out, strict=True) if not o], at)
-        left = [r for r, o in zip(rows, out, strict=True) if o]
-        alone[out], watts[out] = predict_w(document, left), predict_w(document, left, "predicted")
-    joules = watts / np.array([r.predicted_tokens_per_s for r in rows])
-    measured_w, measured_j = (np.array([getattr(r, f) for r in rows]) for f in ("power_w", "joules"))
-    return {
-        "power_w": np.log(watts / measured_w),
-        "joules_per_output_token": np.log(joules / measured_j),
-        "power_w at measured throughput": np.log(alone / measured_w),
+        theta = np.linalg.lstsq(left, np.concatenate([target * scale, np.zeros(len(sd))]), rcond=None)[0]
+        robust = 1 / np.sqrt(1 + np.abs((x @ theta - target) * slope / NOISE))
+    document: dict[str, Any] = {
+        "weights": dict(zip(WEIGHT_SD, theta.tolist(), strict=False)),
+        "effects": {level: {} for level in EFFECT_SD},
     }
+    for (level, key), value in zip(names, theta[len(WEIGHT_SD) :].tolist(), strict=True):
+        document["effects"][level][key] = value
+    return document
+
+
+# --- errors of rows left out ---
+
+
+def cross_validate(split: str, rows: Sequence[Row], left_out: tasks.Predictions) -> dict[str, Floats]:
+    """log(predicted / measured) of each row by quantity, by fits of serving, stack and power that did not see it.
+
+    Quantities marked `UNKNOWN` are those of plain `predict`, which is not told the task.
+    """
+    labels = groups(split, rows)
+    out: dict[str, Floats] = {}
+    for label in sorted(set(labels), key=str):
+        own = np.array([g == label for g in labels])
+        found, whole = left_out(split, label)
+        for quantity, errors in _errors(rows, fit(rows, found, ~own), found, whole).items():
+            out.setdefault(quantity, np.zeros(len(rows)))[own] = errors[own]
+    return out
+
+
+def _errors(rows: Sequence[Row], made: Fitted, found: Served, whole: Served) -> dict[str, Floats]:
+    gpus, same = np.array([r.gpus for r in rows]), np.ones(len(rows))
+    measured = {
+        name: np.array([getattr(r, name) for r in rows]) for name in ("power_w", "tokens_per_s", "joules")
+    }
+    errors = {}
+    for mark, base, slower in (("", found, made.stack.factor(found)), (UNKNOWN, whole, same)):
+        watts, rate = made.watts(base, slower, task=not mark), base.tokens_per_s / gpus / slower
+        errors[f"power_w{mark}"] = np.log(watts / measured["power_w"])
+        errors[f"joules_per_output_token{mark}"] = np.log(watts / rate / measured["joules"])
+        errors[f"task_tokens_per_s{mark}"] = np.log(rate / measured["tokens_per_s"])
+    alone = made.watts(found, measured_slowdown(rows, found))
+    return errors | {"power_w at measured throughput": np.log(alone / measured["power_w"])}
 
 
 def summary(errors: Floats) -> dict[str, float]:
@@ -198,36 +324,67 @@ def summary(errors: Floats) -> dict[str, float]:
             "bias": float(np.expm1(errors).mean())}  # fmt: skip
 
 
+def widths(
+    errors: dict[str, dict[str, Floats]], quantity: str, names: tuple[str, str, str]
+) -> dict[str, float]:
+    """Half-widths of the 80 % interval by how far a configuration is from the rows; never narrower the farther."""
+    half = [float(np.quantile(np.abs(errors[split][quantity]), COVERAGE)) for split in SPLITS]
+    return dict(zip(names, np.maximum.accumulate(half).tolist(), strict=True))
+
+
 def main() -> None:
     rows = load_rows()
-    document = fit(rows)
-    errors = {split: cross_validate(split, rows) for split in SPLITS}
-    measured_w = np.array([r.power_w for r in rows])
-    half = [float(np.quantile(np.abs(errors[split]["power_w"]), COVERAGE)) for split in SPLITS]
-    # What was measured less is never known better.
-    spread = dict(zip(("point", "model", "gpu"), np.maximum.accumulate(half).tolist(), strict=True))
+    shipped, whole = served(rows), served(rows, general=False)
+    made = fit(rows, shipped)
+    left_out = LeftOut(rows)
+    errors = {split: cross_validate(split, rows, left_out) for split in SPLITS}
     residuals = {quantity: {s: summary(errors[s][quantity]) for s in SPLITS} for quantity in errors["random"]}
-    residuals["fit at measured throughput"] = {"fit": summary(np.log(predict_w(document, rows) / measured_w))}
+    own = _errors(rows, made, shipped, whole)["power_w at measured throughput"]
+    residuals["fit at measured throughput"] = {"fit": summary(own)}
+    made.document["task"]["spread"] = {
+        quantity: widths(errors, name, ("series", "model", "gpu"))
+        for quantity, name in (("power_w", "power_w"), ("tokens_per_s", "task_tokens_per_s"))
+    }
     full = {
         "date": datetime.now(UTC).date().isoformat(),
         "rows": len(rows),
         "source": "ML.ENERGY Leaderboard v3, GPU boundary",
-        **document,
-        "spread": spread,
+        **made.document,
+        "spread": widths(errors, f"power_w{UNKNOWN}", ("point", "model", "gpu")),
         "rows_by_gpu": {g: sum(r.gpu.name == g for r in rows) for g in sorted({r.gpu.name for r in rows})},
         "residuals": residuals,
     }
-    print(json.dumps({k: full[k] for k in ("weights", "spread")}, indent=1))
+    print(json.dumps({k: full[k] for k in ("weights", "spread")} | full["task"]["chosen"], indent=1))
     for quantity, by_split in residuals.items():
         print(quantity, {s: {k: round(100 * v, 1) for k, v in e.items()} for s, e in by_split.items()})
     if "--print" not in sys.argv:
-        OUT.write_text(json.dumps(_rounded(full), indent=1) + "\n", encoding="utf-8")
+        OUT.write_text(_text(_rounded(full)), encoding="utf-8")
 
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _rounded(v) for k, v in value.items()}
-    return float(f"{value:.5g}") if isinstance(value, float) else value
+    if isinstance(value, list):
+        return [_rounded(v) for v in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def _text(document: dict[str, Any]) -> str:
+    """JSON with each list on one line."""
+    lists: list[str] = []
+
+    def mark(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: mark(v) for k, v in value.items()}
+        if isinstance(value, list):
+            lists.append(json.dumps(value))
+            return f"@{len(lists) - 1}@"
+        return value
+
+    text = json.dumps(mark(document), indent=1)
+    for i, line in enumerate(lists):
+        text = text.replace(f'"@{i}@"', line)
+    return text + "\n"
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
-import sys
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from pertoken.catalog.gpus import gpu, gpus
 from pertoken.catalog.models import model
 from pertoken.errors import InputError
 from pertoken.perf.power import gpu_power_w, joules_per_token, power_log_spread, server_power_w
+from pertoken.perf.tasks import predict_task, term_name
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / ".." / "shared" / "data" / "performance" / "power_mlenergy.csv"
@@ -106,44 +107,78 @@ def test_nonsense_is_refused(call: object) -> None:
         call()
 
 
-@pytest.fixture(scope="module")
-def bench() -> ModuleType:
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
     if not DATA.exists():
         pytest.skip("../shared/data is absent: the fit cannot be repeated")
-    spec = importlib.util.spec_from_file_location("bench_fit_power", ROOT / "bench" / "fit" / "power.py")
-    assert spec is not None
-    assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = found
-    spec.loader.exec_module(found)
-    return found
+    monkeypatch.syspath_prepend(str(ROOT))
+    return importlib.import_module("bench.fit.power")
 
 
-def test_the_shipped_file_is_what_the_fit_makes(bench: ModuleType) -> None:
-    shipped = json.loads(
+def shipped() -> Any:
+    return json.loads(
         resources.files("pertoken.perf").joinpath("data/power.json").read_text(encoding="utf-8")
     )
+
+
+def test_the_shipped_file_is_what_the_fit_makes(bench: Any) -> None:
     rows = bench.load_rows()
-    again = bench.fit(rows)
-    assert shipped["rows"] == len(rows) == 613
+    found = bench.served(rows)
+    again = bench.fit(rows, found)
+    slower = bench.measured_slowdown(rows, found)
+    old = bench.Fitted(shipped(), again.stack)
+    assert shipped()["rows"] == len(rows) == 613
+    assert shipped()["task"]["chosen"] == again.document["task"]["chosen"]
     # The shares in use come from the serving predictor, whose own refits move them a little.
-    moved = np.abs(np.log(bench.predict_w(again, rows) / bench.predict_w(shipped, rows)))
+    moved = np.abs(np.log(again.watts(found, slower) / old.watts(found, slower)))
     assert np.median(moved) < 0.01
     assert np.max(moved) < 0.1
-    errors = np.log(bench.predict_w(again, rows) / np.array([r.power_w for r in rows]))
-    fitted = shipped["residuals"]["fit at measured throughput"]["fit"]["mape"]
+    errors = np.log(again.watts(found, slower) / np.array([r.power_w for r in rows]))
+    fitted = shipped()["residuals"]["fit at measured throughput"]["fit"]["mape"]
     assert bench.summary(errors)["mape"] == pytest.approx(fitted, abs=2e-3)
 
 
-def test_the_package_computes_what_the_fit_computed(bench: ModuleType) -> None:
-    rows = bench.load_rows()[::20]
-    shipped = json.loads(
-        resources.files("pertoken.perf").joinpath("data/power.json").read_text(encoding="utf-8")
-    )
-    fitted = bench.predict_w(shipped, rows)
-    for row, watts in zip(rows, fitted, strict=True):
-        compute, memory = row.shares
-        own = gpu_power_w(
-            row.gpu, compute, memory, 0.0, row.precision, model=row.model, gpus=row.gpus, media=row.media
-        )
-        assert float(own) == pytest.approx(watts)
+def test_the_package_computes_what_the_fit_computed(bench: Any) -> None:
+    rows = bench.load_rows()
+    found = bench.served(rows)
+    slower = bench.measured_slowdown(rows, found)
+    made = bench.Fitted(shipped(), tasks_fit(bench, rows))
+    fitted, plain = made.watts(found, slower), made.watts(found, slower, task=False)
+    compute, memory = bench.in_use(rows, found, slower)
+    for i in range(0, len(rows), 20):
+        r = rows[i]
+        at = r.gpu, compute[i], memory[i], 0.0, r.precision
+        own = gpu_power_w(*at, model=r.model, gpus=r.gpus, media=r.media, task=r.task, requests=r.requests)
+        assert float(own) == pytest.approx(fitted[i])
+        assert float(gpu_power_w(*at, model=r.model, gpus=r.gpus, media=r.media)) == pytest.approx(plain[i])
+
+
+def tasks_fit(bench: Any, rows: Any) -> Any:
+    """The fit of the stack's seconds as the file holds it."""
+    design, file = bench.Design(rows), shipped()["task"]
+    effects = np.array([file["effects"][term_name(*term)].get(key, 0.0) for term, key in design.names])
+    curves = {key: np.array(values) for key, values in file["curves"].items()}
+    return bench.tasks.Fit(design, effects, curves, 0.0, 0.0)
+
+
+def test_a_task_is_predicted_as_the_fit_predicts_it(bench: Any) -> None:
+    rows = bench.load_rows()
+    found = bench.served(rows)
+    fitted = found.tokens_per_s / tasks_fit(bench, rows).factor(found)
+    for i in range(0, len(rows), 40):
+        own = predict_task(rows[i].model, rows[i].gpu, rows[i].point, rows[i].task)
+        assert float(own.tokens_per_s.value) == pytest.approx(fitted[i], rel=1e-6)
+
+
+def test_curves_and_scales_come_from_the_rows_they_are_fitted_to_alone(bench: Any) -> None:
+    rows = bench.load_rows()[::3]
+    found = bench.served(rows)
+    train = np.array([r.gpu.name == "H100-SXM" for r in rows])
+    made = bench.fit(rows, found, train)
+    other = [replace(r, power_w=0.9 * r.power_w, tokens_per_s=2 * r.tokens_per_s) if not t else r
+             for r, t in zip(rows, train, strict=True)]  # fmt: skip
+    again = bench.fit(other, found, train)
+    assert again.document["weights"] == made.document["weights"]
+    assert again.document["curves"] == made.document["curves"]
+    assert again.document["task"] == made.document["task"]
+    assert {key.split("|")[0] for key in made.document["curves"]} == {"H100-SXM"}

@@ -1,15 +1,16 @@
 """The predictor for a benchmark's task on its own serving stack: what the roofline knows, and the time the host
 takes.
 
-ML.ENERGY measured throughput and power of seven kinds of requests with vLLM 0.11.1. A step of that stack takes the
-GPU's time, scaled, and a time of the host that no GPU shortens: on one B200, 20 to 30 ms where images are prepared,
-a millisecond or two at chat. Which of the two rules cannot be told from the hardware, so it is asked by name
-(`task`), learned from the other rows of the task, and drawn to what all rows share where little was measured.
+ML.ENERGY measured throughput and power of its tasks with vLLM 0.11.1. A step of that stack takes the GPU's time,
+scaled, and a time of the host that no GPU shortens: 20 to 30 ms on one B200 where images are prepared, a millisecond
+or two at chat. Which of the two rules cannot be told from the hardware, so the task is asked by name, its effects
+are learned from the rows of the task, and drawn to what all rows share where little was measured.
 
     seconds = (decode + prefill × exp(p)) × exp(w) + 1 ms × exp(h),   times exp(curve) where this series was measured
 
-p, w and h are sums of effects by GPU, kind of model, model, task, hosts (one GPU or several) and configuration, in
-``data/power.json`` under ``task``, made by ``bench/fit/power.py``. Without a task `predict` answers as before.
+Decode and prefill are the roofline's, without its effects of single configurations. p, w and h are sums of effects
+by GPU, kind of model, model, task, hosts (one GPU or several) and configuration, in ``data/power.json`` under
+``task``, made by ``bench/fit/power.py``. Without a task `predict` answers as before.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ import numpy as np
 from pertoken.catalog.gpus import Gpu
 from pertoken.catalog.models import Model
 from pertoken.errors import InputError, NoEvidenceError
-from pertoken.perf._coefficients import signature
+from pertoken.perf._coefficients import coefficients_of, fitted, level_keys, signature
 from pertoken.perf._points import TASK_MEDIA
-from pertoken.perf._work import engine_family, precision_name
+from pertoken.perf._steps import Loop, closed_loop, utilisation
+from pertoken.perf._work import engine_family, formats, precision_name, work
 from pertoken.perf.point import FloatLike, Floats, Interval, Point, Prediction
 from pertoken.perf.power import _fit, curve, gpu_power_w, power_log_spread, series_key
-from pertoken.perf.roofline import predict, utilisations
+from pertoken.perf.roofline import checked_layout, checked_point, predict, requests_of
 
 ENGINE = "vllm"
 """The engine family whose host time was measured."""
@@ -37,6 +39,8 @@ HOST_S = 0.001
 """Host seconds per step before any effect."""
 BATCHES = (8.0, 4096.0)
 """Requests in flight that were measured; beyond, effects stay what they are at the end."""
+PARTICULAR = frozenset({"configuration", "release"})
+"""Levels of the serving predictor's effects that a task's own take the place of."""
 TERMS: tuple[tuple[str, str, bool], ...] = (
     ("all", "work", False), ("gpu", "work", False), ("all", "work", True), ("gpu", "work", True),
     ("kind", "work", False), ("kind|precision", "work", False), ("kind", "work", True),
@@ -71,36 +75,60 @@ def predict_task(model: Model, gpu: Gpu, point: Point, task: str) -> Prediction:
             f"{' with GPUs that only prefill' if point.prefill_gpus else ''}; leave the task out"
         )
     base, file = predict(model, gpu, point), _fit()["task"]
+    loop, compute, memory = _in_general(model, gpu, point)
     precision, gpus = precision_name(point.precision), point.layout.gpus
     keys = task_keys(model, gpu, precision, gpus, task)
     concurrency = np.broadcast_to(
         np.asarray(point.concurrency, dtype=np.float64), base.tokens_per_s.value.shape
     )
-    admitted = np.maximum(np.minimum(concurrency, base.max_concurrency), 1.0)
-    seconds = admitted / base.tokens_per_s.value
-    decode_s, prefill_s, host_s = _parts(file, keys, concurrency, seconds, base.prefill_fraction)
+    seconds = loop.admitted / loop.tokens_per_s
+    decode_s, prefill_s, host_s = _parts(file, keys, concurrency, seconds, loop.prefill_fraction)
     bend = np.exp(curve(file["curves"].get(keys["series"], [0.0] * 5), concurrency))
     factor = (decode_s + prefill_s + host_s) / seconds * bend
-    compute, memory, link = (np.minimum(share / factor, 1.0) for share in utilisations(model, gpu, point))
-    power = gpu_power_w(
-        gpu, compute, memory, link, precision, model=model, gpus=gpus, media=TASK_MEDIA.get(task, ""), task=task,
-        requests=concurrency,
-    )  # fmt: skip
-    half = power_log_spread(gpu, precision, model, gpus, task=task)
-    low, high = np.maximum(power * np.exp(-half), gpu.idle_w), np.minimum(power * np.exp(half), gpu.tdp_w)
-    measured = keys["series"] in file["curves"]
-    width = float(file["spread"]["tokens_per_s"][_known(file, keys)])
+    measured, width = (
+        keys["series"] in file["curves"],
+        float(file["spread"]["tokens_per_s"][_known(file, keys)]),
+    )
+    ttft_s = loop.ttft_s * factor
     return replace(
         base,
-        tokens_per_s=_around(base.tokens_per_s.value / factor, width),
-        ttft_s=Interval(*(v * factor for v in (base.ttft_s.value, base.ttft_s.low, base.ttft_s.high))),
-        tpot_s=_around(base.tpot_s.value * factor, width),
-        gpu_power_w=Interval(power, np.minimum(low, power), np.maximum(high, power)),
+        tokens_per_s=_around(loop.tokens_per_s / factor, width),
+        ttft_s=Interval(
+            ttft_s, *(ttft_s * end / base.ttft_s.value for end in (base.ttft_s.low, base.ttft_s.high))
+        ),
+        tpot_s=_around(loop.tpot_s * factor, width),
+        gpu_power_w=_power(model, gpu, point, task, (compute / factor, memory / factor)),
         prefill_fraction=prefill_s / (decode_s + prefill_s),
         basis="fitted" if keys["gpu"] in file["effects"][term_name("gpu", "host", False)] else base.basis,
         source=f"task {task} with ML.ENERGY's stack, vLLM 0.11.1, fitted {_fit()['date']} to {_fit()['rows']} points"
         f"{'' if measured else ' (not this task on this configuration)'}; {base.source}",
     )
+
+
+def _in_general(model: Model, gpu: Gpu, point: Point) -> tuple[Loop, Floats, Floats]:
+    """The roofline's loop and its shares of compute and memory in use, without effects of single configurations:
+    those of a task's rows take their place."""
+    w = work(model, gpu, checked_layout(point.layout), formats(gpu, point.precision, point.kv_precision))
+    keys = level_keys(model, gpu, point.engine, point.precision)
+    c = coefficients_of(fitted(), {level: key for level, key in keys.items() if level not in PARTICULAR})
+    n_in, cached, out, concurrency = checked_point(model, point)
+    requests = requests_of(point, n_in, cached, out)
+    loop = closed_loop(w, c, requests, concurrency)
+    compute, memory, _ = utilisation(w, requests, loop)
+    return loop, compute, memory
+
+
+def _power(model: Model, gpu: Gpu, point: Point, task: str, used: tuple[Floats, Floats]) -> Interval:
+    """Board power of one GPU at these shares of compute and memory in use."""
+    compute, memory = (np.minimum(share, 1.0) for share in used)
+    precision, gpus, media = precision_name(point.precision), point.layout.gpus, TASK_MEDIA.get(task, "")
+    power = gpu_power_w(
+        gpu, compute, memory, 0.0, precision, model=model, gpus=gpus, media=media, task=task,
+        requests=point.concurrency,
+    )  # fmt: skip
+    half = power_log_spread(gpu, precision, model, gpus, task=task)
+    low, high = np.maximum(power * np.exp(-half), gpu.idle_w), np.minimum(power * np.exp(half), gpu.tdp_w)
+    return Interval(power, np.minimum(low, power), np.maximum(high, power))
 
 
 def term_name(level: str, part: str, per_batch: bool) -> str:

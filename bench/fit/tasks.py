@@ -1,0 +1,271 @@
+"""Fit what a benchmark's serving stack adds to the roofline's seconds: the part of the power fit about throughput.
+
+The model is `pertoken.perf.tasks`. Three stages, each with those before it held fixed: effects that reach beyond a
+configuration, effects of configurations, and a curve of at most five numbers along each measured series. Gaussian
+priors around zero, absolute errors (squares reweighted). How far a model may stand out and how far a curve may bend
+are chosen inside the rows of the fit, by leaving out groups of its models and folds of its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pertoken.catalog.gpus import Gpu
+from pertoken.catalog.models import Model
+from pertoken.perf.power import KNOTS
+from pertoken.perf.tasks import HOST_S, TERMS, batch_log, task_keys, term_name
+
+Floats = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+PARTS = ("decode", "prefill", "host")
+MOVES = {"work": (0, 1), "prefill": (1,), "host": (2,)}
+"""Which parts of the seconds an effect moves."""
+PRIOR_SD: dict[tuple[str, str, bool], float] = {
+    ("all", "work", False): 0.1, ("gpu", "work", False): 0.3, ("all", "work", True): 0.05,
+    ("gpu", "work", True): 0.1, ("kind", "work", False): 0.2, ("kind|precision", "work", False): 0.2,
+    ("kind", "work", True): 0.1, ("task", "prefill", False): 0.4, ("model|task", "prefill", False): 0.3,
+    ("all", "host", False): 0.3, ("gpu", "host", False): 1.0, ("hosts", "host", False): 1.0,
+    ("hosts|task", "host", False): 1.0, ("hosts|task", "host", True): 0.5,
+    ("configuration", "work", False): 0.15, ("configuration", "work", True): 0.1, ("series", "host", False): 0.5,
+}  # fmt: skip
+"""Prior standard deviations in log space; a model's is chosen in each fit. More of what hosts cost is a GPU's own
+than shared by all: of two GPUs one cannot learn how hosts of a third will do."""
+MODEL_SD = (0.05, 0.1, 0.2)
+CURVE_SD = (0.2, 0.4, 0.8)
+NOISE, CURVE_NOISE = 0.06, 0.05
+CURVE_REACH = 1.5
+"""Factors of two in requests over which a curve's coefficients go together."""
+CURVE_LEVEL = 0.5
+"""Share of a curve's variance that is its level."""
+ROUNDS, CURVE_ROUNDS, TOLERANCE = 15, 6, 3e-3
+INNER_FOLDS = 4
+LATER = frozenset({"configuration", "series"})
+"""Levels of the second stage."""
+
+
+class Measured(Protocol):
+    """What of a power row the fit needs."""
+
+    @property
+    def gpu(self) -> Gpu: ...
+    @property
+    def model(self) -> Model: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def gpus(self) -> int: ...
+    @property
+    def task(self) -> str: ...
+    @property
+    def requests(self) -> float: ...
+    @property
+    def tokens_per_s(self) -> float:
+        """Of one GPU."""
+        ...
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a serving fit says of every row: output tokens per second of the replica, shares of compute and memory
+    in use, prefill's share of the time, requests admitted."""
+
+    tokens_per_s: Floats
+    compute: Floats
+    memory: Floats
+    prefill: Floats
+    admitted: Floats
+
+    @property
+    def seconds(self) -> Floats:
+        """Seconds per token of one request."""
+        return self.admitted / self.tokens_per_s
+
+    def log_parts(self) -> Floats:
+        """Logarithms of decode, prefill and host seconds before any effect, shape (3, rows)."""
+        prefill = np.clip(self.prefill, 1e-6, 1 - 1e-6)
+        host = np.full_like(self.seconds, HOST_S)
+        return np.log(np.stack([self.seconds * (1 - prefill), self.seconds * prefill, host]))
+
+
+class Design:
+    """Rows as columns of effects, for each part of the seconds."""
+
+    def __init__(self, rows: Sequence[Measured]) -> None:
+        self.rows = rows
+        self.keys = [task_keys(r.model, r.gpu, r.precision, r.gpus, r.task) for r in rows]
+        self.series = np.array([k["series"] for k in self.keys])
+        self.requests = np.array([r.requests for r in rows])
+        self.measured = np.array([r.tokens_per_s * r.gpus for r in rows])
+        self.hats = hats(self.requests)
+        batch = batch_log(self.requests)
+        self.names: list[tuple[tuple[str, str, bool], str]] = []
+        columns: list[Floats] = []
+        for term in TERMS:
+            level, _, per_batch = term
+            own = np.array([k[level] for k in self.keys])
+            for key in sorted(set(own.tolist())):
+                self.names.append((term, key))
+                columns.append((own == key) * (batch if per_batch else 1.0))
+        x = np.stack(columns, axis=1)
+        self.x = np.zeros((len(PARTS), *x.shape))
+        for j, (term, _) in enumerate(self.names):
+            self.x[list(MOVES[term[1]]), :, j] = x[:, j]
+        self.later = np.array([term[0] in LATER for term, _ in self.names])
+
+    def prior_sd(self, model_sd: float) -> Floats:
+        """Standard deviation of each effect; a model's slope moves half as much as its level."""
+        own = {("model", "work", False): model_sd, ("model", "work", True): model_sd / 2} | PRIOR_SD
+        return np.array([own[term] for term, _ in self.names])
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Effects and curves, and the scales chosen for them."""
+
+    design: Design
+    effects: Floats
+    curves: dict[str, Floats]
+    model_sd: float
+    curve_sd: float
+
+    def log_seconds(self, served: Served) -> Floats:
+        """Seconds per token of one request of every row, in logarithms, under a serving fit."""
+        return _log_seconds(self.design, served.log_parts(), self.effects) + drawn(self.design, self.curves)
+
+    def factor(self, served: Served) -> Floats:
+        """By how much the stack's seconds exceed the serving fit's."""
+        return np.asarray(np.exp(self.log_seconds(served)) / served.seconds)
+
+    def document(self) -> dict[str, Any]:
+        """The fit as the coefficient file holds it."""
+        effects: dict[str, dict[str, float]] = {term_name(*term): {} for term in TERMS}
+        for (term, key), value in zip(self.design.names, self.effects, strict=True):
+            effects[term_name(*term)][key] = float(value)
+        return {
+            "effects": effects,
+            "curves": {key: [float(v) for v in values] for key, values in self.curves.items()},
+            "chosen": {"model deviation": self.model_sd, "curve deviation": self.curve_sd},
+        }
+
+
+def fit(design: Design, served: Served, train: Mask) -> Fit:
+    """Effects and curves from the rows of the mask alone."""
+    logs, target = served.log_parts(), np.log(served.admitted / design.measured)
+    names = np.array([r.name for r in design.rows])
+    order = {name: i % INNER_FOLDS for i, name in enumerate(sorted(set(names[train].tolist())))}
+    inner = np.array([order.get(name, -1) for name in names.tolist()])
+
+    def left_out_error(model_sd: float) -> float:
+        errors = []
+        for fold in range(INNER_FOLDS):
+            own = train & (inner == fold)
+            theta = _stage(design, logs, target, train & ~own, design.prior_sd(model_sd), ~design.later)
+            errors.append(np.abs(np.expm1(_log_seconds(design, logs, theta) - target))[own])
+        return float(np.concatenate(errors).mean())
+
+    model_sd = min(MODEL_SD, key=left_out_error)
+    sd = design.prior_sd(model_sd)
+    theta = _stage(design, logs, target, train, sd, ~design.later)
+    moved = logs + design.x @ theta
+    theta = theta + _stage(design, moved, target, train, sd, design.later)
+    residual = target - _log_seconds(design, logs, theta)
+    curve_sd, curves = bend(design, residual, np.full_like(residual, CURVE_NOISE), train, CURVE_SD)
+    return Fit(design, theta, curves, model_sd, curve_sd)
+
+
+def _log_seconds(design: Design, logs: Floats, theta: Floats) -> Floats:
+    return np.asarray(np.logaddexp.reduce(logs + design.x @ theta, axis=0))
+
+
+def _stage(design: Design, logs: Floats, target: Floats, train: Mask, sd: Floats, own: Mask) -> Floats:
+    """Maximum a posteriori effects of the columns `own`, others zero.
+
+    minimise Σ |target − ln Σ exp(part)| / noise, squared near zero, + ½ Σ (effect / deviation)²: Gauss-Newton on
+    reweighted squares.
+    """
+    used = np.flatnonzero(own & (np.abs(design.x[:, train]).sum(axis=(0, 1)) > 0))
+    x = design.x[:, train][:, :, used]
+    parts, wanted, precision = logs[:, train], target[train], 1 / sd[used] ** 2
+    theta = np.zeros(len(used))
+    for _ in range(ROUNDS):
+        now = parts + x @ theta
+        total = np.logaddexp.reduce(now, axis=0)
+        slopes = np.einsum("kr,krj->rj", np.exp(now - total), x)
+        residual = wanted - total
+        weight = 1 / (NOISE**2 * (1 + np.abs(residual) / NOISE))
+        normal = slopes.T @ (slopes * weight[:, None]) + np.diag(precision)
+        step = np.linalg.solve(normal, slopes.T @ (weight * residual) - precision * theta)
+        theta = theta + np.clip(step, -1.0, 1.0)
+        if np.abs(step).max() < TOLERANCE:
+            break
+    whole = np.zeros(len(design.names))
+    whole[used] = theta
+    return whole
+
+
+# --- curves along a series, of seconds and of power alike ---
+
+
+def hats(requests: Floats) -> Floats:
+    """Weights of the knots at so many requests: straight between them, level outside; shape (rows, knots)."""
+    at, knots = np.log(requests), np.log(KNOTS)
+    return np.stack([np.interp(at, knots, row) for row in np.eye(len(KNOTS))], axis=1)
+
+
+def bend(
+    design: Design, residual: Floats, noise: Floats, train: Mask, deviations: Sequence[float]
+) -> tuple[float, dict[str, Floats]]:
+    """Curves that follow the residuals of each series of the training rows, and the deviation chosen for them.
+
+    A curve's coefficients have a Gaussian prior: `CURVE_LEVEL` of the variance in common, the rest going together
+    over `CURVE_REACH`. The deviation is the one that predicts folds of the training rows best.
+    """
+    inner = np.arange(len(residual)) % INNER_FOLDS
+
+    def left_out_error(sd: float) -> float:
+        errors = []
+        for fold in range(INNER_FOLDS):
+            own = train & (inner == fold)
+            found = _curves(design, residual, noise, train & ~own, sd)
+            errors.append((np.abs(residual - drawn(design, found)) / noise)[own])
+        return float(np.concatenate(errors).mean())
+
+    chosen = min(deviations, key=left_out_error)
+    return chosen, _curves(design, residual, noise, train, chosen)
+
+
+def drawn(design: Design, curves: dict[str, Floats]) -> Floats:
+    """Each row's value on its series' curve; zero where the series has none."""
+    none = np.zeros(len(KNOTS))
+    return np.array(
+        [h @ curves.get(s, none) for h, s in zip(design.hats, design.series.tolist(), strict=True)]
+    )
+
+
+def _curves(design: Design, residual: Floats, noise: Floats, train: Mask, sd: float) -> dict[str, Floats]:
+    knots = np.log2(KNOTS)
+    near = np.exp(-0.5 * ((knots[:, None] - knots[None, :]) / CURVE_REACH) ** 2)
+    prior = np.linalg.inv(sd**2 * (CURVE_LEVEL + (1 - CURVE_LEVEL) * near))
+    found = {}
+    for series in sorted(set(design.series[train].tolist())):
+        own = train & (design.series == series)
+        h, r, n = design.hats[own], residual[own], noise[own]
+        values, robust = np.zeros(len(KNOTS)), np.ones(len(r))
+        for _ in range(CURVE_ROUNDS):
+            weight = robust / n**2
+            values = np.linalg.solve(h.T @ (h * weight[:, None]) + prior, h.T @ (weight * r))
+            robust = 1 / (1 + np.abs(r - h @ values) / n)
+        found[series] = values
+    return found
+
+
+Predictions = Callable[[str, Any], tuple[Served, Served]]
+"""What a serving fit that left out a fold, model or GPU says of all rows, in general and with effects of single
+configurations: by split and what was left out."""
