@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from pertoken.ledger import Ledger, open_ledger
-from pertoken.ledger._sums import BY_DAY, BY_HOUR, BY_MONTH, BY_TENANT, _choice
+from pertoken.ledger._sums import BY_DAY, BY_HOUR, BY_MONTH, BY_TENANT, BY_TENANT_HOUR, _choice
 from pertoken.tables import USAGE, Hours, concat, rate_rows, usage_rows
 
 START = datetime(2026, 1, 27, tzinfo=UTC)
@@ -125,10 +125,15 @@ def test_the_smallest_sums_that_can_tell_are_read(ledger: Ledger) -> None:
     assert _choice(["hour", "model"]) is BY_HOUR
     assert _choice(["tenant"]) is BY_TENANT
     assert _choice(["tenant", "model"]) is BY_MONTH
-    assert _choice(["hour", "tenant"]) is None
-    for needed, table in ((["pool"], "usage_by_day"), (["tenant"], "usage_by_tenant_day")):
+    assert _choice(["hour", "tenant"]) is BY_TENANT_HOUR
+    assert _choice(["hour", "tenant", "pool"]) is None
+    for needed, table in (
+        (["pool"], "usage_by_day"),
+        (["tenant"], "usage_by_tenant_day"),
+        (["tenant", "hour"], "usage_by_tenant_hour"),
+    ):
         assert table in read_from(ledger, *needed)
-    assert read_from(ledger, "hour", "tenant") == "usage_hourly"
+    assert read_from(ledger, "hour", "tenant", "model") == "usage_hourly"
     # The sums are there: most rows of a question come from them.
     kept = ledger._engine.query("SELECT COUNT(*) AS n FROM summed WHERE grain = 'day'")["n"][0].as_py()
     assert kept == len(SPAN) / 24 - 1

@@ -296,3 +296,37 @@ def test_any_attribute_value_is_read_or_refused(value: Any, moment: Any, key: st
         otlp.read_spans(text, "application/json", source="usage/o", now_s=T0)
     except InputError:
         return
+
+
+def _points(*times: Any) -> bytes:
+    """Generation tokens of one engine at these times (nanoseconds, as JSON has them)."""
+    points = [{"asDouble": n, "timeUnixNano": at} for n, at in enumerate(times)]
+    metric = {"name": "vllm:generation_tokens", "sum": {"aggregationTemporality": 2, "dataPoints": points}}
+    resource = {"attributes": [{"key": "service.instance.id", "value": {"stringValue": "a:8000"}}]}
+    group = {"resource": resource, "scopeMetrics": [{"metrics": [metric]}]}
+    return json.dumps({"resourceMetrics": [group]}).encode()
+
+
+@pytest.mark.parametrize("moment", ["1E795510800", "inf", "nan", "-1", -1, "", 10**30])
+def test_times_that_fuzzing_found_are_refused(moment: Any) -> None:
+    with pytest.raises(InputError):
+        otlp.read_metrics(
+            _points(moment),
+            "application/json",
+            {"a:8000": Target("a", pool="h100")},
+            {},
+            source="gateway/o",
+            now_s=T0,
+        )
+
+
+def test_a_silence_since_1970_is_no_silence() -> None:
+    # Each of its half a million hours was a row of gap_seconds once, from a body of 200 bytes.
+    target = {"a:8000": Target("a", pool="h100")}
+    sent = _points(1, 10**9, int((T0 - 60) * 1e9), int(T0 * 1e9))
+    table, states, _ = otlp.read_metrics(sent, "application/json", target, {}, source="gateway/o", now_s=T0)
+    assert table.num_rows < 5
+    assert states["a:8000"].last_s == T0
+    written = [counter(float(n), at_s) for n, at_s in enumerate((0.001, 1e6, T0 - 60, T0))]
+    table, states, _ = read_remote_write(body(written), {"a:8000": target["a:8000"]}, {}, now_s=T0)
+    assert table.num_rows < 5

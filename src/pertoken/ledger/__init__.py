@@ -210,7 +210,7 @@ class Ledger:
 
         # Where days are summed the first answer is a day; its hours tell which.
         found = first((None, None), "tenant")
-        return found and first((found, found + timedelta(days=1)), "tenant", "hour")
+        return found and first((found, found + timedelta(days=1)), *USAGE_DIMENSIONS)
 
     def unpriced(
         self, book: str | None = None, start: datetime | None = None, end: datetime | None = None

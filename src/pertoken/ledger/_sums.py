@@ -38,11 +38,12 @@ _KINDS = {"quantity": "DECIMAL(38, 6)", "cost_usd": "DECIMAL(38, 9)", "hour": "T
 
 @dataclass(frozen=True)
 class Sums:
-    """One kept sum: of which grain, and by which of pool, model and tenant."""
+    """One kept sum: of which grain, by which of pool, model and tenant, and whether whole months of it are made."""
 
     name: str
     grain: Grain
     dimensions: tuple[str, ...]
+    by_the_month: bool = False
 
     def table(self, fact: Fact) -> str:
         """Where it is kept; the column ``hour`` holds the first hour of the day or month."""
@@ -56,8 +57,10 @@ class Sums:
 BY_HOUR = Sums("by_hour", "hour", ("pool", "model"))
 BY_DAY = Sums("by_day", "day", ("pool", "model"))
 BY_TENANT = Sums("by_tenant_day", "day", ("tenant",))
-BY_MONTH = Sums("by_month", "month", ("pool", "model", "tenant"))
-KEPT = (BY_HOUR, BY_DAY, BY_TENANT, BY_MONTH)
+BY_MONTH = Sums("by_month", "month", ("pool", "model", "tenant"), by_the_month=True)
+BY_TENANT_HOUR = Sums("by_tenant_hour", "hour", ("tenant",), by_the_month=True)
+"""A month of it lies in order of tenants, so that reading one of them passes over the others."""
+KEPT = (BY_HOUR, BY_DAY, BY_TENANT, BY_MONTH, BY_TENANT_HOUR)
 FACTS: tuple[Fact, ...] = ("usage", "cost")
 
 SUM_TABLES = (
@@ -264,11 +267,13 @@ class Summed:
             for first, last in _consecutive(days):
                 span = (_day_start(first), _day_start(last + 1))
                 for sums in KEPT:
-                    if sums.grain != "month":
+                    if not sums.by_the_month:
                         self._fill(sums, book, span)
                 there |= self._with_usage(book, span)
             if whole:
-                self._fill(BY_MONTH, book, (_month_start(month), _month_start(month + 1)))
+                for sums in KEPT:
+                    if sums.by_the_month:
+                        self._fill(sums, book, (_month_start(month), _month_start(month + 1)))
             marks: list[tuple[str, datetime]] = [("day", _day_start(d)) for d in sorted(there)]
             marks += [("month", _month_start(month))] if whole else []
             self._engine.execute(
@@ -294,6 +299,7 @@ class Summed:
         start = "hour" if sums.grain == "hour" else f"date_trunc('{sums.grain}', hour)"
         for fact in FACTS:
             keys = ", ".join(sums.columns(fact)[2:-1])
+            order = "tenant, start" if sums is BY_TENANT_HOUR else f"start, {keys}"
             column = _COLUMNS[fact][-1]
             self._engine.execute(
                 f"DELETE FROM {sums.table(fact)} WHERE book = ? AND hour >= ? AND hour < ?", [book, *span]
@@ -301,7 +307,7 @@ class Summed:
             self._engine.execute(
                 f"INSERT INTO {sums.table(fact)} SELECT book, {start} AS start, {keys}, SUM({column}) "
                 f"FROM {fact}_hourly WHERE book = ? AND hour >= ? AND hour < ? GROUP BY book, start, {keys} "
-                f"ORDER BY start, {keys}",
+                f"ORDER BY {order}",
                 [book, *span],
             )
 
@@ -330,8 +336,8 @@ def days_of(hours: Iterable[datetime]) -> list[int]:
 
 def _runs(known: _Book, kept: Sums, window: Window) -> list[tuple[datetime, datetime]]:
     """Spans of a book inside the window that the kept sums cover, oldest first."""
-    at = _month_start if kept.grain == "month" else _day_start
-    numbers = sorted(known.months if kept.grain == "month" else known.summed)
+    at = _month_start if kept.by_the_month else _day_start
+    numbers = sorted(known.months if kept.by_the_month else known.summed)
     start, end = window
     inside = [n for n in numbers if (start is None or at(n) >= start) and (end is None or at(n + 1) <= end)]
     spans = [(first, last + 1) for first, last in _consecutive(inside)]
@@ -344,7 +350,7 @@ def _choice(needed: Collection[str]) -> Sums | None:
     """The smallest sums that have what a question needs; None: the hourly rows."""
     these = {"pool", "model", "tenant"}.intersection(needed)
     if "hour" in needed:
-        return BY_HOUR if "tenant" not in these else None
+        return BY_HOUR if "tenant" not in these else BY_TENANT_HOUR if these == {"tenant"} else None
     if "tenant" not in these:
         return BY_DAY
     return BY_TENANT if these == {"tenant"} else BY_MONTH

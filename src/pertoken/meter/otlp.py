@@ -42,6 +42,7 @@ NAME_MAP: dict[str, tuple[str, ...]] = {
 
 _COUNTED = ("", "chat", "text_completion", "generate_content", "embeddings")
 """Operations that are one call to a model. An agent's span sums up its calls and would count them twice."""
+_LAST_S = 1e11
 _SERVER_KIND = 2
 _CUMULATIVE = 2
 _TOKEN_USAGE = ("gen_ai.client.token.usage", "gen_ai.server.token.usage")
@@ -334,12 +335,15 @@ def _count(attributes: Mapping[str, str], name: str) -> int | None:
 def _number(value: Number) -> float:
     try:
         return float(value)
-    except ValueError as error:
-        raise InputError(f"{value!r} is no number") from error
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"{str(value)[:40]!r} is no number") from error
 
 
 def _seconds(nanoseconds: Number) -> float:
-    return _number(nanoseconds) / GIGA
+    seconds = _number(nanoseconds) / GIGA
+    if not 0 <= seconds < _LAST_S:
+        raise InputError(f"{str(nanoseconds)[:40]!r} is no time in nanoseconds since 1970")
+    return seconds
 
 
 def _hex(identifier: bytes | str) -> str:

@@ -13,9 +13,11 @@ from pertoken.meter._exposition import Series, parse
 from pertoken.meter._names import rules_of
 from pertoken.meter._remote_write import decode
 from pertoken.meter.records import concat, empty, records
-from pertoken.units import METERS, MILLISECONDS_PER_SECOND
+from pertoken.units import DAYS_PER_YEAR, HOURS_PER_DAY, METERS, MILLISECONDS_PER_SECOND, SECONDS_PER_HOUR
 
-_AHEAD_S = 3600.0  # a sender's clock may run ahead by this much
+_AHEAD_S = float(SECONDS_PER_HOUR)  # a sender's clock may run ahead by this much
+_BEHIND_S = float(10 * DAYS_PER_YEAR * HOURS_PER_DAY * SECONDS_PER_HOUR)
+"""Samples before that are no samples: each hour of a silence is a row, and one since 1970 would be half a million."""
 UNNAMED = "(unnamed)"
 """Instance of remote-written series that carry no instance label."""
 
@@ -105,7 +107,7 @@ def by_instance(
         by_target[key] += [
             Reading(series, value, ms / MILLISECONDS_PER_SECOND)
             for ms, value in samples
-            if 0 < ms / MILLISECONDS_PER_SECOND < now_s + _AHEAD_S
+            if now_s - _BEHIND_S < ms / MILLISECONDS_PER_SECOND < now_s + _AHEAD_S
         ]
     tables, new = [], {}
     for key, readings in by_target.items():
