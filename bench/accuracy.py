@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -115,7 +115,7 @@ def coverage(result: Result) -> float:
 
 
 class ServingFits:
-    """Serving fits that left something out, each made once: the serving and the power tables share them."""
+    """Serving fits that left something out, each made once."""
 
     def __init__(self, serving: ModuleType) -> None:
         self.serving = serving
