@@ -63,3 +63,11 @@ def test_a_host_that_prepares_pictures_leaves_a_fast_gpu_waiting() -> None:
 def test_what_was_not_measured_is_refused(point: Point, task: str, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         predict_task(model("Llama-3.1-8B-Instruct"), gpu("H100"), point, task)
+
+
+def test_one_point_is_one_number() -> None:
+    found = predict_task(
+        model("Llama-3.1-8B-Instruct"), gpu("H100"), replace(CHAT, concurrency=64), "lm-arena-chat"
+    )
+    for interval in (found.tokens_per_s, found.ttft_s, found.tpot_s, found.gpu_power_w):
+        assert np.shape(interval.value) == np.shape(interval.low) == np.shape(interval.high) == ()

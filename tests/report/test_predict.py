@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from pertoken.errors import CannotServeError, InputError, UnknownNameError
+from pertoken.cli import app
+from pertoken.errors import (
+    CannotServeError,
+    InputError,
+    MissingExtraError,
+    NoEvidenceError,
+    UnknownNameError,
+)
+from pertoken.perf.kernels import PACKAGE
 from pertoken.report.predict import predict_curve, predict_point
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
@@ -96,3 +106,57 @@ def test_a_config_file_is_a_model(tmp_path: Path) -> None:
     path.write_text(json.dumps(config), encoding="utf-8")
     found = predict_point(str(path), "L4", input_tokens=100, output_tokens=100, concurrency=1)
     assert float(found.prediction.tokens_per_s.value) > 0
+
+
+def test_points_alone_answer_where_asked_and_say_where_they_hold_nothing(tmp_path: Path) -> None:
+    points = tmp_path / "points.csv"
+    points.write_text(
+        "gpu,n_gpus,model,precision,engine,input_len,output_len,concurrency,tokens_per_s,tp\n"
+        f"H100,2,{LLAMA},fp8,vllm,1000,200,16,1234,2\n"
+    )
+    asked = {"input_tokens": 1000.0, "output_tokens": 200.0, "concurrency": 16.0, "precision": "fp8"}
+    found = predict_point(LLAMA, "H100", points=points, predictor="measured", **asked)  # type: ignore[arg-type]
+    assert found.point.layout.gpus == 2
+    assert found.prediction.basis == "measured"
+    assert float(found.prediction.tokens_per_s.value) == pytest.approx(1234, rel=0.05)
+    with pytest.raises(NoEvidenceError, match=r"holds no point of .* on H200"):
+        predict_point(LLAMA, "H200", points=points, predictor="measured", **asked)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="needs --points"):
+        predict_point(LLAMA, "H100", predictor="measured", **asked)  # type: ignore[arg-type]
+
+
+def test_kernels_answer_or_say_what_to_install_and_what_they_lack() -> None:
+    asked = {"input_tokens": 1000.0, "output_tokens": 200.0, "concurrency": 16.0, "predictor": "kernels"}
+    if importlib.util.find_spec(PACKAGE) is None:
+        with pytest.raises(MissingExtraError, match=r"pip install 'pertoken\[kernels\]'"):
+            predict_point("gpt-oss-120b", "H100", tp=4, **asked)  # type: ignore[arg-type]
+    else:
+        found = predict_point("gpt-oss-120b", "H100", tp=4, **asked)  # type: ignore[arg-type]
+        assert "aiconfigurator-core" in found.to_dict()["source"]
+    with pytest.raises(NoEvidenceError, match=r"no kernel tables for MI300X.*use the roofline"):
+        predict_point("gpt-oss-120b", "MI300X", **asked)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="unknown predictor 'kernel': one of roofline, measured, kernels"):
+        predict_point("gpt-oss-120b", "H100", **(asked | {"predictor": "kernel"}))  # type: ignore[arg-type]
+
+
+def test_the_command_takes_a_predictor_and_a_task() -> None:
+    line = ["predict", "--model", LLAMA, "--gpu", "H100", "--input-tokens", "200", "--output-tokens", "390"]
+    line += ["--concurrency", "64", "--precision", "bf16", "--tp", "1", "--json"]
+    runs = [CliRunner().invoke(app, line + more) for more in ([], ["--task", "lm-arena-chat"])]
+    plain, task = (json.loads(run.stdout) for run in runs)
+    assert "lm-arena-chat" in task["source"]
+    assert "lm-arena-chat" not in plain["source"]
+    # ML.ENERGY measured 5,147 tokens/s and 610 W there.
+    assert task["tokens_per_s"]["value"] == pytest.approx(5147, rel=0.1)
+    assert task["gpu_power_w"]["value"] == pytest.approx(610, rel=0.1)
+    assert task["tokens_per_s"]["low"] < 5147 < task["tokens_per_s"]["high"]
+    same = json.loads(CliRunner().invoke(app, [*line, "--predictor", "roofline"]).stdout)
+    assert same == plain
+
+
+@pytest.mark.parametrize("more", [["--predictor", "kernels"], ["--task", "gpqa"], ["--points", "a.csv"]])
+def test_the_front_is_the_rooflines(more: list[str]) -> None:
+    line = ["predict", "--model", LLAMA, "--gpu", "H100", "--input-tokens", "200", "--output-tokens", "390"]
+    refused = CliRunner().invoke(app, [*line, "--curve", *more])
+    assert isinstance(refused.exception, InputError)
+    assert "not with --curve" in str(refused.exception)

@@ -114,7 +114,8 @@ def _in_general(model: Model, gpu: Gpu, point: Point) -> tuple[Loop, Floats, Flo
     n_in, cached, out, concurrency = checked_point(model, point)
     requests = requests_of(point, n_in, cached, out)
     loop = closed_loop(w, c, requests, concurrency)
-    compute, memory, _ = utilisation(w, requests, loop)
+    # A share of all GPUs that decode has one entry where all else has the point's shape.
+    compute, memory, _ = (np.reshape(share, n_in.shape) for share in utilisation(w, requests, loop))
     return loop, compute, memory
 
 
