@@ -39,18 +39,25 @@ def main() -> int:
 
 
 def _run(asked: Mapping[str, Any], tell: Any) -> int:
-    from pertoken.errors import PerTokenError
-    from pertoken.report.job import Job, run, why
-
-    files = {name: Path(path) for name, path in asked["files"].items()}
+    """The exit code: 0 done, 1 there is no result and why was told, 2 stopped."""
     try:
+        from pertoken.report.job import Job, run
+
+        files = {name: Path(path) for name, path in asked["files"].items()}
         run(Job.model_validate(asked["job"]), files, Path(asked["folder"]), tell)
-    except (PerTokenError, MemoryError) as error:
-        tell(why(error))
-        return 1
     except KeyboardInterrupt:
         tell({"step": "stopped"})
         return 2
+    except Exception as error:
+        from pertoken.errors import PerTokenError
+        from pertoken.report.job import why
+
+        # The ledger's engine has a name of its own for it.
+        full = "OutOfMemory" in type(error).__name__
+        if not full and not isinstance(error, PerTokenError | MemoryError):
+            raise
+        tell(why(MemoryError() if full else error))
+        return 1
     return 0
 
 
@@ -76,7 +83,9 @@ def _listen() -> None:
     line = sys.stdin.readline()
     if line:
         _thread.interrupt_main()
-        threading.Timer(_PATIENCE_S, os._exit, (2,)).start()
+        patience = threading.Timer(_PATIENCE_S, os._exit, (2,))
+        patience.daemon = True
+        patience.start()
         line = sys.stdin.readline()
     if not line:
         os._exit(3)

@@ -64,6 +64,8 @@ class Run:
     steps: list[dict[str, Any]] = field(default_factory=list)
     problem: str = ""
     """Why there is no result, or why it is not whole."""
+    refused: bool = False
+    """Whether the worker itself said that there is none."""
     causes: list[dict[str, Any]] = field(default_factory=list)
     """Of a plan that cannot be: what would free it."""
     kept: str = ""
@@ -180,9 +182,10 @@ class Runs:
             if run in self._line:
                 self._line.remove(run)
                 self._end(run, "stopped", "stopped before it began")
-            elif self._now is run and self._process is not None:
+            elif self._now is run:
                 run.problem = "stopped by hand"
-                self._ask_to_stop(self._process)
+                if self._process is not None:
+                    self._ask_to_stop(self._process)
 
     def wait(self, run: Run, timeout_s: float) -> bool:
         """Whether the run is over, at the latest after `timeout_s`."""
@@ -245,18 +248,18 @@ class Runs:
         assert process.stdout is not None
         with self._changed:
             self._process = process
-            if self._over:
+            if self._over or run.problem:
                 process.kill()
         # Two clocks: the first asks it to stop and keep what it has, the second does not ask.
         clocks = [
             threading.Timer(self.bounds.wall_s, self._out_of_time, (run, process)),
             threading.Timer(self.bounds.wall_s + 30.0, process.kill),
         ]
-        for clock in clocks:
-            clock.daemon = True
-            clock.start()
         try:
             self._send(process, self._told(run))
+            for clock in clocks:
+                clock.daemon = True
+                clock.start()
             while line := process.stdout.readline(_LINE_BYTES):
                 self._take(run, line)
             code = process.wait()
@@ -288,7 +291,7 @@ class Runs:
             return  # cut off where it was killed
         with self._changed:
             if "problem" in told:
-                run.problem, run.causes = told["problem"], told.get("causes", [])
+                run.problem, run.causes, run.refused = told["problem"], told.get("causes", []), True
             elif len(run.steps) < _STEPS:
                 run.steps.append(told)
 
@@ -299,8 +302,8 @@ class Runs:
             return ("stopped", run.problem) if run.problem else ("done", "")
         if run.has_page:
             return "stopped", run.problem or "ended early: it came to its limit of memory or time"
-        if code in (1, 2) and run.problem:
-            return ("failed" if code == 1 else "stopped"), run.problem
+        if run.problem:
+            return ("failed" if run.refused else "stopped"), run.problem
         log.warning("a run ended with code %d: %r", code, _tail(run.folder / "stderr"))
         if code < 0:
             return "failed", "it came to its limit of memory or time: ask for fewer days, pools or workloads"
