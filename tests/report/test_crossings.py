@@ -85,12 +85,14 @@ def test_an_event_says_what_it_is() -> None:
     _, (event, *_) = crossings({}, [standing(120, hard=True, alert_at={"actual_percent": [100]})], NOW)
     assert event.severity == "critical"
     assert event.text == (
-        "Passed 100 % of the budget b (100 USD): spent 120 USD in the period from 2026-11-01 00:00 to "
+        "Passed 100 % of the budget b (100.00 USD): spent 120.00 USD in the period from 2026-11-01 00:00 to "
         "2026-12-01 00:00 UTC."
     )
     _, (event,) = crossings({}, [standing(1, 250.5)], NOW)
     assert event.severity == "warning"
-    assert event.text.startswith("Expected to pass 100 % of the budget b (100 USD): forecast 250.5 USD for")
+    assert event.text.startswith(
+        "Expected to pass 100 % of the budget b (100.00 USD): forecast 250.50 USD for"
+    )
     same = crossings({}, [standing(1, 250.5)], NOW)[1][0]
     assert isinstance(same, Event)
     assert same.id == event.id

@@ -355,7 +355,7 @@ def test_a_mail_goes_over_tls_and_says_it_all_at_once(
         assert (found["From"], found["To"]) == ("pertoken@example.com", "cfo@example.com, ops@example.com")
         assert found.get_content_type() == "text/plain"
         body = str(found.get_payload(decode=True), "utf-8")  # type: ignore[arg-type]
-        assert body.count("of the budget b (100 USD)") == 4
+        assert body.count("of the budget b (100.00 USD)") == 4
         told = [line.lower() for line in box.seen if line.lower().startswith("rcpt")]
         assert told == ["rcpt to:<cfo@example.com>", "rcpt to:<ops@example.com>"]
     finally:

@@ -54,13 +54,17 @@ class Event(msgspec.Struct, frozen=True):
     @property
     def text(self) -> str:
         """One sentence for people."""
-        whole = f"{self.percent:g} % of the budget {self.budget} ({self.amount} {self.unit})"
+        figure = f"{self._shown(self.figure)} {self.unit}"
+        whole = f"{self.percent:g} % of the budget {self.budget} ({self._shown(self.amount)} {self.unit})"
         until = f"the period from {self.period_start:%Y-%m-%d %H:%M} to {self.period_end:%Y-%m-%d %H:%M} UTC"
         if self.state == "resolved":
-            return f"Recovered: {whole}: {self.why}. At {self.figure} {self.unit}, in {until}."
+            return f"Recovered: {whole}: {self.why}. At {figure}, in {until}."
         if self.kind == "forecast":
-            return f"Expected to pass {whole}: forecast {self.figure} {self.unit} for {until}."
-        return f"Passed {whole}: spent {self.figure} {self.unit} in {until}."
+            return f"Expected to pass {whole}: forecast {figure} for {until}."
+        return f"Passed {whole}: spent {figure} in {until}."
+
+    def _shown(self, amount: str) -> str:
+        return f"{Decimal(amount or 0):,.{2 if self.unit == 'USD' else 0}f}"
 
 
 Firing = dict[str, Event]

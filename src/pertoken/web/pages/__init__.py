@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from pertoken.web import live
-from pertoken.web.pages import by, now, planning, variance, where
+from pertoken.web.pages import budgets, by, energy, now, planning, variance, where
 
 ROUTERS: tuple[APIRouter, ...] = (
     now.router,
@@ -14,4 +14,6 @@ ROUTERS: tuple[APIRouter, ...] = (
     by.router,
     variance.router,
     planning.router,
+    budgets.router,
+    energy.router,
 )

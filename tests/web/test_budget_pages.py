@@ -1,0 +1,234 @@
+"""The pages of budgets and statements: figures with their twins, to each tenant its own, in a browser and on paper."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser
+
+from pertoken.fleet import RunningFleet, load_fleet
+from pertoken.report._terms import hours_between, rates_of
+from pertoken.report.books import open_books
+from pertoken.tables import usage_rows
+from pertoken.web.app import create_app
+from pertoken.web.pages.budgets import STATEMENT_TWINS, TWINS
+from pertoken.web.service import Service
+from pertoken.web.tokens import Tokens
+from tests.web.conftest import DARK_PHONE, FLEET, LIGHT, NOW_S, Client, Clock, serving, watched
+from tests.web.test_who import bearer
+
+NOW = datetime.fromtimestamp(NOW_S, UTC)
+OTHER = "<b>'x"
+BUDGETS = """
+budgets:
+  - {name: everything, usd: 9000}
+  - {name: team-blue, tenant: blue, usd: 400, hard: true, idle: true}
+  - {name: tokens, tenant: blue, tokens: 60000000, counts: output, period: week}
+  - {name: red, tenant: "<b>'x", usd: 3000}
+  - {name: next-year, tenant: blue, usd: 5, start: 2027-01-01}
+chargeback: {spread_idle: by_gpu_hours}
+"""
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> RunningFleet:
+    path = tmp_path / "fleet.yaml"
+    path.write_text(FLEET + BUDGETS)
+    return load_fleet(path)
+
+
+def fill(service: Service) -> None:
+    """Five weeks of days and nights of two tenants on 8 GPUs and an API."""
+    start = NOW - timedelta(weeks=5)
+    hours, ledger = hours_between(start, NOW), service.books.ledger
+    ledger.add_rates(rates_of(service.fleet, start, NOW))
+    t = np.arange(len(hours))
+    draw = np.random.default_rng(5)
+    busy = (1 + 0.6 * np.sin(2 * np.pi * ((t + start.hour) % 24) / 24)) * draw.lognormal(0, 0.2, len(t))
+
+    def put(pool: str, tenant: str, amounts: dict[tuple[str, str], Any]) -> None:
+        model = "" if tenant == "(idle)" else "llama"
+        ledger.add_usage(
+            usage_rows(hours, amounts, book="actual", pool=pool, model=model, tenant=tenant, basis="measured")
+        )
+
+    for tenant, size in (("blue", 0.5), (OTHER, 1.5)):
+        held = np.minimum(busy * size, 3)
+        put("h100", tenant, {("output", "gpu_hours"): held, ("output", "output_tokens"): held * 5e5,
+                             ("output", "energy_kwh"): held})  # fmt: skip
+    put("h100", "(idle)", {("idle", "gpu_hours"): 3.0})
+    put("api", OTHER, {("output", "output_tokens"): 20_000.0})
+    ledger.close()
+    service.close_due()
+    service.budgets.closed()
+    service.budgets.refresh()
+
+
+@pytest.fixture
+def client_of(tmp_path: Path, fleet: RunningFleet, clock: Clock) -> Iterator[Callable[..., Client]]:
+    """Makes a client of a service with five weeks behind it."""
+    opened: list[Client] = []
+
+    def make(require_tokens: bool = False) -> Client:
+        clock.at_s = NOW_S + 120
+        service = Service(open_books(fleet, tmp_path / "data"), tmp_path, clock=clock, grace_s=60.0)
+        app = create_app(service, Tokens(tmp_path / "data"), require_tokens=require_tokens)
+        client = Client(app, base_url="http://127.0.0.1:8700")
+        client.__enter__()
+        opened.append(client)
+        fill(service)
+        return client
+
+    yield make
+    for client in opened:
+        client.__exit__(None, None, None)
+
+
+@pytest.fixture
+def client(client_of: Callable[..., Client]) -> Client:
+    return client_of()
+
+
+def test_a_budgets_figure_and_its_twins_say_the_same(client: Client) -> None:
+    found = client.get("/budgets/team-blue.json").json()
+    listed = next(b for b in client.get("/v1/budgets").json() if b["name"] == "team-blue")
+    assert {k: found[k] for k in listed} == listed
+    rows = list(csv.DictReader(io.StringIO(client.get("/budgets/team-blue.csv").text)))
+    assert [r["at"] for r in rows] == [r["at"] for r in found["path"]]
+    actual = [r for r in found["path"] if r["actual"] is not None]
+    assert Decimal(actual[-1]["actual"]) == Decimal(found["spent_closed"])
+    assert Decimal(found["path"][-1]["expected"]) == Decimal(found["forecast"]["expected"])
+    assert Decimal(found["path"][-1]["low"]) == Decimal(found["forecast"]["low"])
+    again = client.get(found["url"].replace("?", ".json?")).json()
+    assert again["spent_closed"] == found["spent_closed"]
+    spec = client.get("/budgets/team-blue.vl.json").json()
+    drawn = spec["data"]["values"]
+    assert len(drawn) < 500
+    assert (drawn[0]["actual"], drawn[-1]["at"]) == (0, "2026-12-01T00:00:00Z")
+    png = client.get("/budgets/team-blue.png")
+    assert png.content.startswith(b"\x89PNG")
+    behind = re.search(r'href="(/v1/cost\?[^"]+)"', client.get("/budgets/everything").text)
+    assert behind
+    rows = client.get(behind.group(1).replace("&amp;", "&")).json()["rows"]
+    whole = client.get("/budgets/everything.json").json()
+    assert sum(Decimal(r["cost_usd"]) for r in rows) == Decimal(whole["spent_closed"])
+
+
+def test_a_permalink_goes_back_in_time(client: Client) -> None:
+    # A week's Monday: one hour of a day and night is in it.
+    back = client.get("/budgets/tokens.json", params={"at": "2026-11-16T01:30Z"}).json()
+    assert (back["period_start"], back["period_end"]) == ("2026-11-16T00:00:00Z", "2026-11-23T00:00:00Z")
+    usage = client.get(
+        "/v1/usage", params={"tenant": "blue", "start": "2026-11-16T00:00Z", "end": "2026-11-16T01:00Z"}
+    ).json()["rows"]
+    (tokens,) = (Decimal(r["quantity"]) for r in usage if r["meter"] == "output_tokens")
+    assert Decimal(back["spent"]) == tokens
+    assert client.get("/budgets/tokens", params={"at": "2027-01-01T00:00Z"}).status_code == 400
+    assert client.get("/budgets/next-year").status_code == 400
+    assert client.get("/budgets/nothing").status_code == 404
+    assert client.get("/budgets/tokens.exe").status_code == 404
+
+
+def test_statements_are_the_ledger(client: Client) -> None:
+    whole = client.get("/statement.json?month=2026-11").json()
+    cost = client.get("/v1/cost", params={"start": "2026-11-01T00:00Z"}).json()["rows"]
+    assert Decimal(whole["ledger_usd"]) == sum(Decimal(r["cost_usd"]) for r in cost)
+    total = Decimal(0)
+    for share in whole["tenants"]:
+        one = client.get("/statement/" + share["tenant"].replace("<", "%3C") + ".json?month=2026-11").json()
+        assert one["usd"] == share["usd"]
+        total += sum(Decimal(line["usd"]) for line in one["lines"])
+    total += sum(Decimal(share["usd"]) for share in whole["nobodys"])
+    assert total == Decimal(whole["ledger_usd"])
+    blue = client.get("/statement/blue?month=2026-11")
+    assert "by the GPU hours each held" in blue.text
+    assert "Provisional" in blue.text
+    rows = list(csv.DictReader(io.StringIO(client.get("/statement/blue.csv?month=2026-11").text)))
+    assert {row["tenant"] for row in rows} == {"blue"}
+    assert {row["what"] for row in rows} == {"own", "idle"}
+    assert "nothing was charged to" in client.get("/statement/blue?month=2026-01").text
+    assert client.get("/statement/blue.csv?month=2026-01").status_code == 400
+    assert client.get("/statement?month=2026-13").status_code == 400
+    assert client.get("/statement.exe").status_code == 404
+    assert "Nothing was metered" in client.get("/statement?month=2026-01").text
+
+
+PAGES = ["/budgets", "/budgets/team-blue", "/statement/blue?month=2026-11"]
+
+
+def test_a_tenants_token_sees_its_own_alone(client_of: Callable[..., Client], tmp_path: Path) -> None:
+    tokens = Tokens(tmp_path / "data")
+    mine = bearer(tokens.add("blue", ("read",), tenant="blue"))
+    writes = bearer(tokens.add("w", ("write",)))
+    client = client_of(require_tokens=True)
+    own = [*PAGES, *(f"/budgets/{name}{twin}" for name in ("team-blue", "tokens") for twin in TWINS)]
+    own += [f"/statement/blue{twin}?month=2026-11" for twin in STATEMENT_TWINS]
+    for path in own:
+        answer = client.get(path, headers=mine)
+        assert answer.status_code == 200, path
+        for other in (b"everything", b"&lt;b&gt;", b"<b>", b'"red"', b"/budgets/red", b"/statement?"):
+            assert other not in answer.content, (path, other)
+        assert client.get(path).status_code == 401, path
+        assert client.get(path, headers=writes).status_code == 403, path
+    foreign = [f"/budgets/{name}{twin}" for name in ("everything", "red") for twin in ("", *TWINS)]
+    for path in foreign:
+        assert client.get(path, headers=mine).status_code == 404, path
+    for path in (
+        "/statement",
+        "/statement.csv",
+        "/statement.json",
+        "/statement/red",
+        "/statement/red.csv",
+        "/statement/",
+    ):
+        assert client.get(path, headers=mine).status_code == 403, path
+
+
+def test_without_budgets_the_page_says_what_to_do(
+    client_of: Callable[..., Client], fleet: RunningFleet
+) -> None:
+    fleet.budgets.clear()
+    text = client_of().get("/budgets").text
+    assert "The fleet file has no budget" in text
+    assert "Nobody is told" in text
+
+
+@pytest.mark.parametrize("looks", [LIGHT, DARK_PHONE], ids=["light", "dark phone"])
+def test_in_a_browser(client: Client, browser: Browser, looks: dict[str, Any]) -> None:
+    with serving(client) as served, watched(browser, served, **looks) as page:
+        page.goto(f"{served}/budgets")
+        page.wait_for_selector(".figure svg path", state="attached")
+        assert page.locator("tbody").first.locator("tr").count() == 4
+        page.get_by_role("link", name="team-blue", exact=True).first.click()
+        page.wait_for_url("**/budgets/team-blue")
+        page.wait_for_selector(".figure svg path", state="attached")
+        assert "hour-of-week means of 5 weeks" in page.content()
+        page.goto(f"{served}/statement?month=2026-11")
+        page.get_by_role("link", name="blue", exact=True).click()
+        page.wait_for_url("**/statement/blue?month=2026-11")
+        assert (
+            page.locator("tfoot td.number").all_inner_texts()[-1] == page.locator(".tile .value").inner_text()
+        )
+
+
+def test_a_statement_prints(client: Client, browser: Browser) -> None:
+    with serving(client) as served:
+        page = browser.new_page()
+        page.goto(f"{served}/statement/blue?month=2026-11")
+        page.emulate_media(media="print")
+        for hidden in ("header", "main nav"):
+            assert not page.locator(hidden).first.is_visible()
+        assert page.locator("h1").is_visible()
+        paper = page.pdf(format="A4")
+        page.close()
+    assert paper.startswith(b"%PDF")
+    assert 1 <= len(re.findall(rb"/Type\s*/Page[^s]", paper)) <= 3
