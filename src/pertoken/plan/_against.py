@@ -10,6 +10,7 @@ import numpy as np
 from pertoken.errors import PerTokenError
 from pertoken.plan._instance import Bools, Instance, Rate
 from pertoken.plan._outcome import Schedule, total_usd
+from pertoken.plan._power_rows import billed_kw
 from pertoken.units import base_meter
 
 Solve = Callable[[Instance], Schedule]
@@ -30,6 +31,7 @@ def alternatives(instance: Instance, solve: Solve, terms: tuple[str, ...] = ()) 
     Parameters: solve: gives the schedule of an instance or raises; terms: price term of each pool
     (``owned``, ``on_demand``, ``api``, …), empty where unknown.
     """
+    policed, instance = instance, replace(instance, on_prem=None)
     found = [_single(instance, solve)]
     if terms:
         cloud = np.array([term not in ("owned", "colocated") for term in terms])
@@ -37,6 +39,9 @@ def alternatives(instance: Instance, solve: Solve, terms: tuple[str, ...] = ()) 
             found.append(_restricted(instance, cloud, "always cloud", solve))
     if instance.peaks or _varies(instance):
         found.append(_ignoring_tariff(instance, solve))
+    if policed.on_prem is not None:
+        every = np.ones(len(instance.pool_names), dtype=np.bool_)
+        found.append(_restricted(instance, every, "on premises not first", solve))
     return found
 
 
@@ -105,5 +110,5 @@ def _ignoring_tariff(instance: Instance, solve: Solve) -> Alternative:
         made = solve(blind)
     except PerTokenError as error:
         return Alternative("ignoring the tariff", None, str(error))
-    peaks = [max(k.already_kw, float(made.site_kw[k.site][k.hours].max(initial=0.0))) for k in instance.peaks]
-    return Alternative("ignoring the tariff", total_usd(instance, replace(made, peak_kw=np.array(peaks))))
+    peaks = billed_kw(instance, made.site_kw)
+    return Alternative("ignoring the tariff", total_usd(instance, replace(made, peak_kw=peaks)))

@@ -15,7 +15,7 @@ from pertoken.plan._instance import Fixed, Floats, Instance, Peak, Rate
 from pertoken.plan._outcome import Schedule
 from pertoken.plan._pricing import pays_for_energy
 from pertoken.plan.options import Market
-from pertoken.rates.energy import TariffHours, billed_peaks_kw, tier_shares
+from pertoken.rates.energy import DemandHours, TariffHours, billed_peaks_kw, tier_shares
 from pertoken.rates.site import UTILITY_HOURS, peak_meter
 from pertoken.scenario import Api, Pool, Scenario
 from pertoken.units import site_pool
@@ -48,6 +48,10 @@ def money(scenario: Scenario, market: Market, pools: list[str]) -> dict[str, Any
         if tariff is not None and tariff.tariff.tiers > 1:
             shares[s] = np.zeros((tariff.tariff.tiers, T))
             shares[s][0] = 1.0
+    peaks: list[Peak] = []
+    for s, site in enumerate(sites):
+        if site in used:
+            peaks += _peaks(scenario, market, s, site, len(peaks))
     caps = [scenario.sites[s].power_cap_kw for s in sites]
     return {
         "site_names": tuple(sites), "site_base_kw": np.zeros((len(sites), T)),
@@ -57,7 +61,7 @@ def money(scenario: Scenario, market: Market, pools: list[str]) -> dict[str, Any
             dtype=np.int64,
         ),
         "rates": tuple(rates), "fixed": tuple(fixed), "tier_shares": shares,
-        "peaks": tuple(k for s, site in enumerate(sites) if site in used for k in _peaks(scenario, market, s, site)),
+        "peaks": tuple(peaks),
     }  # fmt: skip
 
 
@@ -82,12 +86,11 @@ def _rates(table: pa.Table, scenario: Scenario) -> Iterator[Rate]:
         yield Rate(pool, meter, component, usd, basis, source)
 
 
-def _peaks(scenario: Scenario, market: Market, number: int, name: str) -> Iterator[Peak]:
-    """The site's demand charges by billing period, with what is billed already."""
+def _peaks(scenario: Scenario, market: Market, number: int, name: str, before: int) -> Iterator[Peak]:
+    """The site's demand charges by billing period, with what is billed already; `before`: peaks of sites before it."""
     site, tariff = scenario.sites[name], market.tariff(name)
     if tariff is None:
         return
-    _tiers_rise(tariff, name)
     T = len(scenario.hours)
     least = billed_peaks_kw(tariff, np.zeros(T), previous_peaks_kw=site.previous_peaks_kw or None)
     unknown = set(site.peak_so_far_kw) - {charge.name for charge in tariff.demand}
@@ -95,18 +98,41 @@ def _peaks(scenario: Scenario, market: Market, number: int, name: str) -> Iterat
         raise InputError(
             f"site {name!r}: peak_so_far_kw names {min(unknown)!r}, which its tariff lacks in this horizon"
         )
-    first = tariff.first_hours()
+    first, at = tariff.first_hours(), before
     for charge in tariff.demand:
+        numbers: dict[int, int] = {}
         for period in range(tariff.periods):
             hours = charge.mask & (tariff.period == period)
             if not hours.any():
                 continue
             so_far = site.peak_so_far_kw.get(charge.name, 0.0) if period == 0 else 0.0
             meters = tuple(peak_meter(charge.name, k) for k in range(len(charge.upper_kw)))
+            due = max(so_far, float(least[charge.name][period]))
+            ratchet = charge.demand.ratchet
             yield Peak(
-                number, meters, hours, int(first[period]), max(so_far, float(least[charge.name][period])),
-                tuple(float(u) for u in charge.upper_kw),
+                number, meters, hours, int(first[period]), due, tuple(float(u) for u in charge.upper_kw), so_far,
+                _looks_back(tariff, charge, period, numbers), ratchet is not None and ratchet.peaks == "billed",
             )  # fmt: skip
+            numbers[period] = at
+            at += 1
+
+
+def _looks_back(
+    tariff: TariffHours, charge: DemandHours, period: int, numbers: dict[int, int]
+) -> tuple[tuple[int, float], ...]:
+    """Earlier months of the horizon whose peak a month's ratchet looks back on: their numbers, and the fraction due."""
+    ratchet = charge.demand.ratchet
+    if ratchet is None or _month(tariff, period) not in ratchet.in_months:
+        return ()
+    return tuple(
+        (n, ratchet.fraction)
+        for earlier, n in numbers.items()
+        if period - earlier <= ratchet.months and _month(tariff, earlier) in ratchet.of_months
+    )
+
+
+def _month(tariff: TariffHours, period: int) -> int:
+    return int(tariff.period_names[period][-2:])
 
 
 def with_tiers(instance: Instance, made: Schedule, market: Market) -> Instance:
@@ -117,12 +143,3 @@ def with_tiers(instance: Instance, made: Schedule, market: Market) -> Instance:
         assert tariff is not None
         shares[s] = tier_shares(tariff, made.site_kw[s] - instance.site_base_kw[s])
     return replace(instance, tier_shares=shares) if shares else instance
-
-
-def _tiers_rise(tariff: TariffHours, site: str) -> None:
-    for charge in tariff.demand:
-        if (np.diff(charge.usd_per_kw, axis=0) < -1e-12).any():
-            raise InputError(
-                f"site {site!r}: demand charge {charge.name!r} gets cheaper per kW with each tier; "
-                "plan cannot use such a tariff (compare can)"
-            )

@@ -63,14 +63,33 @@ def instance_from_scenario(
     flows = _columns(rows.flows, _FLOW_KINDS)
     instance = Instance(
         hours=scenario.hours, previous=np.arange(len(scenario.hours)) - 1, weight=np.ones(len(scenario.hours)),
-        name=scenario.name, **machines, **units, **flows, **work, **bought,
+        name=scenario.name, minimum=_minimum(scenario), on_prem=_on_prem(scenario, pools),
+        **machines, **units, **flows, **work, **bought,
     )  # fmt: skip
     return _limited(instance, scenario, classes), tuple(dict.fromkeys(rows.notes + _notes(scenario)))
 
 
+def _minimum(scenario: Scenario) -> dict[str, int]:
+    """Fewest replicas of each workload that asks for more than one."""
+    serving = {n: w for n, w in scenario.workloads.items() if isinstance(w, Serving)}
+    return {n: w.minimum_replicas for n, w in serving.items() if w.minimum_replicas > 1}
+
+
+def _on_prem(scenario: Scenario, pools: list[str]) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
+    """Pools that are filled before anything runs elsewhere, where the policy says so."""
+    if not scenario.policy.on_prem_first:
+        return None
+    found = []
+    for name in pools:
+        pool = scenario.pools[name]
+        stands = pool.price.term in ("owned", "colocated") and isinstance(pool.count, int)
+        found.append(stands if pool.on_prem is None else pool.on_prem)
+    return np.array(found, dtype=np.bool_)
+
+
 _UNIT_KINDS = {
     "unit_pool": int, "unit_names": str, "unit_gpus": float, "unit_whole": bool, "unit_most": float,
-    "unit_start_hours": float, "unit_min_run": int, "unit_single": int,
+    "unit_start_hours": float, "unit_min_run": int, "unit_single": int, "unit_curve": object,
 }  # fmt: skip
 _FLOW_KINDS = {
     "flow_unit": int, "flow_pool": int, "flow_class": int, "flow_job": int, "flow_per_hour": float, "flow_kw": float,
@@ -81,7 +100,7 @@ _FLOW_KINDS = {
 def _columns(rows: list[dict[str, Any]], kinds: dict[str, type]) -> dict[str, Any]:
     return {
         name: tuple(r[name] for r in rows)
-        if kind is str
+        if kind in (str, object)
         else np.array([r[name] for r in rows], dtype={int: np.int64, float: np.float64, bool: np.bool_}[kind])
         for name, kind in kinds.items()
     }
@@ -216,7 +235,4 @@ def _notes(scenario: Scenario) -> list[str]:
             notes.append(
                 f"startup of pool {name!r} is counted as one hour, not {pool.startup_minutes:g} minutes"
             )
-    for name, workload in scenario.workloads.items():
-        if isinstance(workload, Serving) and workload.minimum_replicas > 1:
-            notes.append(f"minimum_replicas of {name!r} is not enforced where its load is spread over pools")
     return notes

@@ -36,6 +36,7 @@ from pertoken.plan._outcome import Schedule, derived, schedule
 from pertoken.plan._program import INF, Goal, Program, build
 from pertoken.plan._search import Found, rough, search
 from pertoken.plan._solve import Session, Watch
+from pertoken.plan._weeks import FINISH_S, Prices, week_bound
 from pertoken.units import HOURS_PER_DAY
 
 DAYS = 24
@@ -48,26 +49,10 @@ BLOCK_HOURS = 7 * HOURS_PER_DAY
 _BY_DAYS = "representative days, then a rolling window of three days; bound from weeks relaxed apart"
 _BY_WHOLE = "relaxed whole, then a rolling window of seven days; bound from the relaxation"
 _CUT = "; cut short: the rest day by day, rounded up"
-_FINISH_S = 300.0
-"""Limit of one step of what is finished after the end; each takes a small part of a second."""
 _SHORT_HOURS = 60 * HOURS_PER_DAY
 _WHOLE_HOURS = 1000
 """Hours up to which the whole horizon is relaxed: it decides better than days, and bounds better than weeks."""
 _TOLERANCE, _POLL_S = 1e-6, 0.1
-
-
-@dataclass(frozen=True)
-class Prices:
-    """What the representative days put on what crosses a border: USD per request waiting, USD per training
-    token."""
-
-    waiting: Floats
-    token: Floats
-    peak_kw: Floats
-    """The peak the representative days would set in each band: what windows may use without being charged for
-    it."""
-    midnight: Floats
-    """Work the representative days leave waiting at midnight [requests, (D,)]."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +83,7 @@ def roll(instance: Instance, goal: Goal, gap_fraction: float, watch: Watch, thre
             pool.submit(_chain, fixed, prices, a, b, gap_fraction, watch) for a, b in _parts(hours, threads)
         ]
         weeks = [] if known is not None else _blocks(hours)
-        blocks = [pool.submit(_block_bound, scaled, prices, a, b, watch) for a, b in weeks]
+        blocks = [pool.submit(week_bound, scaled, prices, a, b, watch) for a, b in weeks]
         _wait([*chains, *blocks], watch)
         bound = float(sum(block.result() for block in blocks)) + float(prices.token @ scaled.job_tokens)
         bound = bound if known is None else known
@@ -160,7 +145,7 @@ def _once(instance: Instance, gap_fraction: float, watch: Watch) -> _Decided:
     if found.x is None and found.status != "infeasible":
         watch.tell("finishing")
         watch.drain()
-        found = rough(days, program, watch.finish(_FINISH_S))
+        found = rough(days, program, watch.finish(FINISH_S))
     if found.x is None:
         raise _nothing(days, found.status, watch, "the representative days have")
     return _decided(instance, days, program, replace(found, bound=-INF))
@@ -324,7 +309,7 @@ def _chain(
             length, ahead = HOURS_PER_DAY, 0
         end = min(start + length, last)
         until = min(end + ahead, last)
-        mine = watch.finish(_FINISH_S) if cut else Watch(watch.left_s(), None, stop=watch.stop)
+        mine = watch.finish(FINISH_S) if cut else Watch(watch.left_s(), None, stop=watch.stop)
         made = _window_plan(instance, prices, state, (start, until, last), border, gap_fraction, mine, cut)
         if made is None and watch.over and not cut:
             continue  # interrupted in this window: once more, day by day
@@ -365,7 +350,7 @@ def _nothing(part: Instance, status: str, watch: Watch, who: str) -> PerTokenErr
     """The error of a part without a plan: which of its constraints is in the way."""
     if status != "infeasible":
         return PerTokenError(f"{who} no plan ({status})")
-    causes = _infeasible.explain(part, Goal(), watch.finish(_FINISH_S))
+    causes = _infeasible.explain(part, Goal(), watch.finish(FINISH_S))
     found = _infeasible.error(causes)
     found.args = (f"{who} no plan: {found}",)
     return found
@@ -429,89 +414,24 @@ def _window(instance: Instance, start: int, until: int, left: Floats, seen: Floa
     peaks, n = [], 0
     for number, k in enumerate(instance.peaks):
         if k.hours[start:until].any():
-            peaks.append(replace(part.peaks[n], already_kw=float(seen[number])))
+            due = max((f * float(seen[q]) for q, f in k.ratchets), default=0.0)
+            already = max(float(seen[number]), due)
+            # A kW more is paid for again in every later month that looks back on this one.
+            later = _paid_later(instance, number, until)
+            usd = tuple(u + later for u in part.peaks[n].usd_per_kw or ())
+            peaks.append(
+                replace(part.peaks[n], already_kw=already, so_far_kw=float(seen[number]), usd_per_kw=usd)
+            )
             n += 1
     return replace(part, job_tokens=np.where(inside, must, 0.0), peaks=tuple(peaks))
 
 
-def _block_bound(instance: Instance, prices: Prices, first: int, last: int, watch: Watch) -> float:
-    """The least cost of hours [first, last) alone, ties to other hours priced: a lower bound's share [USD].
-
-    Once the watch is over it is the sum over spans of a few days: less, and soon known.
-    """
-    if not watch.over:
-        found = _least_alone(instance, prices, first, last, Watch(watch.left_s(), None, stop=watch.stop))
-        if np.isfinite(found) or not watch.over:
-            return found
-    spans = [(a, min(a + WINDOW_HOURS, last)) for a in range(first, last, WINDOW_HOURS)]
-    return sum(_least_alone(instance, prices, a, b, watch.finish(_FINISH_S)) for a, b in spans)
-
-
-def _least_alone(instance: Instance, prices: Prices, first: int, last: int, watch: Watch) -> float:
-    """The least cost of hours [first, last) alone, ties to other hours priced; −inf where it is not found."""
-    part = window(instance, first, last)
-    share_of_peak = [
-        (k.hours[first:last].sum() / k.hours.sum()) for k in instance.peaks if k.hours[first:last].any()
-    ]
-    part = replace(
-        part,
-        peaks=tuple(
-            replace(k, usd_per_kw=tuple(u * s for u in k.usd_per_kw or ()))
-            for k, s in zip(part.peaks, share_of_peak, strict=True)
-        ),
-        job_one_pool=np.zeros(len(part.job_names), dtype=np.bool_),
-        job_tokens=np.zeros(len(part.job_names)),
+def _paid_later(instance: Instance, number: int, until: int) -> float:
+    """What a kW more of a peak costs in the months after hour `until` that look back on it [USD per kW]."""
+    return sum(
+        f * instance.peak_prices(k)[0]
+        for k in instance.peaks
+        if not k.hours[:until].any()
+        for q, f in k.ratchets
+        if q == number
     )
-    program = build(part, Goal())
-    x_cost = program.objective.copy()
-    y = program.columns["y"]
-    useful = part.useful()
-    jobs = np.flatnonzero(part.flow_job >= 0)
-    x_cost[y[jobs]] -= (useful[jobs] * prices.token[part.flow_job[jobs]])[:, None]
-    session = Session(replace(program, objective=x_cost), watch)
-    _open_borders(session, program, part, instance, prices, first, last)
-    if not session.relax(barrier=True):
-        return -INF
-    return session.objective
-
-
-def _open_borders(
-    session: Session,
-    program: Program,
-    part: Instance,
-    instance: Instance,
-    prices: Prices,
-    first: int,
-    last: int,
-) -> None:
-    """Waiting work may come in from the hour before and go out after the last, at its price; jobs at most
-    once."""
-    most = instance.waiting_most()
-    highs = session.highs
-    serve = next((b for b in program.blocks if b.name == "serve"), None)
-    if serve is not None and first > 0:
-        for d in np.flatnonzero(most[:, first - 1] > 0):
-            # Work taken over must be served here: it adds to the first hour's right side, and pays its price.
-            row = np.array([serve.rows[d, 0]], dtype=np.int32)
-            highs.addCol(
-                -prices.waiting[d],
-                0.0,
-                float(most[d, first - 1]),
-                1,
-                row,
-                np.array([-1 / program.class_scale[d]]),
-            )
-    backlog = program.columns["backlog"]
-    for c in range(len(part.class_names)):
-        column = int(backlog[c, -1]) if backlog.size else -1
-        if last < len(instance.hours) and column >= 0:
-            highs.changeColCost(
-                column, float(program.objective[column] + prices.waiting[c] * program.class_scale[c])
-            )
-    y = program.columns["y"]
-    for j in range(len(part.job_names)):
-        flows = np.flatnonzero(part.flow_job == j)
-        columns = y[flows].ravel().astype(np.int32)
-        values = np.repeat(part.useful()[flows] / max(instance.job_tokens[j], 1.0), y.shape[1])
-        if len(columns):
-            highs.addRow(-INF, 1.0, len(columns), columns, values)

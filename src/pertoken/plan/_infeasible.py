@@ -109,6 +109,11 @@ def _slacks(instance: Instance, program: Program) -> list[_Slack]:
                 found.append(_Slack("budget", entity, rows, down, per, block.unit))
             elif block.name == "held":
                 found.append(_Slack("capacity", entity, rows, down, 1.0, "machines"))
+            elif block.name == "on_prem_first":
+                found += [
+                    _Slack(block.name, entity, rows[t : t + 1], -each, per, block.unit)
+                    for t in range(len(rows))
+                ]
             elif block.name == "power" and entity in capped:
                 found.append(_Slack("power_cap", entity, rows, down, 1.0, "kW"))
     return found
@@ -171,6 +176,11 @@ def _remedy(
         return f"move the deadline of {entity!r} {later} h later, or train {_number(amount)} fewer tokens"
     if family == "power_cap":
         return f"raise the power cap of site {entity!r} by {_number(amount)} kW"
+    if family == "on_prem_first":
+        return (
+            f"let {_number(amount)} units of work of {entity!r} run elsewhere while there is room on premises "
+            f"(in {hours} hours): policy.on_prem_first: false"
+        )
     if family == "budget":
         return f"raise the budget by {_number(amount)} {entity}"
     return f"raise the {family} limit of {entity!r} by {_number(amount)} tokens (in {hours} hours)"

@@ -73,6 +73,12 @@ class Peak:
     at: int
     already_kw: float = 0.0
     upper_kw: tuple[float, ...] = (np.inf,)
+    so_far_kw: float = 0.0
+    """Of that, what this period's meter has already shown."""
+    ratchets: tuple[tuple[int, float], ...] = ()
+    """Earlier peaks of the instance this month looks back on, by number, and the fraction of each that is due."""
+    ratchet_billed: bool = False
+    """Whether a ratchet looks back on what was billed rather than on what was metered."""
     usd_per_kw: tuple[float, ...] | None = None
     """Set in a window whose hours do not hold `at`; None: looked up in the rates."""
 
@@ -80,6 +86,21 @@ class Peak:
         """kW of each tier; they sum to `kw`."""
         edges = np.concatenate([[0.0], np.asarray(self.upper_kw)])
         return np.clip(kw - edges[:-1], 0.0, np.diff(edges))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What a replica of `gpus` GPUs shows of itself at a share `load` of its capacity (0 to 1): the requests it holds
+    on average and prefill's share of its busy time; shapes (N,).
+
+    It is busy for 1 − e^−C of the time, C the requests held, as a queue with room for all is: what an engine's counters
+    show, and `compare` says.
+    """
+
+    gpus: float
+    load: Floats
+    in_flight: Floats
+    prefill_fraction: Floats
 
 
 @dataclass(frozen=True)
@@ -209,6 +230,12 @@ class Instance:
     fixed: tuple[Fixed, ...] = ()
     peaks: tuple[Peak, ...] = ()
     limits: tuple[Limit, ...] = ()
+    unit_curve: tuple[Curve | None, ...] = ()
+    """How each unit's time is told in phases; empty or None: by the share of its capacity in use [(K,)]."""
+    minimum: Mapping[str, int] = field(default_factory=dict)
+    """By workload: fewest replicas in an hour in which replicas answer it."""
+    on_prem: Bools | None = None
+    """Pools that are filled before anything runs elsewhere [(P,)]; None: no such policy."""
     tier_shares: Mapping[int, Floats] = field(default_factory=dict)
     """By site with energy tiers: share of each hour's energy in each tier, shape (tiers, T)."""
     name: str = "plan"
@@ -348,6 +375,12 @@ def _check(instance: Instance) -> None:
                 raise InputError(
                     f"held machines {held!r} and rented ones {rented!r} pay different {what} prices"
                 )
+    if instance.unit_curve and len(instance.unit_curve) != s["K"]:
+        raise InputError(
+            f"plan instance: unit_curve has {len(instance.unit_curve)} entries, expected {s['K']}"
+        )
+    if instance.on_prem is not None and instance.on_prem.shape != (s["P"],):
+        raise InputError(f"plan instance: on_prem has shape {instance.on_prem.shape}, expected ({s['P']},)")
     if (instance.held_least > instance.held_most).any():
         raise InputError("plan instance: held_least exceeds held_most")
 
@@ -372,15 +405,26 @@ def chosen(instance: Instance, hours: Ints, previous: Ints, weight: Floats) -> I
         rates=tuple(replace(r, usd_per_unit=r.usd_per_unit[hours]) for r in i.rates),
         fixed=tuple(replace(f, quantity=f.quantity[hours]) for f in i.fixed),
         tier_shares={site: shares[:, hours] for site, shares in i.tier_shares.items()},
-        peaks=tuple(
-            replace(k, hours=k.hours[hours], at=0, usd_per_kw=i.peak_prices(k))
-            for k in i.peaks
-            if k.hours[hours].any()
-        ),
+        peaks=_peaks_of(i, hours),
         limits=tuple(
             replace(m, most_per_hour=None if m.most_per_hour is None else m.most_per_hour[hours])
             for m in i.limits
         ),
+    )
+
+
+def _peaks_of(i: Instance, hours: Ints) -> tuple[Peak, ...]:
+    """Peaks with hours among those chosen, their ratchets on one another renumbered."""
+    kept = {n: m for m, n in enumerate(n for n, k in enumerate(i.peaks) if k.hours[hours].any())}
+    return tuple(
+        replace(
+            i.peaks[n],
+            hours=i.peaks[n].hours[hours],
+            at=0,
+            usd_per_kw=i.peak_prices(i.peaks[n]),
+            ratchets=tuple((kept[q], f) for q, f in i.peaks[n].ratchets if q in kept),
+        )
+        for n in kept
     )
 
 

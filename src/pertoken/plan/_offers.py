@@ -16,6 +16,7 @@ from pertoken.errors import CannotServeError
 from pertoken.perf.power import server_power_w
 from pertoken.plan import _serving, _training
 from pertoken.plan._bursts import burst, is_simulated
+from pertoken.plan._instance import Curve
 from pertoken.plan._serving import Operation, mean_tokens, operations, resolve_model, spot_loss
 from pertoken.plan._training import Job, jobs, runs_asked
 from pertoken.plan.options import allowed
@@ -151,6 +152,7 @@ def _replica(
             "unit_start_hours": min(pool.startup_minutes / MINUTES_PER_HOUR, 1.0),
             "unit_min_run": max(1, math.ceil(pool.minimum_run_hours - 1e-9)),
             "unit_single": -1,
+            "unit_curve": Curve(size, operation.load, operation.in_flight, operation.prefill_fraction),
         }
     )
     per_hour = _serving.throughput_of(operation, case) * SECONDS_PER_HOUR
@@ -288,6 +290,7 @@ def _job(
             "unit_start_hours": min(pool.startup_minutes / MINUTES_PER_HOUR, 1.0),
             "unit_min_run": max(1, math.ceil(pool.minimum_run_hours - 1e-9)),
             "unit_single": group,
+            "unit_curve": None,
         }
     )
     gpu_w = float(job.prediction.gpu_power_w.value)

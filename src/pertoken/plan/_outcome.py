@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pertoken.plan._instance import Bools, Floats, Instance
+from pertoken.plan._power_rows import billed_kw
 from pertoken.plan._program import Program, class_meters, coefficients
 from pertoken.units import GRAMS_PER_KILOGRAM, IDLE, site_pool
 
@@ -93,10 +94,8 @@ def derived(
     site_kw = i.site_base_kw.copy()
     on_site = i.pool_site >= 0
     np.add.at(site_kw, i.pool_site[on_site], kwh[on_site])
-    peaks = [max(k.already_kw, float(site_kw[k.site][k.hours].max(initial=0.0))) for k in i.peaks]
-    return Schedule(
-        machines, held, rented, starts, units, loads, load, backlog, kwh, site_kw, np.array(peaks)
-    )
+    peaks = billed_kw(i, site_kw)
+    return Schedule(machines, held, rented, starts, units, loads, load, backlog, kwh, site_kw, peaks)
 
 
 def _starts(i: Instance, count: Floats, initial: Floats | None) -> Floats:
@@ -118,14 +117,27 @@ class _Energy:
         return _Energy(self.kwh * part, self.plug * part, self.gpu * part)
 
 
-def _loaded(i: Instance, s: Schedule, f: int) -> tuple[Floats, _Energy]:
-    """A flow's GPU-hours and energy: its own beyond idle, and the idle power of the GPUs it fills."""
-    pool = i.flow_pool[f]
-    hours = s.load[f] * i.unit_gpus[i.flow_unit[f]]
+def _loaded(i: Instance, s: Schedule, f: int) -> tuple[Floats, Floats, _Energy]:
+    """A flow's GPU-hours, prefill's share of them, and energy: its own beyond idle, and the idle power of those GPUs.
+
+    Where the unit has a curve, its hours are the time with requests in flight, over its flows as their loads are; else
+    the part of its capacity the load takes. The energy of both together is the same.
+    """
+    pool, k = i.flow_pool[f], int(i.flow_unit[f])
+    curve = i.unit_curve[k] if i.unit_curve else None
+    if curve is None:
+        hours, prefill = s.load[f] * i.unit_gpus[k], np.full(len(i.hours), float(i.flow_prefill[f]))
+    else:
+        there = np.maximum(s.units[k] - i.unit_start_hours[k] * s.loads[k], 0.0)
+        total = s.load[i.flow_unit == k].sum(axis=0)
+        load = np.minimum(np.divide(total, there, out=np.zeros_like(total), where=there > 0), 1.0)
+        busy = there * curve.gpus * -np.expm1(-np.interp(load, curve.load, curve.in_flight))
+        hours = busy * np.divide(s.load[f], total, out=np.zeros_like(total), where=total > 0)
+        prefill = np.interp(load, curve.load, curve.prefill_fraction)
     per_gpu = 1 / max(float(i.machine_gpus[pool]), 1.0)
     plug = i.flow_kw[f] * s.load[f] + i.machine_kw[pool] * per_gpu * hours
     gpu = i.flow_gpu_kw[f] * s.load[f] + i.machine_gpu_kw[pool] * per_gpu * hours
-    return hours, _Energy(plug * i.pue[pool], plug, gpu)
+    return hours, prefill, _Energy(plug * i.pue[pool], plug, gpu)
 
 
 def entries(instance: Instance, s: Schedule) -> Iterator[Entry]:
@@ -143,11 +155,11 @@ def _pools(i: Instance, s: Schedule) -> Iterator[Entry]:
     used, energy = np.zeros((P, T)), np.zeros((P, 3, T))
     on_held = _on_held(s)
     for f in np.flatnonzero((i.flow_unit >= 0) & s.load.any(axis=1)):
-        hours, drawn = _loaded(i, s, int(f))
+        hours, prefill, drawn = _loaded(i, s, int(f))
         pool = i.flow_pool[f]
         used[pool] += hours
         energy[pool] += [drawn.kwh, drawn.plug, drawn.gpu]
-        yield from _split(i, on_held, pool, _flow_entries(i, int(f), hours, drawn))
+        yield from _split(i, on_held, pool, _flow_entries(i, int(f), hours, prefill, drawn))
     for p in np.flatnonzero(i.machine_gpus > 0):
         yield from _pool_entries(i, s, int(p), used[p], energy[p], on_held)
 
@@ -188,18 +200,17 @@ def _token_entries(i: Instance, s: Schedule, f: int) -> Iterator[Entry]:
             yield Entry(pool, model, tenant, phase, meter, useful * per_request[i.flow_class[f]], basis)
 
 
-def _flow_entries(i: Instance, f: int, hours: Floats, drawn: _Energy) -> Iterator[Entry]:
+def _flow_entries(i: Instance, f: int, hours: Floats, prefill: Floats, drawn: _Energy) -> Iterator[Entry]:
     model, tenant = _who(i, f)
-    p, kept = i.flow_pool[f], 1 - float(i.flow_loss[f])
-    prefill = float(i.flow_prefill[f])
+    p, lost = i.flow_pool[f], np.full(len(i.hours), float(i.flow_loss[f]))
     shares = (
-        {"training": kept}
+        {"training": 1 - lost}
         if i.flow_job[f] >= 0
-        else {"input": kept * prefill, "output": kept * (1 - prefill)}
+        else {"input": (1 - lost) * prefill, "output": (1 - lost) * (1 - prefill)}
     )
-    shares["waste"] = float(i.flow_loss[f])
+    shares["waste"] = lost
     for phase, share in shares.items():
-        if share > 0:
+        if share.any():
             yield from _resources(
                 i, p, i.pool_names[p], model, tenant, phase, hours * share, drawn.share(share)
             )

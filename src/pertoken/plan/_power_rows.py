@@ -1,16 +1,42 @@
-"""Rows of power: each site's meter, its cap, and the peaks that are billed."""
+"""Rows of power: each site's meter, its cap, and the peaks that are billed, with their ratchets and tiers."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from pertoken.errors import InputError
 from pertoken.plan._builder import INF, Builder
 from pertoken.plan._goal import coefficients
-from pertoken.plan._instance import Floats, Instance
+from pertoken.plan._instance import Floats, Instance, Peak
+
+
+def peak_variables(b: Builder, i: Instance) -> None:
+    """peak[i,k]: kW billed in each tier; metered[i]: highest kw where later months look back on it; tier[i,k]: 1 where
+    the tier before k is full, for charges whose price falls from tier to tier."""
+    tiers = max((len(peak.meters) for peak in i.peaks), default=1)
+    width, already = np.zeros((len(i.peaks), tiers)), np.zeros((len(i.peaks), tiers))
+    falls, reached = np.zeros(width.shape, dtype=np.bool_), np.zeros(width.shape)
+    for number, peak in enumerate(i.peaks):
+        mine = slice(0, len(peak.meters))
+        width[number, mine], already[number, mine] = peak.tiers(INF), peak.tiers(peak.already_kw)
+        if _falls(i, peak):
+            falls[number, 1 : len(peak.meters)] = True
+            reached[number] = already[number] > 0
+    b.variable("peak", width, exists=width > 0, lower=already)
+    looked = np.zeros(len(i.peaks), dtype=np.bool_)
+    looked[[q for k in i.peaks if not k.ratchet_billed for q, _ in k.ratchets]] = True
+    seen = np.array([k.so_far_kw for k in i.peaks], dtype=np.float64)
+    b.variable("metered", np.full(len(i.peaks), INF), exists=looked, lower=seen)
+    b.variable("tier", np.ones(width.shape), exists=falls, lower=reached, integer=True)
+
+
+def _falls(i: Instance, peak: Peak) -> bool:
+    """Whether a kW gets cheaper with more of them: then tiers are not filled in order by themselves."""
+    return bool((np.diff(i.peak_prices(peak)) < -1e-12).any())
 
 
 def power_rows(b: Builder, i: Instance) -> None:
-    kw, peak = b.columns["kw"], b.columns["peak"]
+    kw = b.columns["kw"]
     sites = np.flatnonzero((kw >= 0).any(axis=1))
     if not len(sites):
         return
@@ -30,11 +56,59 @@ def power_rows(b: Builder, i: Instance) -> None:
     flows = np.flatnonzero(here[i.flow_pool])
     b.add(rows[position[i.pool_site[i.flow_pool[flows]]]], b.columns["y"][flows], c.energy_flows[flows])
     for number, band in enumerate(i.peaks):
-        hours = np.flatnonzero(band.hours)
-        name = f"{i.site_names[band.site]} {band.meters[0]}"
-        rows = b.constraint("peak", [name], -INF, np.zeros((1, len(hours))), "kW")
-        b.add(rows, kw[band.site, hours], 1.0)
-        b.add(rows, peak[number][peak[number] >= 0][:, None, None], -1.0)
+        _peak_rows(b, i, number, band)
+
+
+def _peak_rows(b: Builder, i: Instance, number: int, band: Peak) -> None:
+    """The peak of one charge and month: what its hours draw, what earlier months ratchet, tiers filled in order."""
+    kw, peak, metered = b.columns["kw"], b.columns["peak"], b.columns["metered"]
+    hours = np.flatnonzero(band.hours)
+    name = f"{i.site_names[band.site]} {band.meters[0]}"
+    billed = peak[number][peak[number] >= 0]
+    rows = b.constraint("peak", [name], -INF, np.zeros((1, len(hours))), "kW")
+    b.add(rows, kw[band.site, hours], 1.0)
+    if metered[number] >= 0:
+        b.add(rows, metered[number], -1.0)
+        rows = b.constraint("peak", [name], -INF, np.zeros((1, 1)), "kW")
+        b.add(rows, metered[number], 1.0)
+    b.add(rows, billed[:, None, None], -1.0)
+    for earlier, fraction in band.ratchets:
+        before = peak[earlier][peak[earlier] >= 0] if band.ratchet_billed else metered[earlier : earlier + 1]
+        rows = b.constraint("ratchet", [name], -INF, np.zeros((1, 1)), "kW")
+        b.add(rows, before[:, None, None], fraction)
+        b.add(rows, billed[:, None, None], -1.0)
+    _tier_rows(b, i, number, band, name)
+
+
+def _tier_rows(b: Builder, i: Instance, number: int, band: Peak, name: str) -> None:
+    """width·tier[k] ≤ peak[k−1] and peak[k] ≤ most·tier[k]: a tier is used only once the one before it is full."""
+    peak, tier = b.columns["peak"][number], b.columns["tier"][number]
+    width = band.tiers(INF)
+    for k in np.flatnonzero(tier >= 0):
+        most = min(float(width[k]), _most_kw(i, band))
+        rows = b.constraint("tier", [name], -INF, np.zeros((2, 1)), "kW")
+        b.add(rows[0], tier[k : k + 1], float(width[k - 1]))
+        b.add(rows[0], peak[k - 1 : k], -1.0)
+        b.add(rows[1], peak[k : k + 1], 1.0)
+        b.add(rows[1], tier[k : k + 1], -most)
+
+
+def _most_kw(i: Instance, band: Peak) -> float:
+    """More kW than a site can draw, or is billed already."""
+    total = i.site_base_kw[band.site].copy()
+    for p in np.flatnonzero(i.pool_site == band.site):
+        flows = np.flatnonzero((i.flow_pool == p) & (i.flow_unit >= 0))
+        per_gpu = (i.flow_kw[flows] / i.unit_gpus[i.flow_unit[flows]]).max(initial=0.0)
+        each = max(float(i.machine_kw[p]), float(i.off_kw[p])) + i.start_kwh[p] + per_gpu * i.machine_gpus[p]
+        most = np.minimum(i.held_most[p] + i.rented_most[p], i.machines_most[p])
+        total = total + i.pue[p] * np.maximum(most, i.held_most[p]) * each
+    most_kw = float(np.minimum(total, i.site_cap_kw[band.site]).max())
+    if not np.isfinite(most_kw):
+        raise InputError(
+            f"site {i.site_names[band.site]!r}: its demand charge gets cheaper per kW with each tier, and nothing "
+            "limits its power: give it a power_cap_kw"
+        )
+    return max(most_kw, band.already_kw)
 
 
 def peak_prices(i: Instance, shape: tuple[int, ...]) -> Floats:
@@ -43,3 +117,15 @@ def peak_prices(i: Instance, shape: tuple[int, ...]) -> Floats:
         found = i.peak_prices(peak)
         prices[number, : len(found)] = found
     return prices
+
+
+def billed_kw(i: Instance, site_kw: Floats) -> Floats:
+    """kW billed of each peak for a load [kW, (S, T)]: the highest of metered, already due, and earlier months'
+    ratchets."""
+    metered, billed = np.zeros(len(i.peaks)), np.zeros(len(i.peaks))
+    for number, k in enumerate(i.peaks):
+        metered[number] = max(k.so_far_kw, float(site_kw[k.site][k.hours].max(initial=0.0)))
+        before = billed if k.ratchet_billed else metered
+        due = max((fraction * float(before[q]) for q, fraction in k.ratchets), default=0.0)
+        billed[number] = max(k.already_kw, metered[number], due)
+    return billed

@@ -1,40 +1,51 @@
 """The cheapest schedule as a mixed-integer program.
 
 Sets: pools p, units k (on pool p(k)), flows f (of unit k(f), of class d(f) or job j(f)), classes d, jobs j,
-sites s, demand-charge bands i, hours t with predecessor t⁻ and weight w_t.
+workloads w, sites s, demand-charge bands i with tiers n, hours t with predecessor t⁻ and weight w_t, groups g: a
+workload or job that may run on premises and elsewhere.
 
 Variables
-  machines[p,t]  whole machines on                        rented[p,t]  machines rented by the hour
-  held[p]        whole machines held over the horizon     starts[p,t]  machines started
-  units[k,t]     whole units that run                     loads[k,t]   units started (loading)
-  y[f,t]         load, in fully loaded units              backlog[d,t] work waiting, in mean hours of demand
-  kw[s,t]        power at the site's meter                peak[i]      highest kw in the band
-  runs_on[j,p]   1 where job j runs on pool p             open[x]      1 where what x stands for is paid
-  scale          multiple of the demand (objective tokens)
+- machines[p,t]: whole machines on; rented[p,t]: machines rented by the hour; starts[p,t]: machines started
+- held[p]: whole machines held over the horizon
+- units[k,t]: whole units that run; loads[k,t]: units started (loading)
+- y[f,t]: load, in fully loaded units; backlog[d,t]: work waiting, in mean hours of demand
+- runs_on[j,p]: 1 where job j runs on pool p
+- kw[s,t]: power at the site's meter; peak[i,n]: kW billed in a tier; metered[i]: highest kw, where later months look
+  back on it; tier[i,n]: 1 where the tier before n is full (charges whose price falls with the tier)
+- open[x]: 1 where what x stands for is paid; any[w,t]: 1 where replicas answer w; full[g,t]: 1 where no more of g fits
+  on premises
+- scale: multiple of the demand (objective tokens)
 
-Objective: least  Σ price × quantity, with the very rates of the ledger:
-  cost = Σ_t w_t Σ_p [ gpu_hours(p,t)·(held[p] or rented[p,t]) + energy(p,t)·kwh[p,t]
-         + start(p,t)·starts[p,t] ] + Σ token and egress meters + Σ_i demand(i)·peak[i] + Σ_x fixed(x)·open[x] + fixed usage
-  kwh[p,t] = pue·( machine_kw·machines + off_kw·(held + rented − machines) + start_kwh·starts + Σ_f flow_kw·y
-) or least carbon = Σ intensity·kwh, or greatest scale.
+Objective: least Σ price × quantity, with the very rates of the ledger:
+
+- cost = Σ_t w_t Σ_p [ gpu_hours(p,t)·(held[p] or rented[p,t]) + energy(p,t)·kwh[p,t] + start(p,t)·starts[p,t] ]
+  + Σ token and egress meters + Σ_i Σ_n demand(i,n)·peak[i,n] + Σ_x fixed(x)·open[x] + fixed usage, where
+- kwh[p,t] = pue·( machine_kw·machines + off_kw·(held + rented − machines) + start_kwh·starts + Σ_f flow_kw·y );
+
+or least carbon = Σ intensity·kwh, or greatest scale.
 
 s.t.
-  serve[d,t]     Σ_f useful_f·y[f,t] + backlog[d,t] − backlog[d,t⁻] = scale·requests[d,t]
-  wait[d,t]      backlog[d,t] ≤ what arrived within the slack: older work is served (a bound)
-  replica[k,t]   Σ_{f of k} reserve_f·y[f,t] ≤ units[k,t] − start_hours·loads[k,t]                   (whole
-  units) capacity[p,t]  Σ_k gpus_k·units[k,t] + Σ_f gpus·y[f,t] ≤ machine_gpus·(machines[p,t] −
-  start_hours·starts[p,t]) one_size[t]    Σ units of one job on one pool ≤ 1
-  held[p,t]      machines[p,t] ≤ held[p] + rented[p,t]
-  start[p,t]     starts[p,t] ≥ machines[p,t] − machines[p,t⁻];  load[k,t] likewise for units
-  run[p,t]       Σ_{min run} starts ≤ machines[p,t];  and for units
-  deadline[j]    Σ_{release ≤ t < deadline} w_t Σ_f useful_f·y[f,t] ≥ scale·tokens_j
-  one_pool[j,p]  tokens of j on p ≤ tokens_j·runs_on[j,p],  Σ_p runs_on[j,p] = 1
-  open[x,d]      share of d (or of a job) served by pools of x ≤ open[x];  held[p] ≤ most·open[x]
-  share[d,k,t]   x ≤ D − f·(⌈D⌉ − units[k,t])      (implied; a cut that tightens the relaxation)
-  spot, vendor   Σ tokens by limited flows ≤ fraction·Σ tokens of that workload, by hour
-  power[s,t]     kw[s,t] = base + Σ_p kwh[p,t],  kw ≤ cap (a bound: power_cap)
-  peak[i,t]      kw[s(i),t] ≤ Σ tiers of peak[i],  peak[i] ≥ what the period has already seen
-  budget         cost ≤ USD;  carbon ≤ kgCO2e;  tokens ≤ tokens
+- serve[d,t]: Σ_f useful_f·y[f,t] + backlog[d,t] − backlog[d,t⁻] = scale·requests[d,t]
+- wait[d,t]: backlog[d,t] ≤ what arrived within the slack: older work is served (a bound)
+- replica[k,t]: Σ_{f of k} reserve_f·y[f,t] ≤ units[k,t] − start_hours·loads[k,t] (whole units)
+- capacity[p,t]: Σ_k gpus_k·units[k,t] + Σ_f gpus·y[f,t] ≤ machine_gpus·(machines[p,t] − start_hours·starts[p,t])
+- one_size[t]: Σ units of one job on one pool ≤ 1
+- held[p,t]: machines[p,t] ≤ held[p] + rented[p,t]
+- start[p,t]: starts[p,t] ≥ machines[p,t] − machines[p,t⁻]; load[k,t] likewise for units
+- run[p,t]: Σ_{min run} starts ≤ machines[p,t]; and for units
+- deadline[j]: Σ_{release ≤ t < deadline} w_t Σ_f useful_f·y[f,t] ≥ scale·tokens_j
+- choose[j], one_pool[j,p]: Σ_p runs_on[j,p] = 1, tokens of j on p ≤ tokens_j·runs_on[j,p]
+- open[x,d]: share of d (or of a job) served by pools of x ≤ open[x]; held[p] ≤ most·open[x]
+- minimum[w,t]: Σ units of w ≥ minimum_w·any[w,t]; answers[w,t]: requests replicas serve ≤ most·any[w,t]
+- on_prem_first[g,t]: work of g elsewhere ≤ most·full[g,t]; where full[g,t] = 1, room[g,p,t]: GPUs of p that nothing
+  runs on are fewer than a unit of g takes; loaded[g,p,t]: replicas of g on p have no load to spare
+- share[d,k,t]: x ≤ D − f·(⌈D⌉ − units[k,t]) (implied; a cut that tightens the relaxation)
+- spot, vendor: Σ tokens by limited flows ≤ fraction·Σ tokens of that workload, by hour
+- power[s,t]: kw[s,t] = base + Σ_p kwh[p,t], kw ≤ cap (a bound: power_cap)
+- peak[i,t]: kw[s(i),t] ≤ metered[i] ≤ Σ_n peak[i,n], peak[i] ≥ what the period has already seen
+- ratchet[i,q]: Σ_n peak[i,n] ≥ fraction·(metered[q] or Σ_n peak[q,n]) of each earlier month q it looks back on
+- tier[i,n]: width·tier[i,n] ≤ peak[i,n−1], peak[i,n] ≤ most·tier[i,n]
+- budget: cost ≤ USD; carbon ≤ kgCO2e; tokens ≤ tokens
 
 Why it solves: replicas are counted, never named, so that no two solutions differ by a swap; waiting work is a
 state, not a variable per arrival and hour of service; a machine in use is a count, so that the relaxation
@@ -63,7 +74,8 @@ from pertoken.plan._goal import (
 )
 from pertoken.plan._instance import Fixed, Floats, Instance, Ints
 from pertoken.plan._machine_rows import machine_rows, start_rows
-from pertoken.plan._power_rows import peak_prices, power_rows
+from pertoken.plan._policy_rows import minimum_rows, on_prem_rows, policy_variables
+from pertoken.plan._power_rows import peak_prices, peak_variables, power_rows
 from pertoken.plan._work_rows import job_rows, limit_rows, open_rows, serve_rows
 from pertoken.units import GRAMS_PER_KILOGRAM
 
@@ -86,6 +98,8 @@ def build(instance: Instance, goal: Goal | None = None) -> Program:
     job_rows(b, instance, goal)
     limit_rows(b, instance)
     open_rows(b, instance, goal)
+    minimum_rows(b, instance, goal)
+    on_prem_rows(b, instance, goal)
     if goal.objective != "tokens":
         add_cuts(b, instance, goal.scale)
     power_rows(b, instance)
@@ -142,12 +156,8 @@ def _money_variables(b: Builder, i: Instance, goal: Goal) -> None:
     metered = np.asarray(np.isfinite(i.site_cap_kw).any(axis=1))
     metered[[peak.site for peak in i.peaks]] = True
     b.variable("kw", i.site_cap_kw, exists=metered[:, None] & every)
-    tiers = max((len(peak.meters) for peak in i.peaks), default=1)
-    width, already = np.zeros((len(i.peaks), tiers)), np.zeros((len(i.peaks), tiers))
-    for number, peak in enumerate(i.peaks):
-        mine = slice(0, len(peak.meters))
-        width[number, mine], already[number, mine] = peak.tiers(INF), peak.tiers(peak.already_kw)
-    b.variable("peak", width, exists=width > 0, lower=already)
+    peak_variables(b, i)
+    policy_variables(b, i)
     b.variable("open", np.ones(len(places(i))), integer=True)
     b.variable("scale", np.full(1, INF), exists=np.array([goal.objective == "tokens"]))
 

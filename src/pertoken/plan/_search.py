@@ -17,10 +17,13 @@ import numpy as np
 
 from pertoken.plan._instance import Bools, Floats, Instance, Ints
 from pertoken.plan._jobs import job_units, place_jobs
+from pertoken.plan._policy_rows import settle_full
 from pertoken.plan._program import INF, Program
 from pertoken.plan._solve import Session, Watch, fix, gap, is_fraction, near
 
 _ROUNDS = 40
+_SLIGHT = 1e-6
+"""Part by which a gap may pass the one asked for: what floats lose."""
 _BARRIER_ROWS = 5000
 """Rows from which the first relaxation is solved by an interior point method and crossed over to a basis."""
 
@@ -72,6 +75,9 @@ def search(
         status = "stopped" if watch.stop.is_set() else "time limit"
         reached = gap(best[1], bound)
         status = "optimal" if reached is not None and reached <= gap_fraction else status
+    elif best is not None and not quick:
+        reached = gap(best[1], bound)
+        status = "optimal" if reached is not None and reached <= gap_fraction + _SLIGHT else "heuristic"
     x, objective = best if best else (None, INF)
     watch.tell("done", best=objective if best else None, bound=bound)
     watch.drain()
@@ -117,12 +123,14 @@ def dive(
         watch.tell("relaxation is whole", best=session.objective)
         return session.x.copy(), session.objective
     first = _first(instance, session, program, watch)
-    if not _settle_once(session, program, gap_fraction) or not place_jobs(instance, program, session):
+    if not _settle_once(session, program, gap_fraction) or not settle_full(instance, program, session):
+        return first
+    if not place_jobs(instance, program, session):
         return first
     best = _all_up(session, watch) or first
     if first is not None and best is not None and _better(first[1], best[1], program.maximise):
         best = first
-    for name in ("units", "machines"):
+    for name in _COUNTS:
         for _ in range(_ROUNDS):
             columns, values = _whole_of(session, name)
             open_ = (columns >= 0) & is_fraction(values)
@@ -142,20 +150,24 @@ def _first(
     """A feasible plan as soon as there can be one: each job where most of it is, all counts up; the session
     as before."""
     saved = session.x, session.row_dual, session.reduced_cost, session.objective
-    held, runs_on, opened = (program.columns[n] for n in ("held", "runs_on", "open"))
+    held, runs_on, opened, tier = (program.columns[n] for n in ("held", "runs_on", "open", "tier"))
     for job in range(runs_on.shape[0]):
         here = runs_on[job][runs_on[job] >= 0]
         if len(here):
             most = int(np.argmax(session.x[here]))
             fix(session, here, (np.arange(len(here)) == most).astype(np.float64))
-    for columns in (held[held >= 0], opened[opened >= 0]):
+    for columns in (held[held >= 0], opened[opened >= 0], tier[tier >= 0]):
         fix(session, columns, np.minimum(np.ceil(near(session.x[columns])), program.upper[columns]))
     found = None
-    if session.relax() and not job_units(instance):
+    if session.relax() and not job_units(instance) and settle_full(instance, program, session):
         found = _all_up(session, watch)
     session.free()
     session.x, session.row_dual, session.reduced_cost, session.objective = saved
     return found
+
+
+_COUNTS = ("any", "units", "machines")
+"""Variables that are whole in each hour, in the order in which they are rounded."""
 
 
 def _whole_of(session: Session, name: str) -> tuple[Ints, Floats]:
@@ -170,7 +182,7 @@ def _all_up(session: Session, watch: Watch) -> tuple[Floats, float] | None:
     """Every count up, units before the machines they run on; leaves the session as it found it."""
     saved, lower, upper = session.x, session.lower.copy(), session.upper.copy()
     found: tuple[Floats, float] | None = None
-    for name in ("units", "machines"):
+    for name in _COUNTS:
         columns, values = _whole_of(session, name)
         here = columns[columns >= 0]
         if len(here):
@@ -195,7 +207,7 @@ def _settle_once(session: Session, program: Program, gap_fraction: float) -> boo
     Each job on the best of the pools that did some of it, open what is used, machines held to the nearest.
     Where that costs more than the gap, or fails, by an integer program in which only these few are whole.
     """
-    once = np.concatenate([program.columns[n][program.columns[n] >= 0] for n in ("held", "runs_on", "open")])
+    once = np.concatenate([program.columns[n][program.columns[n] >= 0] for n in _ONCE])
     if not len(once):
         return True
     bound = session.objective
@@ -217,6 +229,8 @@ def _settle_once(session: Session, program: Program, gap_fraction: float) -> boo
     return session.relax()
 
 
+_ONCE = ("held", "runs_on", "open", "tier")
+"""Variables that are decided once for the horizon."""
 _ONCE_SHARE = 0.25
 """Share of the time left that the choice of what is decided once may take."""
 _CANDIDATES = 4
@@ -226,19 +240,23 @@ _CANDIDATES = 4
 def _round_once(session: Session, program: Program) -> tuple[float, Floats] | None:
     """Round and fix one kind after another, solving again between; objective and values, None where it
     fails."""
-    held, runs_on, opened = (program.columns[n] for n in ("held", "runs_on", "open"))
+    held, runs_on, opened, tier = (program.columns[n] for n in _ONCE)
     untouched = True
     for job in range(runs_on.shape[0]):
         here = runs_on[job][runs_on[job] >= 0]
         if len(here) and not _place(session, here, program.maximise, bounds=untouched):
             return None
         untouched = untouched and not len(here)
-    for columns, rounding in ((opened[opened >= 0], np.ceil), (held[held >= 0], np.round)):
+    for columns, rounding in (
+        (opened[opened >= 0], np.ceil),
+        (held[held >= 0], np.round),
+        (tier[tier >= 0], np.ceil),
+    ):
         values = rounding(near(session.x[columns]))
         fix(session, columns, np.clip(values, program.lower[columns], program.upper[columns]))
         if len(columns) and not session.relax():
             return None
-    once = np.concatenate([n[n >= 0] for n in (held, runs_on, opened)])
+    once = np.concatenate([n[n >= 0] for n in (held, runs_on, opened, tier)])
     return session.objective, session.x[once].copy()
 
 

@@ -62,6 +62,7 @@ __all__ = [
     "OnDemand",
     "Overheads",
     "Owned",
+    "Policy",
     "Pool",
     "Price",
     "Reserved",
@@ -120,6 +121,13 @@ class Budget(_Strict):
     """Greenhouse gas of its energy."""
 
 
+class Policy(_Strict):
+    """What a plan keeps to, whatever it costs."""
+
+    on_prem_first: bool = False
+    """Fill what stands on premises before anything is rented or bought as tokens; that burst is paid at its price."""
+
+
 class Scenario(Fleet):
     """A fleet and what is asked of it."""
 
@@ -133,6 +141,8 @@ class Scenario(Fleet):
     """What is asked for, by name."""
     budget: Budget = Budget()
     """Limits that an option or plan should keep."""
+    policy: Policy = Policy()
+    """What a plan keeps to, whatever it costs."""
 
     @model_validator(mode="after")
     def _pools_known(self) -> Self:

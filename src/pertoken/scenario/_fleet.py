@@ -267,6 +267,8 @@ class Pool(_Strict):
     """GPUs that are there (owned, colocated, reserved), or that may be rented at most."""
     have: bool = False
     """Whether they are bought or committed already: a plan keeps them and pays for them, used or not."""
+    on_prem: bool | None = None
+    """Whether it counts as on premises for `policy.on_prem_first`; empty: owned and colocated pools do."""
     gpus_per_machine: Annotated[int, Field(gt=0, le=1024)] | None = None
     """GPUs bought or rented at a time; empty: the node of the catalogue."""
     engine: str = "vllm"
@@ -320,6 +322,12 @@ class Pool(_Strict):
             self.count == "as needed" or self.price.term not in ("owned", "colocated", "reserved")
         ):
             raise MisplacedError("what you have is owned, colocated or reserved, and has a count", "have")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_full(self) -> Self:
+        if self.on_prem and self.count == "as needed":
+            raise MisplacedError("what is on premises has a count: an endless pool is never full", "on_prem")
         return self
 
     @property

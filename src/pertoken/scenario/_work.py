@@ -120,7 +120,7 @@ class Serving(_Workload):
     trace: Path | None = None
     """Requests with arrival times; replaces the profile in a simulation."""
     minimum_replicas: Annotated[int, Field(ge=1)] = 1
-    """Kept running whatever the load."""
+    """Fewest replicas in an hour in which replicas answer it; an hour that an API answers alone needs none."""
     accepted_per_step: Annotated[float, Field(ge=1, le=16)] = 1.0
     """Tokens kept per decode step with speculative decoding; 1: none."""
     draft_fraction: Fraction = 0.0
