@@ -30,6 +30,8 @@ from pertoken.units import base_meter
 
 __all__ = ["Ledger", "connect", "open_ledger"]
 
+_MONTHS_A_CLOSE = 3
+"""Months of a book that a close sums: a year of a large ledger takes minutes, in which no other hour is closed."""
 Query = tuple[str, list[object]]
 """A SELECT and its parameters."""
 
@@ -124,16 +126,17 @@ class Ledger:
         with self._writing:
             with self._changing(self._sums.within(book, window) if self._sums else {}):
                 close(self._engine, where, parameters)
-            self.sum_up()
+            self.sum_up(_MONTHS_A_CLOSE)
 
-    def sum_up(self) -> None:
-        """Keep sums of full days and months beside the hourly rows, where a file holds them: what `close` does last.
+    def sum_up(self, most_months: int | None = None) -> None:
+        """Keep sums of full days and months beside the hourly rows, where a file holds them: what `close` does last,
+        a few months at a time (`most_months`; None: all).
 
         Questions give the same with and without, sooner with them.
         """
         if self._sums is not None:
             with self._writing:
-                self._sums.sum_up()
+                self._sums.sum_up(most_months)
 
     def _changing(self, days: Mapping[str, Iterable[int]]) -> AbstractContextManager[None]:
         """One transaction in which rows of these days of books change."""
@@ -158,7 +161,7 @@ class Ledger:
             if self._sums is not None:
                 with self._sums.striking(days_in(used)):
                     pass
-                self.sum_up()
+                self.sum_up(_MONTHS_A_CLOSE)
 
     def drop_book(self, book: str) -> None:
         """Forget a book: its usage, its costs and its own rates, in one transaction."""

@@ -239,10 +239,11 @@ class Summed:
             if book in (None, name)
         }  # fmt: skip
 
-    def sum_up(self) -> None:
+    def sum_up(self, most_months: int | None = None) -> None:
         """Sum what is not: full days of every book but its newest, and full months of such days.
 
-        One transaction a month of a book; what is summed is told as soon as it is committed.
+        One transaction a month of a book, the newest first, at most `most_months` of each book (None: all); what is
+        summed is told as soon as it is committed.
         """
         if not self._looked:
             rows = self._engine.query(
@@ -258,7 +259,7 @@ class Summed:
                 due[_month_of(day)].append(day)
             for month in {_month_of(day) for day in known.days} - known.months - {_month_of(newest)}:
                 due.setdefault(month, [])
-            for month, days in sorted(due.items()):
+            for month, days in sorted(due.items(), reverse=True)[:most_months]:
                 self._sum_month(book, known, month, days, whole=month != _month_of(newest))
 
     def _sum_month(self, book: str, known: _Book, month: int, days: list[int], whole: bool) -> None:

@@ -337,16 +337,21 @@ def metered_peaks_kw(resolved: TariffHours, kw: Floats) -> dict[str, Floats]:
 
 
 def billed_peaks_kw(
-    resolved: TariffHours, kw: Floats, *, previous_peaks_kw: Mapping[str, Sequence[float]] | None = None
+    resolved: TariffHours,
+    kw: Floats,
+    *,
+    previous_peaks_kw: Mapping[str, Sequence[float]] | None = None,
+    so_far_kw: Mapping[str, float] | None = None,
 ) -> dict[str, Floats]:
     """kW billed per charge and billing month, shape (P,): the highest of metered peak, minimum and ratchet.
 
     Formula: max(metered, minimum, fraction × highest peak of the months before), the peaks of
-    `previous_peaks_kw` (oldest first, ending the month before the horizon) counted in. 0 in a month in
-    which the charge has no hours. Raises InputError on previous peaks of a charge the tariff lacks.
+    `previous_peaks_kw` (oldest first, ending the month before the horizon) counted in, and in the first month the
+    peak that was set before the horizon began, `so_far_kw`. 0 in a month in which the charge has no hours. Raises
+    InputError on peaks of a charge the tariff lacks.
     """
-    previous = dict(previous_peaks_kw or {})
-    unknown = set(previous) - {d.name for d in resolved.tariff.demand}
+    previous, so_far = dict(previous_peaks_kw or {}), dict(so_far_kw or {})
+    unknown = {*previous, *so_far} - {d.name for d in resolved.tariff.demand}
     if unknown:
         raise InputError(f"tariff {resolved.tariff.name!r} has no demand charge {min(unknown)!r}")
     metered = metered_peaks_kw(resolved, kw)
@@ -355,7 +360,9 @@ def billed_peaks_kw(
         before = [float(p) for p in previous.get(charge.name, ())]
         if not all(0 <= p < np.inf for p in before):
             raise InputError(f"previous peaks of {charge.name!r} must be numbers of 0 or more kW")
-        result[charge.name] = _billed(resolved, charge, metered[charge.name], before)
+        peaks = metered[charge.name].copy()
+        peaks[0] = max(peaks[0], so_far.get(charge.name, 0.0))
+        result[charge.name] = _billed(resolved, charge, peaks, before)
     return result
 
 

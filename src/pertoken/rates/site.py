@@ -142,21 +142,22 @@ def peak_usage_rows(
     kw: Floats | Mapping[str, Floats],
     *,
     previous_peaks_kw: Mapping[str, Sequence[float]] | None = None,
+    so_far_kw: Mapping[str, float] | None = None,
     basis: str = "assumed",
 ) -> pa.Table:
     """Usage of ``peak_kw:<charge>``: billed kW of each billing month, at the same hour as its rate.
 
     Parameters: kw: load at the utility meter [kW, shape (T,)], or one such series per phase. With series
     per phase the metered peak is attributed by what each phase drew in the hour of the peak; a plain
-    series, and what a ratchet or minimum adds, is phase ``idle``. Tenant is ``(idle)``: no tenant owns a
-    site's peak. Raises InputError on an unknown phase or a load that is no load.
+    series, and what a ratchet, a minimum or the peak so far (see `billed_peaks_kw`) adds, is phase ``idle``. Tenant is
+    ``(idle)``: no tenant owns a site's peak. Raises InputError on an unknown phase or a load that is no load.
     """
     phases = dict(kw) if isinstance(kw, Mapping) else {"idle": np.asarray(kw, dtype=np.float64)}
     for phase in phases:
         if phase not in PHASES:
             raise InputError(f"unknown phase {phase!r}: one of {', '.join(PHASES)}")
     total = np.sum([np.asarray(v, dtype=np.float64) for v in phases.values()], axis=0)
-    billed = billed_peaks_kw(resolved, total, previous_peaks_kw=previous_peaks_kw)
+    billed = billed_peaks_kw(resolved, total, previous_peaks_kw=previous_peaks_kw, so_far_kw=so_far_kw)
     first = resolved.first_hours()
     parts = []
     for charge in resolved.demand:

@@ -75,16 +75,23 @@ def _peaks(
     assert tariff is not None
     ratchets = any(d.demand.ratchet is not None for d in tariff.demand)
     months = [month]
+    metered = _metered(ledger, book, pools)
+    began, newest = metered or (month[1], month[0])
     if ratchets:
-        oldest = _oldest(ledger, book, pools)
-        months = months_of(site, min(oldest or month[0], month[0]), max(latest, month[1]))
+        last = max(latest, newest + timedelta(hours=1), month[1])
+        months = months_of(site, min(began, month[0]), last)
         span = (months[0][0], months[-1][1])
         tariff = month_tariff(fleet, name, span)
         assert tariff is not None
     load = _load(ledger, book, pools, tariff.hours_utc, months[0][0], months[-1][1])
+    # What was set before metering began counts in the month in which it began, and in no other.
+    known = {charge.name for charge in tariff.tariff.demand}
+    so_far = {n: kw for n, kw in site.peak_so_far_kw.items() if n in known}
+    began_here = months[0][0] <= began < months[0][1]
     rows = peak_usage_rows(
-        book, name, tariff, load, previous_peaks_kw=site.previous_peaks_kw or None, basis="measured"
-    )
+        book, name, tariff, load, previous_peaks_kw=site.previous_peaks_kw or None,
+        so_far_kw=so_far if began_here else None, basis="measured",
+    )  # fmt: skip
     written = [m[0] for m in months if m[0] >= month[0]]
     keep = np.isin(
         rows["hour"].to_numpy(zero_copy_only=False).astype("datetime64[us]"),
@@ -95,9 +102,14 @@ def _peaks(
     return [(m, m + timedelta(hours=1)) for m in written]
 
 
-def _oldest(ledger: Ledger, book: str, pools: list[str]) -> datetime | None:
-    rows = ledger.usage("hour", where={"book": book, "pool": pools, "meter": "energy_kwh"})
-    return min((hour for hour in rows["hour"].to_pylist() if hour is not None), default=None)
+def _metered(ledger: Ledger, book: str, pools: list[str]) -> tuple[datetime, datetime] | None:
+    """The first and last hour of the pools' energy, else of anything they used: metering began with the first."""
+    for meters in ({"meter": "energy_kwh"}, {}):
+        rows = ledger.usage("hour", where={"book": book, "pool": pools, **meters})
+        hours: list[datetime] = [hour for hour in rows["hour"].to_pylist() if hour is not None]
+        if hours:
+            return min(hours), max(hours)
+    return None
 
 
 def _load(
