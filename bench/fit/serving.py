@@ -47,10 +47,12 @@ SPREAD_ORDER = Spread._fields
 
 MOE = ("routed", "grouped", "grouped_prefill", "expert_us")
 BROAD = ("reading", "computing", "latency", "handling")
-PARTICULAR = (*(n for n in NAMES if n not in DIRECTIONS["latency"]), "latency")
+FREE = tuple(n for n in NAMES if n != "seats")
+"""What the fit moves step by step; seats, which bind or do not, are searched."""
+PARTICULAR = (*(n for n in FREE if n not in DIRECTIONS["latency"]), "latency")
 Levels = dict[str, tuple[tuple[str, ...], float]]
 STAGES: tuple[Levels, ...] = (
-    {"all": (NAMES, 0.2), "precision": (MOE, 0.2), "engine|precision": (MOE, 0.3)},
+    {"all": (FREE, 0.2), "precision": (MOE, 0.2), "engine|precision": (MOE, 0.3)},
     {"vendor": (BROAD, 0.1), "engine": (BROAD, 0.1)},
     {"configuration": (PARTICULAR, 0.6)},
     {"release": (PARTICULAR, 0.6)},
@@ -61,7 +63,8 @@ log space. Chosen by cross-validation over models and GPUs left out; architectur
 own did not help there."""
 GENERAL = 2
 """Stages that reach beyond a configuration."""
-SCALE = {"prefill": 0.5, "attention": 0.25, "request_ms": 1.5, "first_ms": 1.5, "eager": 1.5, "queue": 1.5}
+SCALE = {"prefill": 0.5, "attention": 0.25, "request_ms": 1.5, "first_ms": 1.5, "eager": 1.5, "queue": 1.5,
+         "slot": 4.0, "first_steps": 2.5}  # fmt: skip
 """Prior deviations relative to their level's: narrow where physics leaves little room, wide where it says
 little."""
 NOISE = {"tokens_per_s": 0.06, "tpot_s": 0.06, "ttft_s": 0.6}
@@ -166,8 +169,45 @@ def fit(b: Batch, stages: Sequence[Levels] | None = None) -> Fit:
     """Maximum a posteriori effects, stage by stage."""
     effects: dict[tuple[str, str, str], float] = {}
     for levels in STAGES if stages is None else stages:
+        if "release" in levels:
+            effects |= _seats(b, Fit(effects).logs(b))
         effects |= _fit_stage(b, levels, Fit(effects).logs(b))
     return Fit(effects)
+
+
+SEATS = (16.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0, 384.0)
+SEATS_NATS = 12.0
+"""What a limit on the requests run at once must gain in log likelihood to be believed: few engines are set to
+one below the load they are measured at."""
+
+
+def _seats(b: Batch, start: Floats) -> dict[tuple[str, str, str], float]:
+    """Per release the limit on running requests that its rows show, where they show one."""
+    at = NAMES.index("seats")
+    before = _losses(b, evaluate(b, start))
+    best: dict[str, tuple[float, float]] = {}
+    for seats in SEATS:
+        logs = start.copy()
+        logs[:, at] = np.log(seats)
+        gained = before - _losses(b, evaluate(b, logs))
+        for key in {k["release"] for k in b.keys}:
+            gain = float(gained[b.rows_of("release", key)].sum())
+            if gain > max(SEATS_NATS, best.get(key, (0.0, 0.0))[0]):
+                best[key] = gain, seats
+    return {
+        ("release", key, "seats"): float(np.log(seats / Coefficients().seats))
+        for key, (_, seats) in best.items()
+    }
+
+
+def _losses(b: Batch, answer: dict[str, Floats]) -> Floats:
+    """Half the Huber loss of every row, its weight included."""
+    out = np.zeros(len(b.rows))
+    for quantity, noise in NOISE.items():
+        residual = np.abs(np.log(b.measured[quantity] / answer[quantity])) / noise
+        residual = np.where(np.isfinite(residual), residual, 0.0)
+        out += np.where(residual < HUBER, residual**2 / 2, HUBER * residual - HUBER**2 / 2)
+    return np.asarray(out * np.array([r.weight for r in b.rows]) * _balance(b), dtype=np.float64)
 
 
 def _fit_stage(b: Batch, levels: Levels, start: Floats) -> dict[tuple[str, str, str], float]:

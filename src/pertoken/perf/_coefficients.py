@@ -55,7 +55,7 @@ class Coefficients:
     """Router and grouped GEMM's latency, per MoE layer."""
     message_us: FloatLike = 3.0
     """One collective."""
-    sequence_us: FloatLike = 14.0
+    sequence_us: FloatLike = 5.0
     """Sampling, detokenising, scheduling: per sequence of a rank and step."""
     request_ms: FloatLike = 2.0
     """Admission of a request: engine time."""
@@ -63,6 +63,18 @@ class Coefficients:
     """Front end and streaming, until the first token: latency alone."""
     eager: FloatLike = 5.0
     """A prompt's kernels are launched one by one, not from a graph: their latency relative to decode's."""
+    stall: FloatLike = 1.0
+    """A prompt's kernels delay the running sequences too: relative to a decode step's latency."""
+    row_us: FloatLike = 0.02
+    """Work of one sequence in one kernel."""
+    gather: FloatLike = 0.3
+    """Bytes of one-shot all-reduces, in which every GPU reads all others'."""
+    first_steps: FloatLike = 0.5
+    """Steps until the first token is seen: waiting for the running step, streaming in intervals."""
+    slot: FloatLike = 0.02
+    """Requests that wait while a finished one's slot is handed on."""
+    seats: FloatLike = 4096.0
+    """Requests an engine runs at once by its own setting, whatever fits memory."""
     queue: FloatLike = 0.5
     """Waiting for other prompts, relative to half of all prompts in flight."""
 
@@ -72,7 +84,7 @@ DIRECTIONS: Mapping[str, tuple[str, ...]] = {
     "reading": ("always", "routed", "cache"),
     "computing": ("gemm", "prefill", "attention"),
     "latency": ("step_ms", "kernel_us", "expert_us", "message_us"),
-    "handling": ("sequence_us", "request_ms", "first_ms", "eager"),
+    "handling": ("sequence_us", "row_us", "request_ms", "stall", "first_ms", "eager"),
 } | {name: (name,) for name in NAMES}
 """What one effect moves: a single coefficient, or several that share a cause, together."""
 
@@ -144,6 +156,7 @@ def level_keys(model: Model, gpu: Gpu, engine: str, precision: str, *, split: bo
         "vendor": gpu.vendor.lower(),
         "architecture": gpu.architecture,
         "engine": family,
+        "kind": "moe" if model.moe_layers else "dense",
         "engine|precision": f"{family}|{kind}",
         "precision": kind,
         "architecture|engine": f"{gpu.architecture}|{family}",

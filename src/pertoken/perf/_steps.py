@@ -123,7 +123,8 @@ def decode_step_s(
         + attend
         + c.links * work.message_s * tokens
         + latency_s(work, c)
-        + c.sequence_us * MICRO * rank
+        + MICRO * rank * (c.sequence_us + c.row_us * work.kernels)
+        + c.gather * work.gather_s * tokens
     )
     return seconds
 
@@ -141,7 +142,7 @@ def prompt_s(work: Work, c: Coefficients, requests: Requests) -> tuple[FloatLike
     flops = c.prefill * (work.dense_gemm_s + c.grouped_prefill * work.routed_gemm_s)
     per_token = flops + c.attention * attention / work.dp + c.links * work.message_s
     request = c.request_ms * MILLI / work.dp
-    shared = n * per_token / work.pp + request
+    shared = n * per_token / work.pp + request + c.stall * latency_s(work, c) / work.pp
     alone = n * per_token + request * work.dp
     return shared, np.maximum(alone, weights_s(work, c, n)) + c.eager * latency_s(
         work, c
@@ -159,6 +160,14 @@ def max_sequences(work: Work, requests: Requests) -> Floats:
     return np.asarray(np.maximum(np.floor(work.kv_memory_bytes / per_sequence), 0.0) * work.dp)
 
 
+def running(c: Coefficients, concurrency: FloatLike, limit: FloatLike) -> Floats:
+    """Requests an engine runs at once: those in flight less the slots being handed on, as far as memory and the
+    engine's own limit allow."""
+    asked = np.asarray(concurrency, dtype=np.float64)
+    handed = c.slot * (1 - 1 / np.maximum(asked, 1.0))
+    return np.maximum(np.minimum(np.minimum(asked - handed, limit), c.seats), 1.0)
+
+
 def closed_loop(work: Work, c: Coefficients, requests: Requests, concurrency: FloatLike) -> Loop:
     """C requests in flight share the replica: each lives OSL decode steps, in which C prompts are computed
     too.
@@ -168,7 +177,7 @@ def closed_loop(work: Work, c: Coefficients, requests: Requests, concurrency: Fl
     their first token; time per output token from Little's law, C = rate × (TTFT + OSL × TPOT).
     """
     limit = max_sequences(work, requests)
-    admitted = np.maximum(np.minimum(concurrency, limit), 1.0)
+    admitted = running(c, concurrency, limit)
     context = decode_context(work, requests)
     cache_s, attention_s = cache_per_sequence_s(work, context), attention_per_token_s(work, context)
     shared, alone = prompt_s(work, c, requests)
@@ -181,11 +190,11 @@ def closed_loop(work: Work, c: Coefficients, requests: Requests, concurrency: Fl
         )
         cycle = steps * step + admitted * shared
         busy = admitted * shared / cycle
-        first = alone + 0.5 * step + c.queue * busy * 0.5 * (admitted - 1) * shared
+        first = alone + c.first_steps * step + c.queue * busy * 0.5 * (admitted - 1) * shared
         decoding = np.maximum(admitted * (1 - np.minimum(first / cycle, 0.9)), 1.0)
     rate = admitted / cycle
     tpot = np.maximum(cycle - first, steps * step * 0.5) / np.asarray(requests.output)
-    ttft = first + np.maximum(concurrency - limit, 0.0) / rate
+    ttft = first + np.maximum(concurrency - admitted, 0.0) / rate
     return Loop(
         rate * requests.output, ttft, tpot, busy, limit, step, cycle, admitted, decoding, np.ones(1)
     )  # fmt: skip

@@ -163,6 +163,8 @@ class Work:
     """Collectives per step, weighted by hops: one over PCIe or between nodes counts FAR_MESSAGE."""
     message_s: FloatLike
     """Bytes on links, per token of a step."""
+    gather_s: FloatLike
+    """Bytes of decode's all-reduces done in one shot, per token of a step."""
     kv_full_bytes: FloatLike
     """Cache memory per sequence of a rank and token of context, on its fullest GPU."""
     kv_window_bytes: FloatLike
@@ -218,14 +220,14 @@ def _link(gpu: Gpu, group: int) -> tuple[float, float]:
     return gpu.inter_node_bytes_per_s, FAR_MESSAGE
 
 
-def _messages(model: Model, gpu: Gpu, layout: Layout) -> tuple[float, float]:
+def _messages(model: Model, gpu: Gpu, layout: Layout) -> tuple[float, float, float]:
     """Collectives per step, and seconds on links per token of the step.
 
     Tensor parallel: an all-reduce after attention and one after the feed-forward block. Attention data
     parallel with experts spread: dispatch and combine instead of the second. Pipeline: one message per
     boundary.
     """
-    count, seconds = 0.0, 0.0
+    count, seconds, gather = 0.0, 0.0, 0.0
     group = layout.tp * layout.dp
     hidden_bytes = model.hidden * MESSAGE_BYTES
     ffn_layers = model.moe_layers + model.dense_ffn_layers
@@ -235,6 +237,7 @@ def _messages(model: Model, gpu: Gpu, layout: Layout) -> tuple[float, float]:
         reduces = len_layers(model) + (ffn_layers - model.moe_layers if spread else ffn_layers)
         count += reduces * latency
         seconds += reduces * hidden_bytes * 2 * (layout.tp - 1) / layout.tp / rate / layout.dp
+        gather += reduces * hidden_bytes * (layout.tp - 1) / rate / layout.dp
     if spread:
         rate, latency = _link(gpu, group)
         ranks = group * (1 - (1 - 1 / group) ** model.experts_active) * (group - 1) / group
@@ -245,7 +248,7 @@ def _messages(model: Model, gpu: Gpu, layout: Layout) -> tuple[float, float]:
         rate, latency = _link(gpu, layout.gpus)
         count += (layout.pp - 1) * latency
         seconds += (layout.pp - 1) * hidden_bytes / rate
-    return count, seconds
+    return count, seconds, gather
 
 
 KERNELS = {"full": 7, "sliding": 7, "mla": 14, "sparse": 18, "linear": 10}
@@ -328,7 +331,7 @@ def work(model: Model, gpu: Gpu, layout: Layout, fmt: Formats) -> Work:
     state = sum(a.layers * a.state_values / _shards(a, layout.tp) for a in linear) * WEIGHT_BYTES["bf16"]
     peak, peak_attention = gpu.flops[fmt.compute], gpu.flops["bf16"]
     bandwidth = gpu.memory_bytes_per_s
-    messages, message_s = _messages(model, gpu, layout)
+    messages, message_s, gather_s = _messages(model, gpu, layout)
     full, window, top = cached(unlimited), cached(windowed), cached(topped)
 
     def flops(groups: list[Attention], prefill: bool = False) -> float:
@@ -354,7 +357,7 @@ def work(model: Model, gpu: Gpu, layout: Layout, fmt: Formats) -> Work:
         prompt_full_s=flops(unlimited, True) + index_flops,
         prompt_window_s=flops(windowed, True), prompt_top_s=flops(topped, True),
         window=_window_of(windowed), top=_window_of(topped),
-        messages=messages, message_s=message_s,
+        messages=messages, message_s=message_s, gather_s=gather_s,
         kv_full_bytes=(full + top + index) / layout.pp, kv_window_bytes=window / layout.pp,
         kv_state_bytes=state / layout.pp, kv_memory_bytes=memory,
     )  # fmt: skip
