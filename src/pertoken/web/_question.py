@@ -13,6 +13,7 @@ import pyarrow as pa
 from fastapi import Depends, Query
 from pydantic import AwareDatetime
 
+from pertoken.client import quoted
 from pertoken.errors import InputError
 from pertoken.meter.attribute import BOOK
 from pertoken.web._doors import Reader
@@ -44,7 +45,7 @@ class Question:
             if isinstance(value, datetime):
                 pairs.append((name, value.isoformat()))
             elif value is not None:
-                pairs += [(name, _quoted(one)) for one in ([value] if isinstance(value, str) else value)]
+                pairs += [(name, quoted(one)) for one in ([value] if isinstance(value, str) else value)]
         return urlencode(pairs)
 
     def within(self, row: Mapping[str, Any]) -> Question | None:
@@ -65,7 +66,7 @@ class Question:
     @property
     def kept(self) -> list[tuple[str, str]]:
         """Its filters as fields of a form: names and values as `query` writes them."""
-        return [(key, _quoted(value)) for key, values in self.where.items() for value in values]
+        return [(key, quoted(value)) for key, values in self.where.items() for value in values]
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -119,11 +120,6 @@ def split_names(values: Sequence[str]) -> list[str]:
         else:
             names += [part for part in value.split(",") if part]
     return list(dict.fromkeys(names))
-
-
-def _quoted(name: str) -> str:
-    plain = name and "," not in name and not name.startswith('"')
-    return name if plain else '"' + name.replace('"', '""') + '"'
 
 
 def plain_rows(table: pa.Table) -> list[dict[str, Any]]:

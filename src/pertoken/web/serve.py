@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hmac
-import http.client
 import ipaddress
 import json
 import logging
 import os
 import secrets
 import signal
-import ssl
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import pyarrow as pa
 
+from pertoken.client import Client
 from pertoken.errors import InputError
 from pertoken.fleet import load_fleet
 from pertoken.ledger import open_ledger
@@ -360,36 +359,17 @@ def ask(folder: Path, method: str, path: str, body: Any = None, timeout_s: float
 
 def _asked(here: Mapping[str, str], method: str, path: str, body: Any, timeout_s: float) -> Any | None:
     """The answer (JSON) of the service at `here["url"]`; None where nothing listens there."""
-    url = urlsplit(here["url"])
-    if url.scheme == "https":
-        context = ssl.create_default_context(cafile=here["cert"] or None)
-        # Our own certificate need not name loopback: it must be the very one the service was started with.
-        context.check_hostname = not here["cert"]
-        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-            url.hostname or "", url.port, timeout=timeout_s, context=context
-        )
-    else:
-        connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=timeout_s)
-    kind = "application/vnd.apache.arrow.stream" if isinstance(body, bytes) else "application/json"
-    headers = {"Content-Type": kind} | ({"Authorization": f"Bearer {here['token']}"} if here["token"] else {})
-    sent = body if body is None or isinstance(body, bytes) else json.dumps(body)
-    try:
-        connection.request(method, path, sent, headers)
-        answer = connection.getresponse()
-        status, text = answer.status, answer.read()
-    except (ConnectionRefusedError, ConnectionResetError):
-        return None  # it was killed and left its note behind
-    except (OSError, http.client.HTTPException) as error:
-        raise InputError(f"the service at {here['url']} does not answer: {error}") from error
-    finally:
-        connection.close()
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"what answers at {here['url']} is no PerToken service") from error
-    if status >= 400:
-        raise InputError(str(found.get("detail", status)) if isinstance(found, dict) else str(status))
-    return found
+    # Our own certificate need not name loopback: it must be the very one the service was started with.
+    cert = here["cert"]
+    with Client(
+        here["url"], here["token"], ca_file=cert or None, check_name=not cert, timeout_s=timeout_s
+    ) as client:
+        try:
+            return client.ask(method, path, body)
+        except InputError as error:
+            if isinstance(error.__cause__, (ConnectionRefusedError, ConnectionResetError)):
+                return None  # it was killed and left its note behind
+            raise
 
 
 def _write_private(path: Path, content: bytes) -> None:

@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from pydantic import AwareDatetime
 
+from pertoken.client import quoted
 from pertoken.errors import InputError
 from pertoken.ledger import Ledger
 from pertoken.meter.attribute import BOOK
@@ -157,10 +158,7 @@ def _compared(here: BooksHere, choice: Choice, books: tuple[str, ...]) -> tuple[
 
 def _links(found: Variance, line: Line) -> list[tuple[str, str]]:
     """Where the cost of a line is, book by book."""
-    names = {
-        key: f'"{name}"' if not name or "," in name else name
-        for key, name in zip(found.by, line.group, strict=True)
-    }
+    names = {key: quoted(name) for key, name in zip(found.by, line.group, strict=True)}
     hours = {"from": found.start.isoformat(), "to": found.end.isoformat()}
     return [
         (book, f"/where?{urlencode({'book': book, **names, **hours})}")
