@@ -346,6 +346,47 @@ def doctor(
 
 
 @app.command()
+def budget(
+    data: DataFolder,
+    fleet: FleetFile = None,
+    tenant: Annotated[str, typer.Option(help="Budgets of this tenant alone.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Budgets: spent, burn rate, forecast with its interval, when they run out; exit code 1 where a hard one has."""
+    from pertoken.report._budget_text import told
+    from pertoken.web.charged import budgets
+
+    found = budgets(data, fleet, tenant)
+    _print(found if as_json else told(found), as_json)
+    if any(one["hard"] and one["spent_fraction"] >= 1 for one in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def statement(
+    data: DataFolder,
+    tenant: Annotated[str, typer.Option(help="Whose.", show_default=False)],
+    month: Annotated[str, typer.Option(help="Such as 2026-11.", show_default=False)],
+    fleet: FleetFile = None,
+    spread_idle: Annotated[
+        bool | None,
+        typer.Option(help="With or without its part of idle; empty: as the fleet says.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+    html: HtmlFile = None,
+    csv: CsvFile = None,
+) -> None:
+    """What a tenant is charged for a month, line by line; all tenants and what is nobody's add up to the ledger."""
+    from pertoken.web.charged import statement as run
+
+    _check_writable(html, csv)
+    found = run(data, fleet, tenant, month, spread_idle)
+    _write(html, found.to_html)
+    _write(csv, found.to_csv)
+    _print(found.to_dict() if as_json else found, as_json)
+
+
+@app.command()
 def report(
     data: DataFolder,
     book: Annotated[list[str], typer.Option(help="Two books: actual and plan:NAME.", show_default=False)],

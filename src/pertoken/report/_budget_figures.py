@@ -114,7 +114,12 @@ def thinned(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _coloured(name: str) -> dict[str, Any]:
-    return {"datum": name, "type": "nominal", "scale": _COLOURS, "legend": {"title": None, "orient": "top"}}
+    return {
+        "datum": name,
+        "type": "nominal",
+        "scale": _COLOURS,
+        "legend": {"title": None, "orient": "top", "symbolOpacity": 1},
+    }
 
 
 def _utc(moment: datetime) -> str:

@@ -110,6 +110,7 @@ class Standing:
 
     ground: Ground
     as_of: datetime
+    """When the hour so far was asked."""
     running: Decimal
     """What the hour so far comes to."""
     forecast: Forecast | None
@@ -216,11 +217,12 @@ def grounds(
 def stand(ground: Ground, now: datetime, so_far: SoFar | None) -> Standing:
     """How a budget stands, from its closed hours and the hour so far (None: closed hours alone)."""
     running = Decimal(0)
-    if so_far is not None and so_far.hour >= ground.until and so_far.hour < ground.period.end:
+    moment = now if so_far is None else so_far.until
+    if so_far is not None and ground.until <= so_far.hour < ground.period.end:
         scope = _Scope(so_far.ledger, ground.budget, ground.weights)
         running = sum(scope.by_hour(ground.period.start, None).values(), Decimal(0))
-    forecast = _forecast(ground, now, running)
-    return Standing(ground, now, running, forecast, _runs_out(ground, now, running))
+    forecast = _forecast(ground, moment, running)
+    return Standing(ground, moment, running, forecast, _runs_out(ground, moment, running))
 
 
 def standings(books: Books, now: datetime) -> list[Standing]:

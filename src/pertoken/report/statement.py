@@ -118,10 +118,30 @@ class Statement:
         """All lines, to the cent."""
         return sum((line.shown_usd for line in self.lines), Decimal("0.00"))
 
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> Statement:
+        """The statement that `to_dict` gave."""
+        month = Month(
+            told["month"], datetime.fromisoformat(told["start"]), datetime.fromisoformat(told["end"]),
+            told["timezone"], datetime.fromisoformat(told["closed_until"]), told["unpriced_hours"],
+        )  # fmt: skip
+        lines = [
+            Line(
+                one["what"], one["pool"], one["model"], one["phase"], one["category"], one["component"],
+                tuple((meter, Decimal(amount)) for meter, amount in one["quantities"].items()),
+                Decimal(one["usd"]), Decimal(one["usd_to_the_cent"]), one["basis"],
+            )
+            for one in told["lines"]
+        ]  # fmt: skip
+        tokens = tuple((one["model"], one["meter"], Decimal(one["quantity"])) for one in told["tokens"])
+        return cls(told["tenant"], month, tuple(lines), tokens, told["policy"])
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON: amounts as text, exact."""
         return {
             "tenant": self.tenant, "month": self.month.name, "timezone": self.month.timezone,
+            "closed_until": f"{self.month.closed_until:%Y-%m-%dT%H:%M:%SZ}",
+            "unpriced_hours": self.month.unpriced_hours,
             "start": f"{self.month.start:%Y-%m-%dT%H:%M:%SZ}", "end": f"{self.month.end:%Y-%m-%dT%H:%M:%SZ}",
             "usd": _text(self.usd), "usd_to_the_cent": _text(self.shown_usd), "policy": self.policy,
             "notes": list(self.month.notes),

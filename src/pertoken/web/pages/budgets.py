@@ -95,14 +95,19 @@ async def statements(
 
 @router.get("/statement/{address:path}")
 async def statement_of(
-    request: Request, service: ServiceHere, caller: Reader, address: str, month: _MonthAsked = ""
+    request: Request,
+    service: ServiceHere,
+    caller: Reader,
+    address: str,
+    month: _MonthAsked = "",
+    spread: bool | None = None,
 ) -> Response:
-    """A tenant's statement, as a page that prints or as the twin its address ends in."""
+    """A tenant's statement, as a page that prints or a twin; `spread`: with its part of idle, or without."""
     twin = next((ending for ending in STATEMENT_TWINS if address.endswith(ending)), "")
     tenant = address.removesuffix(twin)
     if caller.tenant and tenant != caller.tenant:
         raise HTTPException(403, "a tenant's token may ask for its own statement alone")
-    return await asyncio.to_thread(_tenants, request, service, tenant, twin, month)
+    return await asyncio.to_thread(_tenants, request, service, tenant, twin, month, spread)
 
 
 def _one(
@@ -206,11 +211,13 @@ def _all(request: Request, service: Service, twin: str, asked: str) -> Response:
     )
 
 
-def _tenants(request: Request, service: Service, tenant: str, twin: str, asked: str) -> Response:
+def _tenants(
+    request: Request, service: Service, tenant: str, twin: str, asked: str, spread: bool | None
+) -> Response:
     month = _month(service, asked)
     months = [(m, _statement_url(tenant, None, name=m), m == month.name) for m in _around(month)]
     try:
-        found = statement(service.books.ledger, service.fleet, month, tenant)
+        found = statement(service.books.ledger, service.fleet, month, tenant, spread)
     except InputError as error:
         if twin:
             raise
