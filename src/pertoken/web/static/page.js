@@ -6,7 +6,9 @@ const pertoken = {
     this.specs.set(place, spec);
     const style = getComputedStyle(document.documentElement);
     const ink = style.getPropertyValue("--ink").trim(), line = style.getPropertyValue("--line").trim();
-    return vegaEmbed(place, spec, {
+    // What a screen reader says: Vega writes the description over the place's label.
+    const label = place.getAttribute("aria-label");
+    return vegaEmbed(place, label ? { description: label, ...spec } : spec, {
       ast: true, renderer: "svg", actions: false, defaultStyle: false, tooltip: false,
       config: {
         background: "transparent", view: { stroke: null },
