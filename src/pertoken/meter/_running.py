@@ -33,11 +33,20 @@ class Running:
         """By hour, the sequence up to which its blocks were added up."""
         self._total: dict[tuple[Any, ...], list[int]] = {}
         self._seconds: dict[int, list[Sums]] = defaultdict(list)
+        self._now: datetime | None = None
+        self.last_words: dict[str, int] = {}
+        """By source, the newest time [POSIX s] it told of, of the hours that were read."""
 
     def totals(self, now: datetime) -> pa.Table:
         """Records of the hour of `now` so far (`records.TOTALS`)."""
         self.follow(now)
         return summed([{(self._hour, *key): (sums[0], sums[1]) for key, sums in self._total.items()}])
+
+    def records(self, hour: datetime) -> pa.Table | None:
+        """All records of an hour (`records.TOTALS`), where it is the one that is being read."""
+        if self._now is None or math.floor(hour.timestamp()) // SECONDS_PER_HOUR != self._hour:
+            return None
+        return self.totals(self._now)
 
     def recent(self, now: datetime, seconds: int) -> pa.Table:
         """Records of the last `seconds` before `now` (`records.TOTALS`), all under the hour of `now`.
@@ -55,6 +64,7 @@ class Running:
 
     def follow(self, now: datetime) -> None:
         """Read what came since the last look. The first look at an hour reads all of it."""
+        self._now = now
         hour = math.floor(now.timestamp()) // SECONDS_PER_HOUR
         if hour != self._hour:
             self._begin(hour)
@@ -117,7 +127,10 @@ class Running:
         sums = partial_sums((seconds - base) * blocks.HOUR_US, packed.quantity, packed.codes, packed.texts)
         by_second: dict[int, Sums] = defaultdict(dict)
         for key, value in sums.items():
-            by_second[base + int(key[0])][key] = value
+            second = base + int(key[0])
+            by_second[second][key] = value
+            if second > self.last_words.get(key[1], 0):
+                self.last_words[key[1]] = second
         for second, part in by_second.items():
             self._seconds[second].append(part)
         if hour == self._hour:

@@ -9,7 +9,7 @@ from datetime import datetime
 
 import pyarrow as pa
 
-from pertoken.meter.attribute import Finding
+from pertoken.meter._findings import Finding
 
 _COUNTED = ("prompt_tokens", "input_tokens", "cached_input_tokens", "output_tokens")
 _LEAST = 1000.0

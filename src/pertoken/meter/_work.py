@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pertoken import catalog
 from pertoken.errors import CannotServeError, NoEvidenceError
-from pertoken.meter.attribute import Served, Work
+from pertoken.meter._claims import Served, Work
 from pertoken.perf.point import Layout, Point
 
 _CONCURRENCY = 16.0
