@@ -42,7 +42,7 @@ _UNTIL = "close/until"
 """Mark of the journal: the first hour that was never closed."""
 _KEPT = "close/kept-from"
 """Mark of the journal: the first day whose records were not deleted."""
-_CHUNK_HOURS = 24 * 7
+_CHUNK_HOURS = _KEPT_LOOKS = 24 * 7
 LEDGER_FILE, _JOURNAL = "ledger.duckdb", "journal"
 
 
@@ -82,6 +82,7 @@ class Books:
         self._growing = Growing(
             journal, ledger, fleet, predictor, self._reading, self._once, self._paid_so_far
         )
+        self._looks: dict[datetime, Look] = {}
         self._shut = False
 
     def take(self, rows: pa.Table, marks: dict[str, bytes] | None = None) -> Appended:
@@ -174,10 +175,14 @@ class Books:
         return freed
 
     def look(self, hour: datetime) -> Look:
-        """What an hour's records are, and what attribution has to say of them, anew from the journal."""
-        records = self._totals(hour).records
-        found = self._attributed(hour, records)
-        return Look(tuple(sorted(map(str, records.column("source").unique().to_pylist()))), found.findings)
+        """What an hour's records are, and what attribution has to say of them: from its close, where nothing came
+        since, else anew from the journal."""
+        known = self._looks.get(hour)
+        if known is not None and hour not in self.journal.dirty_hours():
+            return known
+        running = self._growing.records(hour)
+        records = self._totals(hour).records if running is None else running
+        return _look(records, self._attributed(hour, records))
 
     def so_far(self, now: datetime, fresh_s: float = FRESH_S) -> SoFar:
         """The hour that is not over, attributed and priced up to now, at most `fresh_s` [s] old, never written down.
@@ -190,6 +195,11 @@ class Books:
     def lately(self, now: datetime, seconds: int) -> Lately:
         """Usage of the last `seconds` before now and what it costs. Raises InputError on more than 20 minutes."""
         return self._growing.lately(now, seconds)
+
+    @property
+    def last_words(self) -> dict[str, datetime]:
+        """When each source last told something, as far as `follow` has read."""
+        return self._growing.last_words
 
     def follow(self, now: datetime) -> None:
         """Read the newest records for `so_far` and `lately`, which then have less to do."""
@@ -245,6 +255,7 @@ class Books:
             read = self._totals(hour)
             found = self._attributed(hour, read.records)
             findings += found.findings
+            self._looks[hour] = _look(read.records, found)
             tables += [found.usage, *self._paid_by_the_hour(hour, found.usage, by_hour)]
             if hour in dirty:
                 reached[hour] = read.sequence
@@ -255,6 +266,8 @@ class Books:
         self._price_other_months(changed, start, end)
         unpriced = self._post([(start, end), *changed])
         self._growing.closings += 1
+        for hour in sorted(self._looks)[:-_KEPT_LOOKS]:
+            del self._looks[hour]
         done = [h for h in hours if h not in unpriced]
         for hour in done:
             if hour in reached:
@@ -380,6 +393,10 @@ def _by_the_hour(rates: pa.Table) -> set[tuple[Any, Any, Any]]:
     """Pool, hour and meter of what is paid by the hour."""
     columns = (rates[name].to_pylist() for name in ("pool", "hour", "meter"))
     return {row for row in zip(*columns, strict=True) if base_meter(str(row[2])) == "site_hours"}
+
+
+def _look(records: pa.Table, found: meter.Attribution) -> Look:
+    return Look(tuple(sorted(map(str, records.column("source").unique().to_pylist()))), found.findings)
 
 
 def _only_peaks(rates: pa.Table) -> pa.Table:

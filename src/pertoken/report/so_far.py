@@ -173,6 +173,18 @@ class Growing:
         with self._reading:
             self._running.follow(now.astimezone(UTC))
 
+    def records(self, hour: datetime) -> pa.Table | None:
+        """Records (`records.TOTALS`) of an hour, where it is the one that is being read."""
+        with self._reading:
+            return self._running.records(hour)
+
+    @property
+    def last_words(self) -> dict[str, datetime]:
+        """When each source last told something, of those that were heard in the hours read."""
+        with self._reading:
+            words = dict(self._running.last_words)
+        return {source: datetime.fromtimestamp(second, UTC) for source, second in words.items()}
+
     def shut(self) -> None:
         """Let go of the last answer; who still reads one keeps it."""
         with self._computing:

@@ -203,6 +203,14 @@ class Service:
             self.budgets.closed()
         return closed
 
+    def _follow(self) -> None:
+        """Read what came, so that whoever asks for the hour so far waits for little."""
+        try:
+            self.books.follow(self.now())
+        except Exception as error:
+            # The next look may succeed, and the hours must be closed meanwhile.
+            log.warning("the newest records cannot be read: %s: %r", type(error).__name__, str(error))
+
     def _tidy(self) -> None:
         try:
             self.books.tidy(self.now(), self._keep_days)
@@ -221,6 +229,7 @@ class Service:
                 self.health.clock_jumps = [*self.health.clock_jumps[-19:], (wall_s, jump)]
                 log.warning("the clock jumped by %.0f s", jump)
             last_wall_s, last_s = wall_s, now_s
+            self._follow()
             if now_s >= next_s:
                 next_s = now_s + self._grace_s
                 self.close_due()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from pertoken.web import live
-from pertoken.web.pages import budgets, by, energy, now, planning, variance, where
+from pertoken.web.pages import budgets, by, energy, now, planning, sources, variance, where
 
 ROUTERS: tuple[APIRouter, ...] = (
     now.router,
@@ -16,4 +16,5 @@ ROUTERS: tuple[APIRouter, ...] = (
     planning.router,
     budgets.router,
     energy.router,
+    sources.router,
 )
