@@ -192,23 +192,33 @@ def test_a_later_month_pays_for_an_earlier_peak(make: Make) -> None:
 
 
 def test_ratchets_of_a_tariff_are_billed_as_the_utility_bills_them() -> None:
-    sites = {"home": {"timezone": "America/Chicago", "pue": 1.3, "tariff": "Hartselle GSA-2"}}
-    from pertoken.catalog import tariff
-
-    names = [d.name for d in tariff("Hartselle GSA-2").demand if d.ratchet is not None]
+    """Sacramento bills the highest peak of twelve months: training in March is paid for again in April."""
+    job = {
+        "kind": "training", "model": "Qwen/Qwen3-4B", "tokens": 4e8, "sequence_tokens": 2048, "deadline_days": 5,
+        "pools": ["own"],
+    }  # fmt: skip
+    site = {
+        "timezone": "America/Los_Angeles",
+        "pue": 1.3,
+        "tariff": "SMUD CI-TOD4",
+        "fixed_charge_fraction": 0,
+    }
     pool = scenario().model_dump(mode="json")["pools"]["own"]
-    asked = {"chat": serving(requests_per_day=600_000, pools=[])}
     made = scenario(
-        sites=sites, pools={"own": pool}, workloads=asked,
-        horizon={"start": "2027-03-20", "days": 20, "timezone": "America/Chicago"},
-    )  # fmt: skip
-    found = plan(made, gap=0.05, time_limit_s=60)
+        sites={"home": site | {"previous_peaks_kw": {"site": [0.5, 0.4]}}},
+        pools={"own": pool},
+        workloads={"chat": serving(requests_per_day=200_000), "job": job},
+        horizon={"start": "2027-03-26", "days": 12, "timezone": "America/Los_Angeles"},
+    )
+    found = plan(made, gap=0.02, time_limit_s=60)
     resolved = Market(made).tariff("home")
     assert resolved is not None
-    billed = billed_peaks_kw(resolved, found.schedule.site_kw[0])
-    told = [kw for name in billed for kw in billed[name]]
-    assert found.schedule.peak_kw == pytest.approx(told)
-    assert names or not found.instance.peaks[1].ratchets
+    billed = billed_peaks_kw(resolved, found.schedule.site_kw[0], previous_peaks_kw={"site": [0.5, 0.4]})
+    assert found.schedule.peak_kw == pytest.approx(billed["site"])
+    march, april = found.schedule.peak_kw
+    second = found.instance.peaks[1]
+    assert march == april > float(found.schedule.site_kw[0][second.hours].max()) * 1.2
+    assert books(found) == pytest.approx(found.objective, rel=1e-6)
 
 
 @pytest.mark.parametrize("billed", [False, True])
