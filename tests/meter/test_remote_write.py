@@ -327,6 +327,8 @@ def test_a_silence_since_1970_is_no_silence() -> None:
     table, states, _ = otlp.read_metrics(sent, "application/json", target, {}, source="gateway/o", now_s=T0)
     assert table.num_rows < 5
     assert states["a:8000"].last_s == T0
-    written = [counter(float(n), at_s) for n, at_s in enumerate((0.001, 1e6, T0 - 60, T0))]
+    written = [
+        counter(float(n), at_s) for n, at_s in enumerate((0.001, 1e6, T0 - 4 * 365 * 86_400, T0 - 60, T0))
+    ]
     table, states, _ = read_remote_write(body(written), {"a:8000": target["a:8000"]}, {}, now_s=T0)
     assert table.num_rows < 5
