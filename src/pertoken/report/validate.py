@@ -25,6 +25,7 @@ from pertoken.perf._work import engine_family, precision_name
 from pertoken.perf.measured import MeasuredRow, read_rows, serving_points
 from pertoken.perf.point import Floats, Interval, Layout, Point
 from pertoken.perf.power import gpu_power_w
+from pertoken.perf.tasks import ENGINE, predict_task, task_names
 from pertoken.perf.training import predict_training, training_point
 from pertoken.report._fact_table import right, table_of
 
@@ -202,6 +203,7 @@ class _Key(NamedTuple):
     accepted_per_step: float
     media: str
     prefill_tp: int
+    task: str
 
 
 def _grouped(
@@ -242,7 +244,13 @@ def _key(row: MeasuredRow, by_name: dict[str, Model | InputError], folder: Path 
         row.accepted_per_step,
         row.media,
         row.prefill_tp,
+        row.task if _stack_known(row) else "",
     )
+
+
+def _stack_known(row: MeasuredRow) -> bool:
+    """Whether the row is of a benchmark's task on the kind of stack whose time is known."""
+    return row.task in task_names() and engine_family(row.engine) == ENGINE and not row.prefill_gpus
 
 
 def _model(name: str, folder: Path | None) -> Model:
@@ -276,9 +284,10 @@ def _serving(key: _Key, rows: Sequence[MeasuredRow], unanswered: dict[int, Unans
 def _predicted(key: _Key, rows: Sequence[MeasuredRow]) -> list[Scored]:
     _check_prefill_worker(key)
     point = _point(key, rows)
-    answer = predict(key.model, key.gpu, point)
+    named = key.task != ""
+    answer = predict_task(key.model, key.gpu, point, key.task) if named else predict(key.model, key.gpu, point)
     power = answer.gpu_power_w
-    if key.media:
+    if key.media and not named:
         power = _media_power(key, point, power)
     gpus = key.layout.gpus + point.prefill_gpus
     each = _divided(answer.tokens_per_s, gpus)
