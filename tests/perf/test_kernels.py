@@ -61,7 +61,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     kernels._carried.cache_clear()
     yield
     for name in [n for n in sys.modules if n.split(".")[0] == PACKAGE]:
-        monkeypatch.delitem(sys.modules, name)
+        del sys.modules[name]  # not through monkeypatch, whose undoing would bring the stand-in back
     kernels._compiled.cache_clear()
     kernels._carried.cache_clear()
 
