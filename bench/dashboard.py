@@ -8,12 +8,13 @@ of the server process alone.
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
-import multiprocessing
 import os
-import resource
+import selectors
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -27,16 +28,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pertoken.units import TERA
-
 END = datetime(2026, 11, 24, 9, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 POOLS, MODELS, TENANTS = 20, 3, 8
 WEEK = 24 * 7
-FLEET = "sites:\n  dc: {timezone: America/Los_Angeles, pue: 1.2, tariff: {usd_per_kwh: 0.1}}\npools:\n" + "".join(
-    f"  p{i:02}: {{gpu: H100-SXM, site: dc, count: 80, price: {{term: owned, usd_per_gpu: 35040, life_years: 4, "
-    "wacc_fraction: 0, residual_fraction: 0, method: straight-line}}\n"
-    for i in range(POOLS)
+PAGES, SECONDS = 8, 20
+FLEET = (
+    "sites:\n  dc: {timezone: America/Los_Angeles, pue: 1.2, tariff: {usd_per_kwh: 0.1}}\npools:\n"
+    + "".join(
+        f"  p{i:02}: {{gpu: H100-SXM, site: dc, count: 80, price: {{term: owned, usd_per_gpu: 35040, life_years: 4, "
+        "wacc_fraction: 0, residual_fraction: 0, method: straight-line}}\n"
+        for i in range(POOLS)
+    )
 )
 PER_GROUP = (
     ("input", "input_tokens", 3e6), ("input", "cached_input_tokens", 1e6), ("output", "output_tokens", 1e6),
@@ -54,7 +57,11 @@ def main() -> None:
     options.add_argument("--rows", type=float, default=40e6)
     options.add_argument("--browsers", type=int, default=200)
     options.add_argument("--only", choices=["make", "page", "stream"])
+    options.add_argument("--serve", type=int, default=0, help=argparse.SUPPRESS)
     given = options.parse_args()
+    if given.serve:
+        serve(given.folder, given.serve)
+        return
     hours = -int(-given.rows // PER_HOUR)
     folder = given.folder / str(hours)
     if not (folder / "made").exists():
@@ -100,7 +107,10 @@ def usage(start: datetime, hours: int) -> pa.Table:
         for model in range(MODELS):
             for tenant in range(TENANTS):
                 scale = 1 + (pool + 3 * model + 5 * tenant) % 7
-                rows += [(f"p{pool:02}", f"model-{model}", f"tenant-{tenant}", *r[:2], r[2] * scale) for r in PER_GROUP]
+                rows += [
+                    (f"p{pool:02}", f"model-{model}", f"tenant-{tenant}", *r[:2], r[2] * scale)
+                    for r in PER_GROUP
+                ]
         for row in range(IDLE_ROWS):
             meter = ("gpu_hours", "energy_kwh")[row % 2]
             rows.append((f"p{pool:02}", f"model-{row // 4}", IDLE, "idle", meter, 1.0 + row))
@@ -140,12 +150,161 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+@contextmanager
+def served(folder: Path) -> Iterator[tuple[str, int]]:
+    """The service on the ledger, in a process of its own: its address and its process id."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen([sys.executable, __file__, "--serve", str(port), "--folder", str(folder)])
+    try:
+        until = time.monotonic() + 60
+        while True:
+            try:
+                ask(port, "GET", "/readyz")
+                break
+            except OSError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}", process.pid
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def serve(folder: Path, port: int) -> None:
+    """The service with a clock that began half an hour after the ledger's last hour."""
+    import uvicorn
+
+    from pertoken.fleet import load_fleet
+    from pertoken.report.books import open_books
+    from pertoken.web.app import create_app
+    from pertoken.web.service import Service
+    from pertoken.web.tokens import Tokens
+
+    begun_s = time.time()
+    now_s = (END + HOUR / 2).timestamp()
+    books = open_books(load_fleet(folder / "fleet.yaml"), folder / "data")
+    service = Service(books, folder, clock=lambda: now_s + time.time() - begun_s)
+    app = create_app(service, Tokens(folder / "data"), require_tokens=False)
+    uvicorn.run(app, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
+
+
+def ask(port: int, method: str, path: str, body: Any = None) -> bytes:
+    """The body of an answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        text = None if body is None else json.dumps(body)
+        connection.request(method, path, text, {"Content-Type": "application/json"})
+        return connection.getresponse().read()
+    finally:
+        connection.close()
+
+
+_DRAWN = """() => {
+  const paint = performance.getEntriesByName("first-contentful-paint")[0];
+  const [page] = performance.getEntriesByType("navigation");
+  const bars = document.querySelectorAll(".spark rect").length;
+  return [page.responseStart, page.responseEnd, paint ? paint.startTime : 0, bars];
+}"""
+
+
 def page(folder: Path) -> None:
-    pass
+    """From the click to the drawn figures of the first page, in Chromium, cold and warm."""
+    from playwright.sync_api import sync_playwright
+
+    with served(folder) as (address, _), sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
+        )
+        found = []
+        for turn in range(PAGES):
+            context = browser.new_context(viewport={"width": 1200, "height": 800})
+            tab = context.new_page()
+            begun_s = time.perf_counter()
+            tab.goto(address, wait_until="commit")
+            tab.locator(".spark rect").nth(10 * 24 - 1).wait_for(state="attached")
+            tab.wait_for_timeout(300)
+            first, last, paint, bars = tab.evaluate(_DRAWN)
+            tab.locator("[data-hour=usd_per_hour]:not(:text-is('–'))").wait_for()
+            live_s = time.perf_counter() - begun_s
+            found.append((paint, first, last))
+            say(
+                f"page {turn}: answer {first:.0f} ms, whole {last:.0f} ms, {bars} bars painted at {paint:.0f} ms, "
+                f"live figures at {1000 * live_s:.0f} ms"
+            )
+            context.close()
+        browser.close()
+        paints = sorted(paint for paint, _, _ in found)
+        say(
+            f"first page, drawn: first {found[0][0]:.0f} ms, median {paints[len(paints) // 2]:.0f} ms (asked: 500)"
+        )
 
 
 def stream(folder: Path, browsers: int) -> None:
-    pass
+    """Processor time of the server while so many sockets read `/live`, all tenants' filters among them."""
+    with served(folder) as (address, pid):
+        port = int(address.rpartition(":")[2])
+        ended = threading.Event()
+        feeding = threading.Thread(target=feed, args=(port, ended))
+        feeding.start()
+        for count in (0, browsers):
+            streams = [looking(port, n) for n in range(count)]
+            time.sleep(5)
+            received = [0] * count
+            readers = selectors.DefaultSelector()
+            for n, one in enumerate(streams):
+                readers.register(one, selectors.EVENT_READ, n)
+            before_s, begun_s = spent_s(pid), time.perf_counter()
+            while time.perf_counter() - begun_s < SECONDS:
+                if not count:
+                    time.sleep(0.2)
+                    continue
+                for key, _ in readers.select(0.2):
+                    received[key.data] += streams[key.data].recv(1 << 16).count(b"event: now")
+            gone_s = time.perf_counter() - begun_s
+            share = (spent_s(pid) - before_s) / gone_s
+            told = f", {min(received)} to {max(received)} messages each in {gone_s:.0f} s" if count else ""
+            say(f"{count} browsers: the server takes {share:.3f} of a core{told}")
+            for one in streams:
+                one.close()
+            time.sleep(3)
+        ended.set()
+        feeding.join()
+
+
+def looking(port: int, number: int) -> socket.socket:
+    """A socket that reads the stream, every ninth that of all and the others of a tenant's filter."""
+    query = f"?tenant=tenant-{number % 9}" if number % 9 < TENANTS else ""
+    one = socket.create_connection(("127.0.0.1", port), 30)
+    one.sendall(f"GET /live{query} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+    return one
+
+
+def feed(port: int, ended: threading.Event) -> None:
+    """A hundred events each half a second, as of a busy gateway."""
+    number = 0
+    while not ended.is_set():
+        sent = []
+        now_s = (END + HOUR / 2).timestamp()
+        for _ in range(100):
+            number += 1
+            sent.append(
+                {
+                    "key": str(number), "ts": now_s + number / 200, "pool": f"p{number % POOLS:02}",
+                    "model": "model-0", "tenant": f"tenant-{number % TENANTS}", "meter": "output_tokens",
+                    "quantity": 500,
+                }
+            )  # fmt: skip
+        ask(port, "POST", "/v1/events", sent)
+        ended.wait(0.5)
+
+
+def spent_s(pid: int) -> float:
+    """Processor time [s] of a process, all its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":

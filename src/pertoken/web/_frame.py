@@ -112,6 +112,13 @@ async def form_of(request: Request, most_bytes: int = 16_384) -> dict[str, str]:
     return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=1000))
 
 
+def prepare() -> None:
+    """Read what every page is made of: the figures' library takes a second, which the first who looks would wait."""
+    _environment()
+    for name in sorted(_static_names()):
+        _file(name)
+
+
 def _local(address: str) -> str:
     """An address of this service; of another, the first page."""
     parts = urlsplit(address)

@@ -3,18 +3,46 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 
 from pertoken.report.now import HOURS_BACK, Day, Tile, closed_day, shown
 from pertoken.web._doors import ServiceHere
-from pertoken.web._frame import page
+from pertoken.web._frame import page, prepare
 from pertoken.web._question import Looking, Question
 from pertoken.web.live import scope_of, tiles_of, window_s
+from pertoken.web.service import Service
 
-router = APIRouter(include_in_schema=False)
+log = logging.getLogger("pertoken.serve")
+
+
+@asynccontextmanager
+async def _prepared(app: FastAPI) -> AsyncIterator[None]:
+    """Beside the start of the service, what the first page waits for when it is asked for the first time."""
+    ready = threading.Thread(target=_prepare, args=(app.state.service,), name="prepare")
+    ready.start()
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(ready.join)
+
+
+def _prepare(service: Service) -> None:
+    try:
+        prepare()
+        closed_day(service.books.ledger, {}, _hour(service))
+    except Exception as error:
+        # The page asks again, and shows what is wrong to who can mend it.
+        log.warning("the first page could not be prepared: %s: %r", type(error).__name__, str(error))
+
+
+router = APIRouter(include_in_schema=False, lifespan=_prepared)
 _HEIGHT = 28
 _STEP = 4
 
@@ -44,7 +72,7 @@ class _Shown:
 async def now(request: Request, service: ServiceHere, question: Looking) -> Response:
     """The first page. The live part comes over `/live`; what is closed is here at once."""
     where = scope_of(question)
-    end = service.now().replace(minute=0, second=0, microsecond=0)
+    end = _hour(service)
     unpriced = list(service.books.unpriced)
     day = await asyncio.to_thread(closed_day, service.books.ledger, where, end, unpriced)
     tiles = tiles_of(where)
@@ -66,6 +94,10 @@ async def now(request: Request, service: ServiceHere, question: Looking) -> Resp
         closed_until=service.books.closed_until,
         unpriced=[hour for hour in day.unpriced if hour in day.hours],
     )
+
+
+def _hour(service: Service) -> datetime:
+    return service.now().replace(minute=0, second=0, microsecond=0)
 
 
 def _shown(tile: Tile, day: Day, window: Question) -> _Shown:
