@@ -14,6 +14,7 @@ import pytest
 from pertoken.fleet import Budget, RunningFleet, load_fleet
 from pertoken.ledger import open_ledger
 from pertoken.report._forecast import outlook
+from pertoken.report._scope import Running, running_of
 from pertoken.report._terms import hours_between
 from pertoken.report.books import Books, open_books
 from pertoken.report.budgets import Period, Standing, cumulative, grounds, period_at, stand
@@ -254,7 +255,7 @@ def test_a_demand_charge_stands_at_its_months_first_hour(books: Books) -> None:
     assert week.forecast.expected == 168
 
 
-def so_far(usd: float, pool: str = "h100") -> SoFar:
+def so_far(usd: float, pool: str = "h100") -> Running:
     """Half of the hour from 09:00 with so much spent in it."""
     ledger = open_ledger()
     when = hours_between(NOW, NOW + timedelta(hours=1))
@@ -273,7 +274,7 @@ def so_far(usd: float, pool: str = "h100") -> SoFar:
         rate_rows(when, 1.0, pool=pool, meter="gpu_hours", component="rent", basis="quoted", source="x")
     )
     ledger.close()
-    return SoFar(NOW, NOW + timedelta(minutes=30), ledger)
+    return running_of(SoFar(NOW, NOW + timedelta(minutes=30), ledger))
 
 
 def test_the_hour_so_far_counts_and_what_is_above_its_expectation_stays(books: Books) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pertoken.errors import InputError
 from pertoken.fleet import RunningFleet, load_fleet
 from pertoken.report.books import open_books
 from pertoken.web.app import create_app
@@ -200,7 +201,16 @@ def test_a_crossing_is_noted_and_doctor_knows_of_what_fails(
     assert {e.key for e in watch.alarm.firing()} == {
         "a-usd/actual/50", "b-soft/actual/50", "b-soft/actual/80", "b-soft/actual/100",
     }  # fmt: skip
-    watch.problem = "the ledger is gone"
+
+    def gone() -> None:
+        raise InputError("the ledger is gone")
+
+    monkeypatch.setattr(watch, "refresh", gone)
+    watch.closed()
+    until = time.monotonic() + 20
+    while not watch.problem:
+        assert time.monotonic() < until
+        time.sleep(0.01)
     monkeypatch.setattr(watch.alarm, "problems", lambda: {"ops": "it answers 503"})
     told = [c["text"] for c in client.get("/v1/doctor").json()["complaints"] if c["kind"] == "alerts"]
     assert told == ["ops: it answers 503", "the budgets could not be looked at: the ledger is gone"]

@@ -14,36 +14,33 @@ counts in the period that holds that hour, in no burn rate, and ahead of time as
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
 
-from pertoken.fleet import COUNTED, Budget, RunningFleet
-from pertoken.ledger import Ledger
+from pertoken.fleet import Budget, RunningFleet
 from pertoken.meter.attribute import BOOK
 from pertoken.report._forecast import HOURS_PER_WEEK, MOST_WEEKS, Floats, Outlook, Places, outlook
-from pertoken.report._spread import share_of, weights_of
+from pertoken.report._scope import ByHour, Running, Scope, exact, running_of
+from pertoken.report._spread import weights_of
 from pertoken.report._terms import months_of
 from pertoken.report.books import HOUR, Books
-from pertoken.report.so_far import SoFar
-from pertoken.units import DAYS_PER_WEEK, HOURS_PER_DAY, IDLE, MONTHS_PER_YEAR, SECONDS_PER_HOUR, site_pool
+from pertoken.units import DAYS_PER_WEEK, HOURS_PER_DAY, MONTHS_PER_YEAR, SECONDS_PER_HOUR, site_pool
 
 BURN_HOURS = {"1h": 1, "24h": HOURS_PER_DAY, "7d": HOURS_PER_WEEK}
 """Windows of the burn rate, in hours back from the first hour that is not closed."""
-_DEMAND = "demand_charge"
 _DEMAND_MONTHS = timedelta(days=400)
 _MONTHS = {"month": 1, "quarter": 3}
 _MONDAY = date(1970, 1, 5)
-_NANO = Decimal("1e-9")
+Paths = tuple[Floats, Floats, Floats]
 _NOT_YET = "a forecast needs two days of closed hours"
-ByHour = dict[datetime, Decimal]
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ class Ground:
     """Hours of the period with usage that no rate prices: what is spent in them is not known."""
     weights: Mapping[str, dict[str, Fraction]]
 
-    @property
+    @cached_property
     def closed(self) -> Decimal:
         """What the closed hours of the period come to."""
         return sum(self.hours.values(), Decimal(0))
@@ -122,12 +119,12 @@ class Standing:
         """The budget."""
         return self.ground.budget
 
-    @property
+    @cached_property
     def spent(self) -> Decimal:
         """Closed hours and the hour so far."""
         return self.ground.closed + self.running
 
-    @property
+    @cached_property
     def remaining(self) -> Decimal:
         """What is left; below 0 where more was spent."""
         return self.budget.amount - self.spent
@@ -204,31 +201,34 @@ def grounds(
         spreads = bool(budget.tenant) and budget.with_idle
         if spreads and period not in weights:
             weights[period] = weights_of(books.ledger, fleet, period.start, min(current + HOUR, period.end))
-        scope = _Scope(books.ledger, budget, weights[period] if spreads else {})
+        scope = Scope(books.ledger, budget, weights[period] if spreads else {})
         begun = max(until, period.start)
         known = max(first or begun, begun - MOST_WEEKS * HOURS_PER_WEEK * HOUR)
         before = scope
         if spreads:  # what hours before this period bore of idle goes by what was used then
-            before = replace(scope, weights=weights_of(books.ledger, fleet, known, begun))
+            earlier = Period(known, begun)
+            if earlier not in weights:
+                weights[earlier] = weights_of(books.ledger, fleet, known, begun)
+            before = replace(scope, weights=weights[earlier])
         found.append(_ground(fleet, scope, period, _History(before, known, begun), unpriced[period]))
     return found
 
 
-def stand(ground: Ground, now: datetime, so_far: SoFar | None) -> Standing:
+def stand(ground: Ground, now: datetime, running: Running | None) -> Standing:
     """How a budget stands, from its closed hours and the hour so far (None: closed hours alone)."""
-    running = Decimal(0)
-    moment = now if so_far is None else so_far.until
-    if so_far is not None and ground.until <= so_far.hour < ground.period.end:
-        scope = _Scope(so_far.ledger, ground.budget, ground.weights)
-        running = sum(scope.by_hour(ground.period.start, None).values(), Decimal(0))
-    forecast = _forecast(ground, moment, running)
-    return Standing(ground, moment, running, forecast, _runs_out(ground, moment, running))
+    more = Decimal(0)
+    moment = now if running is None else running.until
+    if running is not None and ground.until <= running.hour < ground.period.end:
+        more = running.sum_of(ground.budget, ground.weights, ground.period.start)
+    paths = _paths(ground, moment, more)
+    return Standing(ground, moment, more, _forecast(ground, paths), _runs_out(ground, moment, more, paths))
 
 
 def standings(books: Books, now: datetime) -> list[Standing]:
     """How all budgets of the fleet that have begun stand now."""
-    so_far = books.so_far(now) if books.fleet.budgets else None
-    return [stand(ground, now, so_far) for ground in grounds(books, books.fleet, now)]
+    found = grounds(books, books.fleet, now)
+    running = running_of(books.so_far(now)) if found else None
+    return [stand(ground, now, running) for ground in found]
 
 
 def cumulative(standing: Standing) -> list[dict[str, Any]]:
@@ -253,72 +253,16 @@ def cumulative(standing: Standing) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class _Scope:
-    """The rows of a ledger that a budget is of."""
-
-    ledger: Ledger
-    budget: Budget
-    weights: Mapping[str, dict[str, Fraction]]
-
-    def by_hour(self, start: datetime, end: datetime | None, component: str = "") -> ByHour:
-        """What each hour came to; `component`: of that component alone."""
-        found: dict[datetime, Decimal] = defaultdict(Decimal)
-        for hour, _, amount in self._rows(start, end, component):
-            found[hour] += amount
-        return {hour: amount for hour, amount in found.items() if amount}
-
-    def demand(self, start: datetime, end: datetime) -> dict[tuple[str, datetime], Decimal]:
-        """Demand charges by pool and first hour of their months."""
-        found: dict[tuple[str, datetime], Decimal] = defaultdict(Decimal)
-        if self.budget.usd is not None:
-            for hour, pool, amount in self._rows(start, end, _DEMAND, by_pool=True):
-                found[pool, hour] += amount
-        return {key: amount for key, amount in found.items() if amount}
-
-    def _rows(
-        self, start: datetime, end: datetime | None, component: str, by_pool: bool = False
-    ) -> Iterator[tuple[datetime, str, Decimal]]:
-        budget = self.budget
-        where: dict[str, Any] = {"book": BOOK}
-        where |= {k: v for k, v in (("model", budget.models), ("pool", budget.pools)) if v}
-        if budget.usd is None:
-            meters = COUNTED[budget.counts]
-            where |= {"meter": meters} | ({"tenant": budget.tenant} if budget.tenant else {})
-            for row in self.ledger.usage("hour", where=where, start=start, end=end).to_pylist():
-                yield row["hour"], "", row["quantity"]
-            return
-        where |= {"component": component} if component else {}
-        keys = ("hour", "pool") if by_pool else ("hour",)
-
-        def cost(tenant: str, keys: tuple[str, ...]) -> list[dict[str, Any]]:
-            asked = where | ({"tenant": tenant} if tenant else {})
-            rows: list[dict[str, Any]] = self.ledger.cost(
-                *keys, where=asked, start=start, end=end
-            ).to_pylist()
-            return rows
-
-        for row in cost(budget.tenant, keys):
-            yield row["hour"], row.get("pool", ""), row["cost_usd"]
-        if budget.tenant and budget.with_idle:
-            for row in cost(IDLE, ("hour", "pool")):
-                share = share_of(self.weights, row["pool"], budget.tenant)
-                yield row["hour"], row["pool"], _exact(Fraction(row["cost_usd"]) * share)
-        elif not budget.tenant and not budget.with_idle:
-            for row in cost(IDLE, keys):
-                yield row["hour"], row.get("pool", ""), -row["cost_usd"]
-
-
-@dataclass(frozen=True)
 class _History:
     """The closed hours that tell what comes: from `start` up to, not with, `until`."""
 
-    scope: _Scope
+    scope: Scope
     start: datetime
     until: datetime
 
 
 def _ground(
-    fleet: RunningFleet, scope: _Scope, period: Period, history: _History, unpriced: list[dict[str, object]]
+    fleet: RunningFleet, scope: Scope, period: Period, history: _History, unpriced: list[dict[str, object]]
 ) -> Ground:
     budget, until = scope.budget, history.until
     demand = history.scope.demand(until - _DEMAND_MONTHS, until)
@@ -347,7 +291,7 @@ def _burn(steady: ByHour, history: _History, hours: int) -> Decimal | None:
     if _gap(history.start, history.until) < hours:
         return None
     newest = (steady.get(history.until - n * HOUR, Decimal(0)) for n in range(1, hours + 1))
-    return _exact(Fraction(sum(newest, Decimal(0))) / hours)
+    return exact(Fraction(sum(newest, Decimal(0))) / hours)
 
 
 def _demand_ahead(
@@ -379,7 +323,7 @@ def _demand_ahead(
     return Demand(expected, low, high, "; ".join(notes))
 
 
-def _paths(ground: Ground, now: datetime, running: Decimal) -> tuple[Floats, Floats, Floats] | None:
+def _paths(ground: Ground, now: datetime, running: Decimal) -> Paths | None:
     """Running totals at the end of each hour from `until` on: expected, low, high; None where there is no outlook."""
     seen = ground.outlook
     if seen is None:
@@ -398,8 +342,7 @@ def _paths(ground: Ground, now: datetime, running: Decimal) -> tuple[Floats, Flo
     )
 
 
-def _forecast(ground: Ground, now: datetime, running: Decimal) -> Forecast | None:
-    paths = _paths(ground, now, running)
+def _forecast(ground: Ground, paths: Paths | None) -> Forecast | None:
     if paths is None or ground.outlook is None:
         return None
     if not len(paths[0]):
@@ -409,7 +352,7 @@ def _forecast(ground: Ground, now: datetime, running: Decimal) -> Forecast | Non
     return Forecast(ends[0], min(ends[1], ends[0]), max(ends[2], ends[0]), ground.outlook.method)
 
 
-def _runs_out(ground: Ground, now: datetime, running: Decimal) -> datetime | None:
+def _runs_out(ground: Ground, now: datetime, running: Decimal, paths: Paths | None) -> datetime | None:
     amount, total = ground.budget.amount, Decimal(0)
     for hour in sorted(ground.hours):
         total += ground.hours[hour]
@@ -417,7 +360,6 @@ def _runs_out(ground: Ground, now: datetime, running: Decimal) -> datetime | Non
             return hour + HOUR
     if total + running >= amount:
         return now
-    paths = _paths(ground, now, running)
     if paths is None:
         return None
     reached = np.flatnonzero(paths[0] >= float(amount))
@@ -468,11 +410,6 @@ def _places(start: datetime, count: int, zone: ZoneInfo) -> Places:
 
 def _gap(start: datetime, end: datetime) -> int:
     return max(round((end - start) / HOUR), 0)
-
-
-def _exact(value: Fraction) -> Decimal:
-    """To the ledger's last digit."""
-    return (Decimal(value.numerator) / Decimal(value.denominator)).quantize(_NANO)
 
 
 def _amount(budget: Budget, value: float) -> Decimal:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 from pertoken.errors import PerTokenError
+from pertoken.report._scope import running_of
 from pertoken.report.books import HOUR, Books
 from pertoken.report.budgets import Ground, Standing, grounds, stand
 from pertoken.web.alerts import Alarm
@@ -48,6 +49,8 @@ class Watch:
         """Why the budgets could not be looked at the last time; empty: they could."""
         self._books, self._clock, self._fresh_s = books, clock, fresh_s
         self._standings: tuple[Standing, ...] | None = None if books.fleet.budgets else ()
+        self._by_tenant: dict[str, list[Standing]] = {}
+        """Those of a tenant and of all; under the empty name, those of all alone."""
         self._grounds: list[Ground] = []
         self._asked: datetime | None = None
         self._looking = threading.Lock()
@@ -89,11 +92,9 @@ class Watch:
         """
         if self._standings is None:
             return None
-        found = []
-        for standing in self._standings:
+        known, found = self._by_tenant, []
+        for standing in known.get(tenant, known.get("", [])):
             budget = standing.budget
-            if budget.tenant not in ("", tenant):
-                continue
             if (budget.models and model not in budget.models) or (budget.pools and pool not in budget.pools):
                 continue
             need = usd if budget.usd is not None else Decimal(tokens)
@@ -112,8 +113,11 @@ class Watch:
                 self._closed.clear()
                 self._grounds = grounds(self._books, self._books.fleet, now)
                 self._asked = now
-            so_far = self._books.so_far(now, self._fresh_s) if self._grounds else None
-            self._standings = tuple(stand(ground, now, so_far) for ground in self._grounds)
+            running = running_of(self._books.so_far(now, self._fresh_s)) if self._grounds else None
+            found = tuple(stand(ground, now, running) for ground in self._grounds)
+            names = {standing.budget.tenant for standing in found} | {""}
+            self._by_tenant = {n: [s for s in found if s.budget.tenant in ("", n)] for n in names}
+            self._standings = found
             self.alarm.look(self._standings, now)
 
     def _stale(self, now: datetime) -> bool:

@@ -1,0 +1,137 @@
+"""The rows that a budget is of: closed hours out of a ledger, the hour so far read once for all budgets."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+from pertoken.fleet import COUNTED, Budget
+from pertoken.ledger import Ledger
+from pertoken.meter.attribute import BOOK
+from pertoken.report._spread import share_of
+from pertoken.report.so_far import SoFar
+from pertoken.units import IDLE, base_meter
+
+_DEMAND = "demand_charge"
+_NANO = Decimal("1e-9")
+ByHour = dict[datetime, Decimal]
+Weights = Mapping[str, dict[str, Fraction]]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The rows of a ledger that a budget is of."""
+
+    ledger: Ledger
+    budget: Budget
+    weights: Weights
+
+    def by_hour(self, start: datetime, end: datetime | None, component: str = "") -> ByHour:
+        """What each hour came to; `component`: of that component alone."""
+        found: dict[datetime, Decimal] = defaultdict(Decimal)
+        for hour, _, amount in self._rows(start, end, component):
+            found[hour] += amount
+        return {hour: amount for hour, amount in found.items() if amount}
+
+    def demand(self, start: datetime, end: datetime) -> dict[tuple[str, datetime], Decimal]:
+        """Demand charges by pool and first hour of their months."""
+        found: dict[tuple[str, datetime], Decimal] = defaultdict(Decimal)
+        if self.budget.usd is not None:
+            for hour, pool, amount in self._rows(start, end, _DEMAND, by_pool=True):
+                found[pool, hour] += amount
+        return {key: amount for key, amount in found.items() if amount}
+
+    def _rows(
+        self, start: datetime, end: datetime | None, component: str, by_pool: bool = False
+    ) -> Iterator[tuple[datetime, str, Decimal]]:
+        budget = self.budget
+        where: dict[str, Any] = {"book": BOOK}
+        where |= {k: v for k, v in (("model", budget.models), ("pool", budget.pools)) if v}
+        if budget.usd is None:
+            meters = COUNTED[budget.counts]
+            where |= {"meter": meters} | ({"tenant": budget.tenant} if budget.tenant else {})
+            for row in self.ledger.usage("hour", where=where, start=start, end=end).to_pylist():
+                yield row["hour"], "", row["quantity"]
+            return
+        where |= {"component": component} if component else {}
+        keys = ("hour", "pool") if by_pool else ("hour",)
+
+        def cost(tenant: str, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+            asked = where | ({"tenant": tenant} if tenant else {})
+            rows: list[dict[str, Any]] = self.ledger.cost(
+                *keys, where=asked, start=start, end=end
+            ).to_pylist()
+            return rows
+
+        for row in cost(budget.tenant, keys):
+            yield row["hour"], row.get("pool", ""), row["cost_usd"]
+        if budget.tenant and budget.with_idle:
+            for row in cost(IDLE, ("hour", "pool")):
+                share = share_of(self.weights, row["pool"], budget.tenant)
+                yield row["hour"], row["pool"], exact(Fraction(row["cost_usd"]) * share)
+        elif not budget.tenant and not budget.with_idle:
+            for row in cost(IDLE, keys):
+                yield row["hour"], row.get("pool", ""), -row["cost_usd"]
+
+
+@dataclass(frozen=True)
+class Running:
+    """What the hour so far adds, by tenant: asked once for all budgets."""
+
+    hour: datetime
+    until: datetime
+    cost: Mapping[str, list[tuple[datetime, str, str, Decimal]]]
+    """Hour, pool, model, USD: a demand charge stands at its month's first hour."""
+    tokens: Mapping[str, list[tuple[str, str, str, Decimal]]]
+    """Pool, model, meter, tokens."""
+
+    def sum_of(self, budget: Budget, weights: Weights, start: datetime) -> Decimal:
+        """What of it a budget bears, of hours from `start` on [the budget's unit]."""
+
+        def mine(pool: str, model: str) -> bool:
+            return (not budget.pools or pool in budget.pools) and (
+                not budget.models or model in budget.models
+            )
+
+        tenants = [budget.tenant] if budget.tenant else [*self.cost.keys() | self.tokens.keys()]
+        if budget.usd is None:
+            meters = COUNTED[budget.counts]
+            rows = (row for tenant in tenants for row in self.tokens.get(tenant, ()))
+            return sum(
+                (q for pool, model, meter, q in rows if meter in meters and mine(pool, model)), Decimal(0)
+            )
+        total = Decimal(0)
+        for tenant in tenants:
+            if tenant == IDLE and not budget.with_idle:
+                continue
+            for hour, pool, model, usd in self.cost.get(tenant, ()):
+                if hour >= start and mine(pool, model):
+                    total += usd
+        if budget.tenant and budget.with_idle:
+            for hour, pool, model, usd in self.cost.get(IDLE, ()):
+                if hour >= start and mine(pool, model):
+                    total += exact(Fraction(usd) * share_of(weights, pool, budget.tenant))
+        return total
+
+
+def running_of(so_far: SoFar) -> Running:
+    """The hour so far, read once out of its ledger."""
+    cost: dict[str, list[tuple[datetime, str, str, Decimal]]] = defaultdict(list)
+    tokens: dict[str, list[tuple[str, str, str, Decimal]]] = defaultdict(list)
+    where = {"book": BOOK}
+    for row in so_far.ledger.cost("hour", "pool", "model", "tenant", where=where).to_pylist():
+        cost[row["tenant"]].append((row["hour"], row["pool"], row["model"], row["cost_usd"]))
+    counted = {"book": BOOK, "meter": [m for meters in COUNTED.values() for m in meters]}
+    for row in so_far.ledger.usage("pool", "model", "tenant", "meter", where=counted).to_pylist():
+        tokens[row["tenant"]].append((row["pool"], row["model"], base_meter(row["meter"]), row["quantity"]))
+    return Running(so_far.hour, so_far.until, dict(cost), dict(tokens))
+
+
+def exact(value: Fraction) -> Decimal:
+    """To the ledger's last digit."""
+    return (Decimal(value.numerator) / Decimal(value.denominator)).quantize(_NANO)
