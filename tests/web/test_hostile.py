@@ -90,6 +90,8 @@ OPERATIONS = [
     ("GET", "/v1/books"),
     ("GET", "/v1/report"),
     ("GET", "/v1/doctor"),
+    ("GET", "/v1/budgets"),
+    ("GET", "/v1/budget/{tenant}"),
     ("POST", "/v1/close"),
     ("POST", "/v1/events"),
     ("POST", "/v1/records"),
