@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from playwright.sync_api import Browser, Locator, Page
 
 from pertoken.ledger import Ledger
@@ -142,6 +144,12 @@ def test_no_rows_are_told_and_not_drawn(client: Client) -> None:
     assert "pertoken plan scenario.yaml --data" in page
 
 
+def test_an_hour_is_a_whole_one(filled: Client) -> None:
+    address = "/where/row.json?" + ROW.format(tenant="shop")
+    assert filled.get(address.replace("05:00Z", "05:40Z")).json() == filled.get(address).json()
+    assert filled.get(address.replace("05:00Z", "06:40%2B01:00")).json() == filled.get(address).json()
+
+
 def test_windows_are_what_their_names_say(filled: Client) -> None:
     ledger = ledger_of(filled)
     fill(ledger, np.arange("2026-09-01T00", "2026-09-01T03", dtype="datetime64[h]"))
@@ -184,6 +192,59 @@ def test_totals_of_by_are_those_of_the_figure(filled: Client) -> None:
     value = filled.get("/figure/usd_per_mtok_total.json").json()["rows"][0]["usd_per_mtok_total"]
     assert f'id="total">{value:,.4f}<' in page
     assert "Totals are the ratio of the sums over all" in page
+
+
+ANYTHING = st.text(max_size=20) | st.sampled_from(
+    [
+        "",
+        '"',
+        '""',
+        "a,b",
+        "all",
+        "7d",
+        "hour",
+        "pool",
+        "9999-12-31T23:59Z",
+        "0001-01-01T00:00+14:00",
+        "2026-11-24T08:30Z",
+    ]
+)
+
+
+@given(
+    st.sampled_from(
+        ["/where", "/where.json", "/where/rows", "/where/row", "/by", "/variance", "/variance.csv"]
+    ),
+    st.dictionaries(
+        st.sampled_from(
+            [
+                "book",
+                "pool",
+                "tenant",
+                "phase",
+                "by",
+                "from",
+                "to",
+                "hour",
+                "window",
+                "measure",
+                "draw",
+                "row",
+                "cursor",
+            ]
+        ),
+        ANYTHING,
+        max_size=4,
+    ),
+)
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_question_is_answered(client: Client, path: str, query: dict[str, str]) -> None:
+    ledger = ledger_of(client)
+    if not ledger.books():
+        fill(ledger, HOURS[-2:])
+        put_plan(ledger)
+    answer = client.get(path, params={k: v.encode(errors="replace").decode() for k, v in query.items()})
+    assert answer.status_code in (200, 400, 404, 422), answer.text
 
 
 def test_hostile_names_stay_text(client: Client) -> None:

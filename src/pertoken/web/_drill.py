@@ -120,7 +120,12 @@ def _drill(
     named = "" if start or end else window or _DEFAULT
     if named:
         start, end = hours_of(named, service.now())
-    return Drill(replace(question, start=start, end=end), named, _utc(hour))
+    inside = _utc(hour)
+    return Drill(replace(question, start=start, end=end), named, _full(inside) if inside else None)
+
+
+def _full(moment: datetime) -> datetime:
+    return moment.replace(minute=0, second=0, microsecond=0)
 
 
 def _utc(moment: datetime | None) -> datetime | None:
@@ -138,7 +143,7 @@ def hours_of(window: str, now: datetime) -> tuple[datetime | None, datetime | No
     """The hours of a named window (UTC), the running one included. Raises UnknownNameError."""
     if window not in WINDOWS:
         raise UnknownNameError("window", window, WINDOWS)
-    end = now.astimezone(UTC).replace(minute=0, second=0, microsecond=0) + _HOUR
+    end = _full(now.astimezone(UTC)) + _HOUR
     if window == "all":
         return None, None
     if window == "month":
