@@ -24,6 +24,8 @@ from pertoken.units import MICROSECONDS_PER_SECOND
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_EVENTS = 1_000_000
+_MOST_SPELLED = 4 * MAX_BODY_BYTES
+"""Bytes of a coded column once each row has its own text."""
 CONTENT_TYPES = {
     "application/json": "json",
     "application/x-ndjson": "ndjson",
@@ -285,8 +287,15 @@ def _plain(table: pa.Table, name: str) -> Any:
         if coded:
             # A text kept once and pointed to a million times is small here and huge when spelled out.
             chunks: list[Any] = column.chunks
+            spelled = 0
             for chunk in chunks:
                 check_texts({name: [str(t) for t in chunk.dictionary.to_pylist()]})
+                lengths = pc.binary_length(chunk.dictionary).take(chunk.indices)
+                spelled += pc.sum(lengths.cast(pa.int64())).as_py() or 0
+            if spelled > _MOST_SPELLED:
+                raise InputError(
+                    f"column {name!r} spells out to {spelled} bytes: at most {_MOST_SPELLED} are taken"
+                )
         if name == "ts" and not pa.types.is_timestamp(value):
             return column.cast(pa.float64()).to_numpy()
         return column.cast(RECORDS.field(name).type).combine_chunks()

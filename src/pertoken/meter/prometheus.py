@@ -17,7 +17,7 @@ from pertoken.units import DAYS_PER_YEAR, HOURS_PER_DAY, METERS, MILLISECONDS_PE
 
 _AHEAD_S = float(SECONDS_PER_HOUR)  # a sender's clock may run ahead by this much
 _BEHIND_S = float(DAYS_PER_YEAR * HOURS_PER_DAY * SECONDS_PER_HOUR)
-"""Samples before that are no news: each hour of a silence is a row, and a silence since 1970 would be half a million."""
+"""Samples before that are no news: each hour of a silence is a row, and one since 1970 would be half a million."""
 UNNAMED = "(unnamed)"
 """Instance of remote-written series that carry no instance label."""
 
