@@ -39,8 +39,8 @@ class Target:
 TARGETS = {
     "tokens_per_s": Target("serving tokens/s per GPU, MAPE", "mape", (5, 12, 15)),
     "tpot_s": Target("TPOT, median APE", "median", (5, 12, 15)),
-    "power_w": Target("GPU power, MAPE", "mape", (6, 8, 15)),
-    "joules_per_output_token": Target("J per output token, MAPE", "mape", (8, 15, 20)),
+    "power_w": Target("GPU power (task named), MAPE", "mape", (6, 8, 15)),
+    "joules_per_output_token": Target("J per output token (task named), MAPE", "mape", (8, 15, 20)),
     "training_tokens_per_s": Target("training tokens/s per GPU, MAPE", "mape", (8, 12, 20)),
 }
 EXTRA = {
