@@ -14,6 +14,7 @@ from pertoken.plan._from_scenario import instance_from_scenario
 from pertoken.plan._robust import Future, under
 from pertoken.plan.options import Market, options
 from pertoken.plan.schedule import Plan, completion_hours, plan, savings
+from pertoken.rates._local import local_hours
 from pertoken.scenario import Scenario, load
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -43,6 +44,27 @@ def test_objective_equals_ledger_and_beats_every_option(name: str) -> None:
         )
     ledger.shut()
     _never_worse_than_single_options(scenario, found)
+    if name == "shop":
+        _trains_at_midday_and_answers_where_it_is_cheapest(found)
+
+
+def _trains_at_midday_and_answers_where_it_is_cheapest(found: Plan) -> None:
+    """Training in the cheap hours of the warehouse, answers from rented GPUs by day and from an API by night; the
+    demand charge is that of one machine that trains."""
+    local = local_hours(found.instance.hours, "America/Los_Angeles").hour
+    trained, served = np.zeros(24), dict[str, np.ndarray]()
+    for e in found.usage():
+        if e.meter == "training_tokens":
+            np.add.at(trained, local, e.quantity)
+        if e.meter == "requests":
+            np.add.at(served.setdefault(e.pool, np.zeros(24)), local, e.quantity)
+    assert trained[9:16].sum() > 0.9 * trained.sum()
+    night, noon = [0, 1, 2, 3, 4], [10, 11, 12, 13, 14]
+    by_night = {pool: requests[night].sum() for pool, requests in served.items()}
+    by_day = {pool: requests[noon].sum() for pool, requests in served.items()}
+    assert max(by_night, key=lambda pool: by_night[pool]) == "groq-api"
+    assert max(by_day, key=lambda pool: by_day[pool]) == "h100-rented"
+    assert (found.schedule.peak_kw[0] >= found.schedule.site_kw[0] - 1e-6).all()
 
 
 def _never_worse_than_single_options(scenario: Scenario, found: Plan) -> None:
