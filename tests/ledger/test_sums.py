@@ -94,6 +94,7 @@ def same(ledger: Ledger, questions: Sequence[dict[str, Any]] = FEW, window: Any 
         ):  # fmt: skip
             assert kept == hourly, (question, window)
     assert ledger.books() == plain.books()
+    assert ledger.unpriced(**window) == plain.unpriced(**window)
     for book in ("actual", "plan:p", "none"):
         for besides in ((), ("gpu_hours", "output_tokens")):
             assert ledger.first_hour(book, besides=besides) == plain.first_hour(book, besides=besides)
@@ -153,6 +154,21 @@ def test_what_changes_is_seen_at_once_and_summed_again(ledger: Ledger) -> None:
     # Rates alone: closed at another price.
     ledger.add_rates(rates(day).set_column(5, "usd_per_unit", pa.array([7] * 96, pa.decimal128(18, 12))))
     ledger.close("actual", START + 9 * DAY, START + 10 * DAY)
+    same(ledger)
+    # Usage that nothing prices, in a day that is summed.
+    ledger.add_usage(
+        usage_rows(
+            day,
+            {("output", "egress_gb"): 1.0},
+            book="actual",
+            pool="a",
+            model="m",
+            tenant="x",
+            basis="measured",
+        )
+    )
+    ledger.sum_up()
+    assert [(r["meter"], r["hours"]) for r in ledger.unpriced("actual")] == [("egress_gb", 24)]
     same(ledger)
     # A day that nobody used before, within a month that is summed; and one that nobody uses any more.
     ledger.replace_usage("actual", moments, USAGE.empty_table())

@@ -219,7 +219,13 @@ class Ledger:
         self, book: str | None = None, start: datetime | None = None, end: datetime | None = None
     ) -> list[dict[str, object]]:
         """Usage that no rate prices and `close` refuses: pool, meter, first_hour and hours of each."""
-        where, parameters = where_clause({"book": book} if book else {}, ("book",), (_utc(start), _utc(end)))
+        window = _utc(start), _utc(end)
+        where, parameters = where_clause({"book": book} if book else {}, ("book",), window)
+        if self._sums is not None and (stamp := self._sums.stamp) % 2 == 0:
+            usage = self._sums.source("usage", ("hour", "pool"), [book] if book else None, window)
+            found = unpriced(self._engine, where, parameters, usage)
+            if self._sums.stamp == stamp:
+                return found
         return unpriced(self._engine, where, parameters)
 
     def metric(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pertoken.errors import MissingRateError
 from pertoken.ledger._engine import Engine
+from pertoken.ledger._sums import Source
 from pertoken.units import METERS
 
 TABLES = (
@@ -50,10 +51,10 @@ _CLOSE = f"""
 # the pool prices other tokens in that hour: then a token kind without a price would pass as free.
 _UNPRICED = """
     SELECT u.pool, u.meter, MIN(u.hour) AS first_hour, COUNT(DISTINCT u.hour) AS hours
-    FROM (SELECT DISTINCT {book}pool, hour, meter FROM usage_hourly WHERE {window}) u
+    FROM (SELECT DISTINCT {book}pool, hour, meter FROM {usage} WHERE {window}) u
     LEFT JOIN (SELECT DISTINCT {book}pool, hour, meter FROM {rates}) r
         ON u.hour = r.hour AND u.pool = r.pool AND u.meter = r.meter{same_r}
-    LEFT JOIN (SELECT DISTINCT {book}pool, hour FROM usage_hourly
+    LEFT JOIN (SELECT DISTINCT {book}pool, hour FROM {usage}
                WHERE {window} AND split_part(meter, ':', 1) IN ({resources})) held
         ON u.hour = held.hour AND u.pool = held.pool{same_held}
     LEFT JOIN (SELECT DISTINCT {book}pool, hour FROM {rates}
@@ -110,12 +111,18 @@ def close(engine: Engine, window: str, parameters: list[object]) -> None:
         engine.execute(prices.fill(_CLOSE, window), parameters)
 
 
-def unpriced(engine: Engine, window: str, parameters: list[object]) -> list[dict[str, object]]:
-    """Pools and meters of a window whose usage no rate prices, with their first hour and number of hours."""
+def unpriced(
+    engine: Engine, window: str, parameters: list[object], usage: Source | None = None
+) -> list[dict[str, object]]:
+    """Pools and meters of a window whose usage no rate prices, with their first hour and number of hours.
+
+    `usage`: where it is read, the hourly rows unless told.
+    """
+    read = usage or Source("usage_hourly")
     resources = ", ".join(f"'{m.name}'" for m in METERS.values() if m.priced)
     tokens = ", ".join(f"'{m.name}'" for m in METERS.values() if m.name.endswith("_tokens"))
     rows: list[dict[str, object]] = []
     for prices in (_IN_FORCE, _OWN):
-        sql = prices.fill(_UNPRICED, window, resources=resources, tokens=tokens)
-        rows += engine.query(sql, [*parameters, *parameters]).to_pylist()
+        sql = prices.fill(_UNPRICED, window, resources=resources, tokens=tokens, usage=read.sql)
+        rows += engine.query(sql, [*read.parameters, *parameters] * 2).to_pylist()
     return rows
