@@ -12,7 +12,7 @@ import pytest
 from pertoken.ledger import open_ledger
 from pertoken.plan._from_scenario import instance_from_scenario
 from pertoken.plan._robust import Future, under
-from pertoken.plan.options import Market, options
+from pertoken.plan.options import Market, evaluate, options
 from pertoken.plan.schedule import Plan, completion_hours, plan, savings
 from pertoken.rates._local import local_hours
 from pertoken.scenario import Scenario, load
@@ -207,3 +207,17 @@ def test_site_peak_so_far_is_paid_whatever_the_plan_does() -> None:
     i = instance_from_scenario(high)[0]
     assert i.peaks[0].already_kw == 50.0
     assert replace(charge, already_kw=50.0).already_kw == i.peaks[0].already_kw
+
+
+def test_long_prompts_are_bought_at_their_price_step() -> None:
+    """An API that charges more above 200,000 prompt tokens: the plan pays what `compare` says, on the same meters."""
+    pool = {"price": {"term": "api", "provider": "google", "model": "gemini-2.5-pro"}}
+    chat = small().workloads["chat"].model_dump(mode="json") | {"pools": [], "input_tokens": 300_000}
+    scenario = small(pools={"gemini": pool}, workloads={"chat": chat})
+    found = plan(scenario, gap=0.0, time_limit_s=30)
+    market = Market(scenario)
+    assert found.objective == pytest.approx(market.cost_usd(evaluate(market, "chat", "gemini")), rel=1e-6)
+    assert found.cost_usd == pytest.approx(found.objective, rel=1e-9)
+    meters = {e.meter for e in found.usage() if e.quantity.any()}
+    assert "input_tokens:above200000" in meters
+    assert set(found.tokens()) == {"input_tokens", "output_tokens"}

@@ -52,7 +52,8 @@ def with_flows(instance: Instance, flows: Bools) -> Instance:
     limits = tuple(
         replace(m, flows=m.flows[flows], of=m.of[flows]) for m in instance.limits if m.of[flows].any()
     )
-    return replace(instance, limits=limits, **cut)
+    step = tuple(q for q, kept in zip(instance.flow_step, flows, strict=False) if kept)
+    return replace(instance, limits=limits, flow_step=step, **cut)
 
 
 def only(instance: Instance, pools: Bools) -> Instance:

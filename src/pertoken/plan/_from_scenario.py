@@ -94,6 +94,7 @@ _UNIT_KINDS = {
 _FLOW_KINDS = {
     "flow_unit": int, "flow_pool": int, "flow_class": int, "flow_job": int, "flow_per_hour": float, "flow_kw": float,
     "flow_gpu_kw": float, "flow_reserve": float, "flow_loss": float, "flow_prefill": float,
+    "flow_step": str,
 }  # fmt: skip
 
 

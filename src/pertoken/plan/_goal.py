@@ -9,6 +9,7 @@ import numpy as np
 
 from pertoken.plan._builder import INF
 from pertoken.plan._instance import Fixed, Floats, Instance, Ints
+from pertoken.units import TOKEN_METERS
 
 Objective = Literal["cost", "tokens", "carbon"]
 
@@ -78,16 +79,29 @@ def class_meters(instance: Instance) -> dict[str, Floats]:
     }
 
 
+def stepped(meter: str, qualifier: str) -> str:
+    """The meter tokens are paid on at a price step.
+
+    >>> stepped("input_tokens", "above200000"), stepped("requests", "above200000"), stepped("input_tokens", "")
+    ('input_tokens:above200000', 'requests', 'input_tokens')
+    """
+    return f"{meter}:{qualifier}" if qualifier and meter in TOKEN_METERS else meter
+
+
 def flow_price(instance: Instance) -> Floats:
     """USD per unit of load and hour for all meters that count work (tokens, requests, egress), shape (F,
     T)."""
     useful = instance.useful()
     total = np.zeros((len(instance.flow_unit), len(instance.hours)))
     priced = {rate.meter for rate in instance.rates}
+    step = np.array(instance.flow_step or ("",) * len(useful))
     for meter, per_request in class_meters(instance).items():
-        if meter in priced:
-            by_pool = instance.prices(instance.pool_names, meter)
-            total += (useful * at(per_request, instance.flow_class))[:, None] * by_pool[instance.flow_pool]
+        for qualifier in np.unique(step):
+            name, mine = stepped(meter, str(qualifier)), np.flatnonzero(step == qualifier)
+            if name in priced:
+                by_pool = instance.prices(instance.pool_names, name)
+                each = useful[mine] * at(per_request, instance.flow_class[mine])
+                total[mine] += each[:, None] * by_pool[instance.flow_pool[mine]]
     jobs = instance.flow_job >= 0
     for meter, per_hour in (
         ("training_tokens", useful),

@@ -232,6 +232,8 @@ class Instance:
     limits: tuple[Limit, ...] = ()
     unit_curve: tuple[Curve | None, ...] = ()
     """How each unit's time is told in phases; empty or None: by the share of its capacity in use [(K,)]."""
+    flow_step: tuple[str, ...] = ()
+    """Qualifier of the token meters each flow is paid on: an API's price step; empty: none [(F,)]."""
     minimum: Mapping[str, int] = field(default_factory=dict)
     """By workload: fewest replicas in an hour in which replicas answer it."""
     on_prem: Bools | None = None
@@ -375,6 +377,8 @@ def _check(instance: Instance) -> None:
                 raise InputError(
                     f"held machines {held!r} and rented ones {rented!r} pay different {what} prices"
                 )
+    if instance.flow_step and len(instance.flow_step) != s["F"]:
+        raise InputError(f"plan instance: flow_step has {len(instance.flow_step)} entries, expected {s['F']}")
     if instance.unit_curve and len(instance.unit_curve) != s["K"]:
         raise InputError(
             f"plan instance: unit_curve has {len(instance.unit_curve)} entries, expected {s['K']}"

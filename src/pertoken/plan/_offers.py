@@ -17,6 +17,7 @@ from pertoken.perf.power import server_power_w
 from pertoken.plan import _serving, _training
 from pertoken.plan._bursts import burst, is_simulated
 from pertoken.plan._instance import Curve
+from pertoken.plan._pricing import api_meter, price_step
 from pertoken.plan._serving import Operation, mean_tokens, operations, resolve_model, spot_loss
 from pertoken.plan._training import Job, jobs, runs_asked
 from pertoken.plan.options import allowed
@@ -93,8 +94,11 @@ def serve(
         pool, p = scenario.pools[pool_name], pools.index(pool_name)
         if isinstance(pool.price, Api):
             requests = float(requests_per_hour(scenario, workload).mean())
+            above = price_step(pool.price, scenario.horizon.start, mean_tokens(workload.input_tokens))
+            step = api_meter("", above).partition(":")[2]
             for d, c in mine:
-                rows.flows.append(_flow(-1, p, d, -1, max(requests * c.fraction, 1e-9)))
+                api = _flow(-1, p, d, -1, max(requests * c.fraction, 1e-9))
+                rows.flows.append(api | {"flow_step": step})
             served = True
             continue
         try:
@@ -218,6 +222,7 @@ def _flow(unit: int, pool: int, d: int, job: int, per_hour: float) -> dict[str, 
     return {
         "flow_unit": unit, "flow_pool": pool, "flow_class": d, "flow_job": job, "flow_per_hour": per_hour,
         "flow_kw": 0.0, "flow_gpu_kw": 0.0, "flow_reserve": 1.0, "flow_loss": 0.0, "flow_prefill": 0.0,
+        "flow_step": "",
     }  # fmt: skip
 
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pertoken.plan._goal import stepped
 from pertoken.plan._instance import Bools, Floats, Instance
 from pertoken.plan._power_rows import billed_kw
 from pertoken.plan._program import Program, class_meters, coefficients
-from pertoken.units import GRAMS_PER_KILOGRAM, IDLE, site_pool
+from pertoken.units import GRAMS_PER_KILOGRAM, IDLE, base_meter, site_pool
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,8 @@ def _token_entries(i: Instance, s: Schedule, f: int) -> Iterator[Entry]:
             continue  # an API's answers leave its own cloud, not ours
         if per_request[i.flow_class[f]] > 0:
             phase = "input" if "input" in meter else "output"
-            yield Entry(pool, model, tenant, phase, meter, useful * per_request[i.flow_class[f]], basis)
+            name = stepped(meter, i.flow_step[f] if i.flow_step else "")
+            yield Entry(pool, model, tenant, phase, name, useful * per_request[i.flow_class[f]], basis)
 
 
 def _flow_entries(i: Instance, f: int, hours: Floats, prefill: Floats, drawn: _Energy) -> Iterator[Entry]:
@@ -311,7 +313,7 @@ def _fixed(i: Instance, s: Schedule, resources: list[Entry]) -> Iterator[Entry]:
                 by_phase[e.phase] = by_phase.get(e.phase, np.zeros(len(i.hours))) + e.quantity
         if not by_phase:
             for e in _tokens(i, s):
-                if e.pool in names and e.meter.endswith("_tokens"):
+                if e.pool in names and base_meter(e.meter).endswith("_tokens"):
                     by_phase[e.phase] = by_phase.get(e.phase, np.zeros(len(i.hours))) + e.quantity
         total = np.sum(list(by_phase.values()), axis=0) if by_phase else np.zeros(len(i.hours))
         some = total > 0

@@ -220,7 +220,9 @@ def _settle_once(session: Session, program: Program, gap_fraction: float) -> boo
     found = session.integer(gap_fraction / 2, None, limit, only=once)
     if found:
         # Cut short, its bound may lie below what is known.
-        session.watch.tell("choosing what is held", bound=_tighter(bound, session.mip_bound, program.maximise))
+        session.watch.tell(
+            "choosing what is held", bound=_tighter(bound, session.mip_bound, program.maximise)
+        )
     if found and (rounded is None or _better(session.objective, rounded[0], program.maximise)):
         fix(session, once, np.round(session.x[once]))
     elif rounded is not None:

@@ -152,8 +152,9 @@ class Plan:
         """Tokens over the horizon by meter."""
         total: dict[str, float] = {}
         for e in self._entries:
-            if e.meter.endswith("_tokens") and e.phase != "waste":
-                total[e.meter] = total.get(e.meter, 0.0) + float(e.quantity.sum())
+            meter = base_meter(e.meter)
+            if meter.endswith("_tokens") and e.phase != "waste":
+                total[meter] = total.get(meter, 0.0) + float(e.quantity.sum())
         return total
 
     def usd_per_mtok(self) -> float:

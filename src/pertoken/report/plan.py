@@ -30,7 +30,7 @@ from pertoken.plan.schedule import (
 from pertoken.report._page import write_whole
 from pertoken.report._plan_calendar import cron_rows, icalendar
 from pertoken.scenario import Scenario, load
-from pertoken.units import COMPONENTS, HOURS_PER_MONTH, IDLE, TOKEN_METERS, usd_per_mtok
+from pertoken.units import COMPONENTS, HOURS_PER_MONTH, IDLE, TOKEN_METERS, base_meter, usd_per_mtok
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -266,7 +266,8 @@ def _closed(
         ledger.shut()
     meters: dict[str, float] = {}
     for row in used:
-        meters[row["meter"]] = meters.get(row["meter"], 0.0) + float(row["quantity"])
+        meter = base_meter(row["meter"])
+        meters[meter] = meters.get(meter, 0.0) + float(row["quantity"])
     return Planned(
         scenario=scenario,
         found=found,
@@ -275,7 +276,7 @@ def _closed(
         by_phase={k: v for k, v in phases.items() if v},
         workloads=_workloads(owners, used),
         tokens={m: meters[m] for m in TOKEN_METERS if meters.get(m)},
-        kwh=sum(v for m, v in meters.items() if m.partition(":")[0] == "energy_kwh"),
+        kwh=meters.get("energy_kwh", 0.0),
         kgco2e=found.carbon_kg if np.isfinite(found.carbon_kg) else None,
         alternatives=rivals,
         robust=robust,
@@ -287,7 +288,7 @@ def _workloads(owners: list[dict[str, Any]], used: list[dict[str, Any]]) -> list
     own = {(r["tenant"], r["model"]): float(r["cost_usd"]) for r in owners if r["tenant"] != IDLE}
     tokens: dict[tuple[str, str], float] = {}
     for row in used:
-        if row["meter"] in TOKEN_METERS:
+        if base_meter(row["meter"]) in TOKEN_METERS:
             key = (row["tenant"], row["model"])
             tokens[key] = tokens.get(key, 0.0) + float(row["quantity"])
     shared = sum(float(r["cost_usd"]) for r in owners if r["tenant"] == IDLE)
