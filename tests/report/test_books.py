@@ -287,6 +287,8 @@ def test_windows_are_full_hours() -> None:
         hours_in(datetime(2026, 1, 1), START)  # noqa: DTZ001
     with pytest.raises(InputError, match="not after"):
         hours_in(START, START)
+    with pytest.raises(InputError, match="hours at once"):
+        hours_in(datetime(120, 1, 1, tzinfo=UTC), datetime(9554, 1, 1, tzinfo=UTC))
 
 
 def test_terms_are_asked_with_a_zone(tmp_path: Path) -> None:

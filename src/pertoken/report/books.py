@@ -42,6 +42,7 @@ _UNTIL = "close/until"
 """Mark of the journal: the first hour that was never closed."""
 _KEPT = "close/kept-from"
 """Mark of the journal: the first day whose records were not deleted."""
+_LONGEST = timedelta(days=3660)
 _CHUNK_HOURS = _KEPT_LOOKS = 24 * 7
 LEDGER_FILE, _JOURNAL = "ledger.duckdb", "journal"
 
@@ -360,13 +361,15 @@ def open_books(fleet: RunningFleet, folder: str | Path, predictor: Predictor | N
 def hours_in(start: datetime, end: datetime) -> list[datetime]:
     """The full UTC hours from `start` up to, not with, `end`.
 
-    Raises InputError on a time without a zone, or an end that is not after the start.
+    Raises InputError on a time without a zone, an end that is not after the start, or more hours than ten years have.
     """
     if start.tzinfo is None or end.tzinfo is None:
         raise InputError("a time has no zone: write 2026-11-24T00:00Z or ...-08:00")
     first, last = _hour(start), end.astimezone(UTC)
     if last <= first:
         raise InputError(f"the window ends at {last.isoformat()}, which is not after {first.isoformat()}")
+    if last - first > _LONGEST:
+        raise InputError(f"{(last - first) // HOUR} hours at once: give at most {_LONGEST // HOUR}")
     found = []
     while first < last:
         found.append(first)
