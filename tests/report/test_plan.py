@@ -83,6 +83,8 @@ def test_files(planned: Planned, tmp_path: Path) -> None:
     rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
     assert len(rows) == len(schedule_rows(planned.found))
     assert {r["pool"] for r in rows} <= {"rented", "api"}
+    assert all(re.fullmatch(r"2027-03-0\dT\d\d:00Z|2027-02-28T23:00Z", r["hour_utc"]) for r in rows)
+    assert not any(value.startswith("-") for r in rows for value in r.values())
 
 
 def test_calendar_covers_the_schedule(planned: Planned) -> None:

@@ -87,6 +87,7 @@ def derived(
 ) -> Schedule:
     """All that follows from counts, loads and backlog."""
     i, c = instance, coefficients(instance)
+    machines, held, units = machines + 0.0, held + 0.0, units + 0.0  # a count of −0 is 0
     rented = np.maximum(machines - held[:, None], 0.0)
     starts = _starts(i, machines, i.initial_on)
     loads = _starts(i, units, i.initial_units)

@@ -312,7 +312,7 @@ def schedule_rows(found: Plan) -> list[dict[str, str]]:
     some = (s.machines > 0) | (load > 1e-9) | (s.held > 0)[:, None]
     return [
         {
-            "hour_utc": f"{i.hours[t]!s:.16}Z",
+            "hour_utc": f"{i.hours[t].astype('datetime64[m]')!s}Z",
             "pool": i.pool_names[p],
             "machines_on": f"{s.machines[p, t]:.0f}",
             "machines_held": f"{s.held[p]:.0f}",
