@@ -27,7 +27,7 @@ from pertoken.tables import usage_rows
 from tests.end_to_end.conftest import Service, free_port, wait_until
 from tests.web.test_ingest import write_request
 
-HOURS = 40
+HOURS = 60
 PLAN = "plan:shop"
 FLEET = """
 sites:
@@ -43,6 +43,9 @@ pools:
 sources:
   written:
     - {instance: "vllm:8000", pool: h100}
+budgets:
+  - {name: all, usd: 100000}
+  - {name: blue, tenant: blue, usd: 1000, period: week}
 """
 PROMETHEUS = """
 global: {{scrape_interval: 1s, evaluation_interval: 1s}}
@@ -176,8 +179,8 @@ def test_no_panel_is_empty_on_two_servers_at_once(
     for server in servers:
         wait_until("it was scraped twice", server.ready)
 
-    everything = {"instance": ".+", "model": ".+", "tenant": ".+", "book": PLAN}
-    some = {**everything, "model": "llama", "tenant": "blue|red"}
+    everything = {"instance": ".+", "model": ".+", "tenant": ".+", "book": PLAN, "budget": ".+"}
+    some = {**everything, "model": "llama", "tenant": "blue|red", "budget": "blue"}
     queries = [(b.name, p.title, q.expr) for b in grafana.DASHBOARDS for p in b.panels for q in p.queries]
     for server in servers:
         empty = [
@@ -196,7 +199,8 @@ def test_no_panel_is_empty_on_two_servers_at_once(
             label, family = board.variable
             names = asked(servers[0].port, f"/api/v1/label/{label}/values", **{"match[]": family})["data"]
             wanted = {"model": {"llama", "qwen", "claude", "(none)"}, "tenant": {"blue", "red", "(idle)"}}
-            assert set(names) == wanted.get(label, {PLAN})
+            wanted |= {"book": {PLAN}, "budget": {"all", "blue"}}
+            assert set(names) == wanted[label]
 
     # It came as OpenMetrics: the text format has no units.
     told = asked(servers[0].port, "/api/v1/metadata", metric="pertoken_spend_usd")["data"][

@@ -282,7 +282,37 @@ _PLAN = Dashboard(
     many=False,
 )  # fmt: skip
 
-DASHBOARDS: tuple[Dashboard, ...] = (_OVERVIEW, _by("model"), _by("tenant"), _ENERGY, _PLAN)
+
+def _budget(family: str, *labels: str) -> str:
+    return _at(f"budget_{family}", 'budget=~"$budget"', *labels)
+
+
+_EXPECTED = 'bound="expected"'
+_BUDGETS = Dashboard(
+    "budgets",
+    "PerToken: budgets",
+    "What is spent of each budget, how fast, and where its period will end.",
+    (
+        Panel("Spent, of the budget", _one(_budget("spent_ratio"), "{{budget}}"), _SHARE, "bargauge"),
+        Panel("Forecast, of the budget", _one(_budget("forecast_ratio", _EXPECTED), "{{budget}}"), _SHARE, "bargauge"),
+        Panel(
+            "Spent through the period", (Query(_budget("spent_ratio"), "{{budget}}"),), _SHARE,
+            about="At 1 a budget is used up.",
+        ),
+        Panel(
+            "Where the period will end", _one(_budget("forecast_ratio"), "{{budget}} {{bound}}"), _SHARE,
+            about="Expected, and the ends of an 80 % interval.",
+        ),
+        Panel(
+            "Burn, last 24 h", _one(_budget("burn_ratio", 'window="24h"'), "{{budget}}"), "short",
+            about="Pace of the newest 24 h over the one that lasts to the period's end: at 1 it lasts exactly.",
+        ),
+        Panel("Spent in USD", _one(_budget("spent_usd"), "{{budget}}"), _USD),
+    ),
+    ("budget", "pertoken_budget_spent_ratio"),
+)  # fmt: skip
+
+DASHBOARDS: tuple[Dashboard, ...] = (_OVERVIEW, _by("model"), _by("tenant"), _ENERGY, _PLAN, _BUDGETS)
 
 ALERTS: tuple[Alert, ...] = (
     Alert(
@@ -437,11 +467,12 @@ def _variables(board: Dashboard) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [
         {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus", "hide": 0},
         _values("instance", "pertoken_build_info", many=True),
-        {
+    ]
+    if any("$window" in query.expr for panel in board.panels for query in panel.queries):
+        found.append({
             "name": "window", "label": "Window", "type": "custom", "query": "1h,24h,30d", "hide": 0,
             "options": windows, "current": {"text": "24h", "value": "24h"},
-        },
-    ]  # fmt: skip
+        })  # fmt: skip
     return [*found, _values(*board.variable, many=board.many)] if board.variable else found
 
 

@@ -28,6 +28,7 @@ GIVE_UP = timedelta(hours=24)
 """An event that no try could deliver for so long is dropped, and `doctor` says so."""
 LONGEST_WAIT_S = 300.0
 _FIRST_WAIT_S = 1.0
+_PATIENCE_S = 12.0
 _HISTORY = 500
 _MOST_WAITING = 1_000
 
@@ -66,12 +67,12 @@ class Alarm:
             worker.start()
 
     def stop(self) -> None:
-        """Stop sending; what waits stays on the disk. A message under way is waited for, for some seconds."""
+        """Stop sending; what waits stays on the disk. A message under way is waited for, but not for long."""
         for worker in self._workers:
             worker.stopped.set()
             worker.wake.set()
         for worker in self._workers:
-            worker.join()
+            worker.join(_PATIENCE_S)
 
     def look(self, standings: Sequence[Standing], now: datetime) -> list[Event]:
         """Note what has crossed or recovered since the last look, and have it sent; the events."""
