@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pertoken.ledger import Ledger, LedgerBrokenError
 from pertoken.report import plan_book
 from pertoken.report.plan_book import to_body
 from pertoken.tables import RATES, USAGE, Hours, rate_rows, usage_rows
@@ -212,3 +213,33 @@ def test_only_an_admin_of_no_tenant_puts_and_forgets(
         assert client.delete("/v1/books/plan:shop", headers=bearer).status_code == wanted
     assert put(client, body).status_code == 401
     assert client.delete("/v1/books/plan:shop").status_code == 401
+
+
+def test_a_disk_that_fails_is_503_and_nothing_is_kept(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert put(client, to_body(*rows())).status_code == 200
+
+    def full(*_: object) -> None:
+        raise LedgerBrokenError("the ledger cannot be written: No space left on /secret/place")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "put_book", full)
+        answer = put(client, to_body(*rows(9e-6)))
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "30")
+    assert "secret" not in answer.text
+    assert costs(client) == {"plan:shop": "10.000000000"}
+
+
+def test_hostile_names_in_a_plan_stay_names(client: Client) -> None:
+    nasty = "<script>alert(1)</script>'; DROP TABLE rates; --"
+    body = lines(
+        {**USAGE_LINE, "tenant": nasty, "pool": nasty}, {**RATE_LINE, "pool": nasty, "source": nasty}
+    )
+    assert put(client, body, kind="application/x-ndjson").status_code == 200
+    answer = client.get("/v1/cost", params={"by": "pool,tenant", "book": "plan:shop"})
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json()["rows"] == [{"pool": nasty, "tenant": nasty, "cost_usd": "10.000000000"}]
+    page = client.get("/figure/usd_per_mtok_total", params={"by": "tenant", "book": "plan:shop"})
+    assert page.status_code == 200
+    assert "<script>alert(1)" not in page.text

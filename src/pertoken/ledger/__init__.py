@@ -14,7 +14,7 @@ import pyarrow as pa
 from pertoken.errors import InputError
 from pertoken.ledger._book import book_rates, book_usage
 from pertoken.ledger._close import TABLES, close, unpriced
-from pertoken.ledger._engine import Engine, connect
+from pertoken.ledger._engine import Engine, LedgerBrokenError, connect
 from pertoken.ledger._metric import (
     USAGE_DIMENSIONS,
     Filter,
@@ -28,7 +28,7 @@ from pertoken.ledger._sums import SUM_TABLES, Fact, Source, Summed, days_in, day
 from pertoken.tables import RATES, USAGE
 from pertoken.units import base_meter
 
-__all__ = ["Ledger", "connect", "open_ledger"]
+__all__ = ["Ledger", "LedgerBrokenError", "connect", "open_ledger"]
 
 _MONTHS_A_CLOSE = 3
 """Months of a book that a close sums: a year of a large ledger takes minutes, in which no other hour is closed."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
 import duckdb
 import pyarrow as pa
 
-from pertoken.errors import InputError
+from pertoken.errors import InputError, PerTokenError
 
 Parameters = Sequence[object]
 
@@ -33,6 +33,13 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release the engine."""
+
+
+class LedgerBrokenError(PerTokenError):
+    """The disk or the memory under the ledger failed: what was to be written is not."""
+
+
+_BROKEN = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.FatalException)
 
 
 class _DuckDB:
@@ -63,19 +70,27 @@ class _DuckDB:
         try:
             columns = ", ".join(rows.column_names)
             cursor.execute(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM incoming").fetchall()
-        finally:
-            cursor.unregister("incoming")
+        except duckdb.Error:
+            with suppress(duckdb.Error):  # in a transaction that failed it fails, too, and would hide why
+                cursor.unregister("incoming")
+            raise
+        cursor.unregister("incoming")
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         cursor = self._cursor()
         cursor.execute("BEGIN TRANSACTION").fetchall()
         try:
-            yield
-        except BaseException:
-            cursor.execute("ROLLBACK").fetchall()
-            raise
-        cursor.execute("COMMIT").fetchall()
+            try:
+                yield
+            except BaseException:
+                with suppress(*_BROKEN):  # what was wrong is what the caller shall see
+                    cursor.execute("ROLLBACK").fetchall()
+                raise
+            cursor.execute("COMMIT").fetchall()
+        except _BROKEN as error:
+            reason = str(error).splitlines()[0]
+            raise LedgerBrokenError(f"the ledger cannot be written: {reason}") from error
 
     def close(self) -> None:
         self._connection.close()

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from decimal import Decimal
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Depends, HTTPException, Path, Request
 from pydantic import BaseModel
 
 from pertoken.errors import InputError
+from pertoken.ledger import LedgerBrokenError
 from pertoken.report import plan_book
 from pertoken.web._doors import ServiceHere, answers, caller_with
 from pertoken.web._ingest import body_schema, held, kind_of
 from pertoken.web.tokens import Caller
 
 router = APIRouter()
+log = logging.getLogger("pertoken.serve")
 WholeAdmin = Annotated[Caller, Depends(caller_with("admin", whole=True))]
 BookName = Annotated[str, Path(min_length=1, max_length=100, description="plan:NAME")]
 
@@ -51,7 +54,14 @@ async def put_book(request: Request, service: ServiceHere, caller: WholeAdmin, n
     def keep(body: bytes) -> BookKept:
         usage, rates = plan_book.from_body(body, kind, book)
         ledger = service.books.ledger
-        ledger.put_book(book, usage, rates)
+        try:
+            ledger.put_book(book, usage, rates)
+        except LedgerBrokenError as error:
+            log.warning("a book was not kept: %r", str(error))
+            headers = {"Retry-After": "30"}
+            raise HTTPException(
+                503, "the disk failed here and nothing was kept: send it again later", headers
+            ) from error
         cost: Decimal = ledger.cost(where={"book": book})["cost_usd"][0].as_py() or Decimal(0)
         return BookKept(book=book, usage_rows=len(usage), rate_rows=len(rates), cost_usd=format(cost, "f"))
 
