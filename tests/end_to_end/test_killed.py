@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import random
 import signal
 import threading
@@ -15,7 +16,8 @@ from typing import Any
 
 from tests.end_to_end.conftest import Service
 
-KILLS = 5
+KILLS = int(os.environ.get("PERTOKEN_KILLS", "5"))
+"""The journal alone is killed fifty times in `tests/meter`; with PERTOKEN_KILLS=50 the whole service is."""
 USD_PER_TOKEN = {"input_tokens": Decimal("0.000003"), "output_tokens": Decimal("0.000015")}
 FLEET = """
 pools:
