@@ -202,15 +202,19 @@ def _write_page(
 
 def _fluid(spec: Mapping[str, Any]) -> Mapping[str, Any]:
     """As wide as the page, where the figure is one view; several beside or below each other keep their width."""
-    if isinstance(spec.get("width"), int) and "encoding" in spec:
-        # A height in steps cannot be fitted to, and saying so is a warning on the console.
-        fitted = (
-            {}
-            if isinstance(spec.get("height"), dict)
-            else {"autosize": {"type": "fit-x", "contains": "padding"}}
-        )
-        return {**spec, "width": "container", **fitted}
-    return spec
+    if not isinstance(spec.get("width"), int) or "encoding" not in spec:
+        return spec
+    height = spec.get("height")
+    if isinstance(height, dict):
+        # A height in steps cannot be fitted to: the same in pixels.
+        field = spec["encoding"]["y"]["field"]
+        height = height["step"] * len({row[field] for row in spec["data"]["values"]})
+    return {
+        **spec,
+        "width": "container",
+        "height": height,
+        "autosize": {"type": "fit-x", "contains": "padding"},
+    }
 
 
 def why(error: Exception) -> dict[str, Any]:
