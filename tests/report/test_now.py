@@ -87,7 +87,7 @@ def test_an_hour_without_a_price_counts_in_no_cost(books: Books) -> None:
 def test_the_last_minute_and_the_hour_so_far_agree_on_a_steady_load(books: Books) -> None:
     scraped(books, START, 30)
     now = START + timedelta(minutes=30)
-    minute = lately_sums(books.lately(now, 600), {})
+    minute = lately_sums(books.lately(now), {})
     so_far = books.so_far(now)
     hour = so_far_sums(so_far.ledger, {}, START, 1800.0, bool(so_far.unpriced))
     assert not minute.unpriced
@@ -97,7 +97,7 @@ def test_the_last_minute_and_the_hour_so_far_agree_on_a_steady_load(books: Books
 
 def test_a_filter_holds_for_the_last_minute(books: Books) -> None:
     scraped(books, START, 10)
-    lately = books.lately(START + timedelta(minutes=10), 60)
+    lately = books.lately(START + timedelta(minutes=10))
     mine = lately_sums(lately, {"tenant": ["t"]})
     assert mine.value(BY_NAME["output_per_s"]) == pytest.approx(1000 / 60)
     assert {component for _, component in mine.cost_usd} == {"api"}
@@ -109,7 +109,7 @@ def test_usage_without_a_price_has_no_live_cost(books: Books) -> None:
     scraped(books, START, 5)
     moment = START + timedelta(minutes=4, seconds=30)
     books.journal.append(record(moment, "training/run", "api", training_tokens=5))
-    lately = books.lately(START + timedelta(minutes=5), 60)
+    lately = books.lately(START + timedelta(minutes=5))
     assert lately.unpriced == "no rate for training_tokens in pool 'api'"
     sums = lately_sums(lately, {})
     assert sums.value(BY_NAME["usd_per_hour"]) is sums.value(BY_NAME["usd_per_mtok_total"]) is None

@@ -16,6 +16,7 @@ from pertoken import meter
 from pertoken.errors import InputError
 from pertoken.fleet import load_fleet
 from pertoken.report.books import Books, open_books
+from pertoken.report.so_far import Lately
 from pertoken.tables import QUANTITY
 
 HOUR = timedelta(hours=1)
@@ -180,7 +181,7 @@ def test_nothing_is_written_and_the_books_do_not_move(books_of: Make) -> None:
     scraped(books, START, 20)
     marks, due = books.journal.marks, books.due(START + HOUR)
     books.so_far(START + timedelta(minutes=20))
-    books.lately(START + timedelta(minutes=20), 60)
+    books.lately(START + timedelta(minutes=20))
     assert books.ledger.usage("hour").num_rows == books.ledger.cost("hour").num_rows == 0
     assert (books.journal.marks, books.due(START + HOUR)) == (marks, due)
 
@@ -269,37 +270,79 @@ def test_the_first_instant_of_an_hour_is_empty(books_of: Make) -> None:
 def test_the_last_minute_is_attributed_and_priced_at_its_rates(books_of: Make) -> None:
     books = books_of()
     scraped(books, START, 30)
-    now = START + timedelta(minutes=30)
-    found = books.lately(now, 120)
+    found = books.lately(START + timedelta(minutes=30))
+    assert found.seconds == 60
     usage: dict[Any, Decimal] = {}
     for row in found.usage.to_pylist():
         key = row["pool"], row["meter"]
         usage[key] = usage.get(key, Decimal(0)) + row["quantity"]
-    assert usage["owned", "output_tokens"] == 79 + 80
-    assert usage["api", "output_tokens"] == 2000
-    assert usage["owned", "gpu_hours"] == pytest.approx(Decimal(2 * 120) / 3600, abs=Decimal("1e-6"))
-    assert usage["cloud", "gpu_hours"] == pytest.approx(Decimal(120) / 3600, abs=Decimal("1e-6"))
+    assert usage["owned", "output_tokens"] == 80
+    assert usage["api", "output_tokens"] == 1000
+    assert usage["owned", "gpu_hours"] == pytest.approx(Decimal(2) / 60, abs=Decimal("1e-6"))
+    assert usage["cloud", "gpu_hours"] == pytest.approx(Decimal(1) / 60, abs=Decimal("1e-6"))
     usd: dict[str, float] = {}
     for row in found.costs:
         usd[row["component"]] = usd.get(row["component"], 0.0) + row["cost_usd"]
-    assert usd["rent"] == pytest.approx(3 * 120 / 3600, rel=1e-4)
-    assert usd["staff"] == pytest.approx(120 / 3600, rel=1e-4)
-    assert usd["api"] == pytest.approx(2000 * 15e-6 + 20 * 3e-6)
-    assert usage["owned", "energy_kwh"].quantize(Decimal("1e-6")) > Decimal("0.02")
+    assert usd["rent"] == pytest.approx(3 / 60, rel=1e-4)
+    assert usd["staff"] == pytest.approx(1 / 60, rel=1e-4)
+    assert usd["api"] == pytest.approx(1000 * 15e-6 + 10 * 3e-6)
+    assert usage["owned", "energy_kwh"] > Decimal("0.01")
     assert found.usage.schema.field("quantity").type == QUANTITY
-    with pytest.raises(InputError, match="cannot be looked back"):
-        books.lately(now, 3601)
+
+
+def tokens_of(found: Lately, pool: str = "api") -> Decimal:
+    rows = found.usage.to_pylist()
+    return sum(
+        (r["quantity"] for r in rows if (r["pool"], r["meter"]) == (pool, "output_tokens")), Decimal(0)
+    )
 
 
 def test_the_last_minute_reaches_over_the_hour(books_of: Make) -> None:
     books = books_of()
     scraped(books, START - HOUR, 60)
-    scraped(books, START, 1)
-    found = books.lately(START + timedelta(seconds=70), 120)
-    counts = [
-        r["quantity"] for r in found.usage.to_pylist() if (r["pool"], r["meter"]) == ("api", "output_tokens")
-    ]
-    assert sum(counts) == 2000
+    now = START + timedelta(seconds=30)
+    books.journal.append(record(START + timedelta(seconds=20), "usage/x", "api", output_tokens=7))
+    found = books.lately(now)
+    assert tokens_of(found) == 1007
     fresh = Books(books.journal, books.ledger, books.fleet, books.folder)
-    again = fresh.lately(START + timedelta(seconds=70), 120)
-    assert again.usage.to_pylist() == found.usage.to_pylist()
+    assert fresh.lately(now).usage.to_pylist() == found.usage.to_pylist()
+    # What came late of the hour before is there too.
+    late = record(START - timedelta(seconds=2), "usage/x", "api", output_tokens=5)
+    books.journal.append(late.set_column(2, "key", pa.array(["late"])))
+    assert tokens_of(books.lately(now)) == 1012
+
+
+def test_a_crowd_is_kept_in_longer_pieces(books_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pertoken.meter._running._MOST_SUMS", 40)
+    books = books_of()
+    for second in range(90):
+        row = record(START + timedelta(seconds=second), "usage/x", "api", output_tokens=10)
+        books.journal.append(row)
+    now = START + timedelta(seconds=90)
+    found = books.lately(now)
+    assert books._growing._running._piece_s == 5
+    assert found.seconds == 60
+    assert tokens_of(found) == 600
+    # The piece that is not over waits, and the window keeps its length.
+    books.journal.append(record(START + timedelta(seconds=91), "usage/x", "api", output_tokens=1000))
+    assert tokens_of(books.lately(now + timedelta(seconds=2))) == 600
+    assert tokens_of(books.lately(now + timedelta(seconds=5))) == 550 + 1000
+    assert sum(map(len, books._growing._running._pieces.values())) <= 40
+
+
+def test_an_engine_that_reaches_us_two_ways_counts_once(books_of: Make) -> None:
+    text = FLEET + "sources:\n  written: [{instance: twin, pool: owned}]\n"
+    books = books_of(text)
+    books.journal.append(meter.RECORDS.empty_table(), marks={"scrape/first": b"", "written/twin": b""})
+    for minute in range(1, 31):
+        moment = START + timedelta(minutes=minute) - timedelta(seconds=1)
+        for name in ("first", "twin"):
+            books.journal.append(
+                record(moment, f"engine/{name}", "owned", output_tokens=100, prompt_tokens=7, seen_seconds=60)
+            )
+    now = START + timedelta(minutes=30)
+    so_far = books.so_far(now)
+    assert so_far.ledger.usage(where={"meter": "output_tokens"})["quantity"].to_pylist() == [3000]
+    assert [f.kind for f in so_far.findings if f.kind == "twice"] == ["twice"]
+    # A minute alone, with 100 tokens each, could not tell.
+    assert tokens_of(books.lately(now), "owned") == 100

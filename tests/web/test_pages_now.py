@@ -16,8 +16,9 @@ from playwright.sync_api import Browser
 
 from pertoken.fleet import RunningFleet, ScrapeTarget
 from pertoken.report.now import TILES
+from pertoken.report.so_far import window_s
 from pertoken.web import live as live_module
-from pertoken.web.live import Live, live_of, snapshots, window_s
+from pertoken.web.live import Live, live_of, snapshots
 from pertoken.web.tokens import Tokens
 from tests.web.conftest import DARK_PHONE, LIGHT, NOW_S, Client, Clock, serving, watched
 from tests.web.test_ingest import event

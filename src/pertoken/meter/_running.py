@@ -7,7 +7,7 @@ write 24,000 blocks an hour; adding them up anew for every look would cost secon
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -19,21 +19,29 @@ from pertoken.meter.journal import Journal, _day
 from pertoken.meter.records import Sums, partial_sums, summed, sums_of
 from pertoken.units import MICROSECONDS_PER_SECOND, SECONDS_PER_HOUR
 
-LONGEST_S = 1200
-"""How far back `recent` can look [s]."""
+_MOST_SUMS = 200_000
+"""Sums of the last seconds that are kept; above it they are of longer pieces, so that a crowd of tenants fits too."""
+_PIECES_S = (1, 5, 10)
+_Key = tuple[Any, ...]
 
 
 class Running:
-    """Sums of the current hour and of each of the last seconds. Not thread safe: its owner locks."""
+    """Sums of the current hour and of each of the last seconds. Not thread safe: its owner locks.
 
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
+    `window_s`: how many of the last seconds `recent` is asked for.
+    """
+
+    def __init__(self, journal: Journal, window_s: int) -> None:
+        self._journal, self._window_s = journal, window_s
         self._hour = 0
         self._read: dict[int, int] = {}
         """By hour, the sequence up to which its blocks were added up."""
-        self._total: dict[tuple[Any, ...], list[int]] = {}
-        self._seconds: dict[int, list[Sums]] = defaultdict(list)
+        self._total: dict[_Key, list[int]] = {}
+        self._piece_s = _PIECES_S[0]
+        self._pieces: dict[int, dict[_Key, list[int]]] = {}
+        """By its first second, the sums of a piece."""
         self._now: datetime | None = None
+        self._oldest_s = 0
         self.last_words: dict[str, int] = {}
         """By source, the newest time [POSIX s] it told of, of the hours that were read."""
 
@@ -48,19 +56,20 @@ class Running:
             return None
         return self.totals(self._now)
 
-    def recent(self, now: datetime, seconds: int) -> pa.Table:
-        """Records of the last `seconds` before `now` (`records.TOTALS`), all under the hour of `now`.
+    def recent(self, now: datetime) -> tuple[pa.Table, int]:
+        """Records of the last seconds before `now` (`records.TOTALS`), all under the hour of `now`, and how many.
 
-        At most `LONGEST_S` back.
+        Where pieces are longer than a second, the one that is not over is left out and the window is of whole ones.
         """
         self.follow(now)
-        last = math.floor(now.timestamp())
+        size_s = self._piece_s
+        count = -(-self._window_s // size_s)
+        end_s = math.floor(now.timestamp()) // size_s * size_s + (size_s if size_s == 1 else 0)
         parts = [
-            {(self._hour, *key[1:]): value for key, value in sums.items()}
-            for second in range(last - seconds + 1, last + 1)
-            for sums in self._seconds.get(second, ())
+            {(self._hour, *key): (sums[0], sums[1]) for key, sums in self._pieces.get(first_s, {}).items()}
+            for first_s in range(end_s - count * size_s, end_s, size_s)
         ]
-        return summed(parts)
+        return summed(parts), count * size_s
 
     def follow(self, now: datetime) -> None:
         """Read what came since the last look. The first look at an hour reads all of it."""
@@ -68,23 +77,22 @@ class Running:
         hour = math.floor(now.timestamp()) // SECONDS_PER_HOUR
         if hour != self._hour:
             self._begin(hour)
-        oldest = math.floor(now.timestamp()) - LONGEST_S
-        # What lies an hour back is read for its last minutes alone.
-        for number in (hour - 1, hour):
-            since = 0 if number == hour else oldest * MICROSECONDS_PER_SECOND
-            if number == hour or oldest < hour * SECONDS_PER_HOUR:
-                self._take(number, since)
-        for second in [s for s in self._seconds if s < oldest]:
-            del self._seconds[second]
+        self._oldest_s = math.floor(now.timestamp()) - self._window_s - 2 * _PIECES_S[-1]
+        # What lies an hour back is read for its last seconds alone.
+        if self._oldest_s < hour * SECONDS_PER_HOUR:
+            self._take(hour - 1)
+        self._take(hour)
+        for first_s in [s for s in self._pieces if s < self._oldest_s]:
+            del self._pieces[first_s]
 
     def _begin(self, hour: int) -> None:
         if hour != self._hour + 1:
             self._read.clear()
-            self._seconds.clear()
+            self._pieces.clear()
         self._read = {h: s for h, s in self._read.items() if h in (hour - 1, hour)}
         self._hour, self._total = hour, {}
 
-    def _take(self, hour: int, since_us: int) -> None:
+    def _take(self, hour: int) -> None:
         """Add up the blocks of an hour that are new."""
         journal, upto = self._journal, self._read.get(hour, 0)
         anew = hour not in self._read
@@ -99,8 +107,8 @@ class Running:
             if exported.num_rows:
                 self._add_hour(sums_of(exported))
                 new = [place for place in new if place.sequence > reached]
-        if anew and since_us:
-            new = self._newest(new, since_us)
+        if anew and hour != self._hour:
+            new = self._newest(new)
         for raw, place in journal._payloads(new):
             packed = blocks.unpack(raw)
             if place.mixed:
@@ -108,12 +116,12 @@ class Running:
             self._add(packed, hour)
         self._read[hour] = max(upto, sequence)
 
-    def _newest(self, places: list[Place], since_us: int) -> list[Place]:
-        """The blocks from the first on that told of a time after `since_us`, looked for from the end."""
+    def _newest(self, places: list[Place]) -> list[Place]:
+        """The blocks from the first on that told of the last seconds, looked for from the end."""
         kept = []
         for place in reversed(places):
             ((raw, _),) = self._journal._payloads([place])
-            if int(blocks.unpack(raw).ts.max()) < since_us:
+            if int(blocks.unpack(raw).ts.max()) < self._oldest_s * MICROSECONDS_PER_SECOND:
                 break
             kept.append(place)
         return kept[::-1]
@@ -125,19 +133,33 @@ class Running:
         # Summed by hour of its argument: here a second counts as one.
         base = hour * SECONDS_PER_HOUR
         sums = partial_sums((seconds - base) * blocks.HOUR_US, packed.quantity, packed.codes, packed.texts)
-        by_second: dict[int, Sums] = defaultdict(dict)
-        for key, value in sums.items():
-            second = base + int(key[0])
-            by_second[second][key] = value
-            if second > self.last_words.get(key[1], 0):
-                self.last_words[key[1]] = second
-        for second, part in by_second.items():
-            self._seconds[second].append(part)
+        for (offset, *key), value in sums.items():
+            second = base + int(offset)
+            if second > self.last_words.get(key[0], 0):
+                self.last_words[key[0]] = second
+            if second >= self._oldest_s:
+                piece = self._pieces.setdefault(second // self._piece_s * self._piece_s, {})
+                _into(piece, tuple(key), value)
         if hour == self._hour:
             self._add_hour(sums)
+        if sum(map(len, self._pieces.values())) > _MOST_SUMS and self._piece_s < _PIECES_S[-1]:
+            self._lengthen()
 
     def _add_hour(self, sums: Sums) -> None:
-        for key, (whole, fine) in sums.items():
-            into = self._total.setdefault(key[1:], [0, 0])
-            into[0] += whole
-            into[1] += fine
+        for key, value in sums.items():
+            _into(self._total, key[1:], value)
+
+    def _lengthen(self) -> None:
+        """Put pieces together: fewer, longer ones."""
+        self._piece_s = _PIECES_S[_PIECES_S.index(self._piece_s) + 1]
+        before, self._pieces = self._pieces, {}
+        for first_s, sums in before.items():
+            piece = self._pieces.setdefault(first_s // self._piece_s * self._piece_s, {})
+            for key, value in sums.items():
+                _into(piece, key, value)
+
+
+def _into(sums: dict[_Key, list[int]], key: _Key, value: Sequence[int]) -> None:
+    into = sums.setdefault(key, [0, 0])
+    into[0] += value[0]
+    into[1] += value[1]

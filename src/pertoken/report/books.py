@@ -193,9 +193,9 @@ class Books:
         """
         return self._growing.so_far(now, fresh_s)
 
-    def lately(self, now: datetime, seconds: int) -> Lately:
-        """Usage of the last `seconds` before now and what it costs. Raises InputError on more than 20 minutes."""
-        return self._growing.lately(now, seconds)
+    def lately(self, now: datetime) -> Lately:
+        """Usage of the last minute (longer where scrapes are slow, see `so_far.window_s`) and what it costs."""
+        return self._growing.lately(now)
 
     @property
     def last_words(self) -> dict[str, datetime]:

@@ -7,6 +7,7 @@ stretched to one. Tokens, GPU-hours and kWh stay what they are.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import defaultdict
@@ -23,7 +24,7 @@ from pertoken.errors import InputError, MissingRateError
 from pertoken.fleet import RunningFleet
 from pertoken.ledger import Ledger, open_ledger
 from pertoken.meter import Attribution, Journal, attribute
-from pertoken.meter._running import LONGEST_S, Running
+from pertoken.meter._running import Running
 from pertoken.meter._split import MICRO
 from pertoken.meter.attribute import _HELD_BY_COUNT, BOOK, Finding, Predictor
 from pertoken.meter.records import TOTALS
@@ -40,6 +41,7 @@ FRESH_S = 5.0
 _SPARED = 20.0
 """An answer is kept for at least this many times as long as it took: looking costs at most 5 % of a core."""
 _LONGEST_KEPT_S = 60.0
+_LEAST_WINDOW_S = 60
 _OF_AN_HOUR = ("seen_seconds", "running_seconds", "prefill_seconds", "decode_seconds")
 """An engine's seconds that attribution holds against an hour, or against one another."""
 
@@ -115,7 +117,7 @@ class Growing:
     ) -> None:
         self._ledger, self._fleet, self._predictor = ledger, fleet, predictor
         self._once, self._paid = once, paid
-        self._reading, self._running = reading, Running(journal)
+        self._reading, self._running = reading, Running(journal, window_s(fleet))
         self._computing = threading.Lock()
         self._answer: tuple[SoFar, float] | None = None
         self._kept: _Kept | None = None
@@ -149,16 +151,16 @@ class Growing:
         finally:
             self._computing.release()
 
-    def lately(self, now: datetime, seconds: int) -> Lately:
-        """The last `seconds` before `now`. Raises InputError on more than 20 minutes."""
-        if not 1 <= seconds <= LONGEST_S:
-            raise InputError(f"{seconds} s cannot be looked back: 1 to {LONGEST_S}")
+    def lately(self, now: datetime) -> Lately:
+        """The last seconds before `now`, as many as `window_s` says."""
         now = now.astimezone(UTC)
-        hour, micro = _hour(now), round(MICRO * seconds / SECONDS_PER_HOUR)
+        hour = _hour(now)
         with self._computing:
             kept = self._keep(hour)
             with self._reading:
-                records, whole = self._running.recent(now, seconds), self._running.totals(now)
+                records, seconds = self._running.recent(now)
+                whole = self._running.totals(now)
+            micro = round(MICRO * seconds / SECONDS_PER_HOUR)
             # Who repeats whom is seen in an hour's counts, not in a minute's.
             dropped = {*_texts(whole, "source")} - {*_texts(self._once(whole)[0], "source")}
             records = records.filter(
@@ -283,6 +285,16 @@ class Growing:
         left = concat([now, booked], USAGE).group_by(keys).aggregate([("quantity", "sum")])
         left = left.rename_columns([*keys, "quantity"]).select(USAGE.names).cast(USAGE)
         return left.filter(pc.not_equal(left["quantity"], pa.scalar(Decimal(0), QUANTITY)))
+
+
+def window_s(fleet: RunningFleet) -> int:
+    """The seconds a live figure is of: at least a minute, and whole intervals of the slowest scrape.
+
+    A window that held a scrape more at one look than at the next would jump by it.
+    """
+    intervals = [t.interval_s for t in fleet.sources.scrape] + [t.interval_s for t in fleet.sources.files]
+    slowest = max(intervals, default=1.0)
+    return round(math.ceil(_LEAST_WINDOW_S / slowest) * slowest)
 
 
 def as_whole_hour(records: pa.Table, fleet: Fleet, hour: datetime, micro: int) -> pa.Table:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import signal
 import threading
 from collections import deque
@@ -24,10 +23,7 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import StreamingResponse
 
 from pertoken.errors import PerTokenError
-from pertoken.fleet import RunningFleet
-from pertoken.meter._running import LONGEST_S
 from pertoken.report.now import TILES, Sums, Tile, Where, lately_sums, shown, so_far_sums
-from pertoken.units import MINUTES_PER_HOUR
 from pertoken.web._doors import ServiceHere
 from pertoken.web._question import Looking, Question
 from pertoken.web.service import Service
@@ -37,7 +33,6 @@ TICK_S = 2.0
 HEARTBEAT_S = 15.0
 MOST_LISTENERS = 400
 MOST_SCOPES = 64
-_LEAST_WINDOW_S = MINUTES_PER_HOUR
 _KEPT = 150
 """Messages of a filter that a browser is shown when it comes: five minutes of them."""
 _RETRY_MS = 3000
@@ -163,21 +158,10 @@ def _put(queue: asyncio.Queue[bytes | None], message: bytes | None) -> None:
     queue.put_nowait(message)
 
 
-def window_s(fleet: RunningFleet) -> int:
-    """The seconds a live figure is of: at least a minute, and whole intervals of the slowest scrape.
-
-    A window that held a scrape more at one tick than at the next would jump by it.
-    """
-    sources = fleet.sources
-    intervals = [t.interval_s for t in sources.scrape] + [t.interval_s for t in sources.files]
-    slowest = max(intervals, default=1.0)
-    return min(LONGEST_S, round(math.ceil(_LEAST_WINDOW_S / slowest) * slowest))
-
-
 def snapshots(service: Service, scopes: dict[Scope, _Scoped]) -> dict[Scope, dict[str, Any]]:
     """What each filter is told now: of one look at the last minute and one at the hour so far."""
     now = service.now()
-    lately = service.books.lately(now, window_s(service.fleet))
+    lately = service.books.lately(now)
     so_far = service.books.so_far(now)
     elapsed_s = (so_far.until - so_far.hour).total_seconds()
     found: dict[Scope, dict[str, Any]] = {}

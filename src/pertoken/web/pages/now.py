@@ -13,10 +13,11 @@ from datetime import datetime, timedelta
 from fastapi import APIRouter, FastAPI, Request, Response
 
 from pertoken.report.now import HOURS_BACK, Day, Tile, closed_day, shown
+from pertoken.report.so_far import window_s
 from pertoken.web._doors import ServiceHere
 from pertoken.web._frame import page, prepare
 from pertoken.web._question import Looking, Question
-from pertoken.web.live import scope_of, tiles_of, window_s
+from pertoken.web.live import scope_of, tiles_of
 from pertoken.web.service import Service
 
 log = logging.getLogger("pertoken.serve")
