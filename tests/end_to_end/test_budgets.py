@@ -22,7 +22,7 @@ pools:
 budgets:
   - {{name: t, tenant: t, usd: {usd}, hard: true, alert_at: {{actual_percent: [100], forecast_percent: []}}}}
 alerts:
-  alertmanagers: [{{name: am, url: "http://127.0.0.1:{port}", resend_s: 1}}]
+  alertmanagers: [{{name: am, url: "http://127.0.0.1:{port}", resend_s: 10}}]
 """
 EVENT = {
     "key": "a", "pool": "api", "model": "m", "tenant": "t", "meter": "output_tokens", "quantity": 1_000_000,
