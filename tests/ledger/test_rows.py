@@ -17,6 +17,7 @@ from pertoken.errors import InputError
 from pertoken.ledger import Ledger, open_ledger
 from pertoken.ledger._rows import page_sql
 from pertoken.tables import RATES, USAGE, Hours, rate_rows, usage_rows
+from tests.report.test_spend import fill
 
 HOURS: Hours = np.arange("2026-06-01T00", "2026-06-01T05", dtype="datetime64[h]")
 NOON = datetime(2026, 6, 1, 3, tzinfo=UTC)
@@ -162,6 +163,74 @@ def test_pages_hold_where_keys_are_null(rows: list[tuple[str | None, ...]], size
         assert len(got) == len(rows)
     finally:
         book.shut()
+
+
+@pytest.fixture(scope="module")
+def broad() -> Iterator[Ledger]:
+    book = open_ledger()
+    fill(book)
+    yield book
+    book.shut()
+
+
+KEYS = ("hour", "pool", "model", "tenant", "phase", "component", "book")
+
+
+@given(
+    st.lists(st.sampled_from(KEYS), min_size=1, unique=True),
+    st.sampled_from([3, 40, 700, 10_000]),
+    st.sampled_from(
+        [{}, {"tenant": "shop"}, {"tenant": ["shop", "", "a,b"], "book": "actual"}, {"pool": []}]
+    ),
+    st.sampled_from(
+        [
+            (None, None),
+            (datetime(2026, 11, 20, 7, tzinfo=UTC), None),
+            (None, datetime(2026, 11, 20, 9, tzinfo=UTC)),
+        ]
+    ),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_page_is_the_next_part_of_the_whole(
+    broad: Ledger, by: list[str], limit: int, where: Any, window: Any
+) -> None:
+    asked = {"where": where, "start": window[0], "end": window[1]}
+    whole = broad.cost(*by, **asked).to_pylist()
+    for begin in (0, len(whole) // 3, len(whole) - 1):
+        after = [whole[begin - 1][key] for key in by] if begin > 0 else None
+        want = whole[max(begin, 0) :][:limit]
+        assert broad.page("cost_usd", by=by, after=after, limit=limit, **asked).to_pylist() == want
+
+
+def test_meters_and_metrics_come_in_pages_too(broad: Ledger) -> None:
+    broad.add_usage(
+        usage_rows(
+            HOURS,
+            {("idle", "energy_kwh:tier2"): 2.0},
+            book="plan:t",
+            pool="p",
+            model="",
+            tenant="",
+            basis="assumed",
+        )
+    )
+    for where in ({}, {"meter": "energy_kwh"}, {"meter": ["energy_kwh", "gpu_hours"]}):
+        for by in (["pool", "meter"], ["meter", "tenant"], ["book", "meter", "hour"]):
+            whole = broad.usage(*by, where=where).to_pylist()
+            got: list[dict[str, Any]] = []
+            while part := broad.page(
+                "quantity", by=by, where=where, limit=7, after=[got[-1][k] for k in by] if got else None
+            ).to_pylist():
+                got += part
+            assert got == whole
+    names = ("usd_per_mtok_output", "utilisation")
+    metrics = broad.metric(*names, by=["tenant", "hour"]).to_pylist()
+    after = [metrics[9][k] for k in ("tenant", "hour")]
+    assert broad.page(*names, by=["tenant", "hour"], after=after, limit=50).to_pylist() == metrics[10:60]
+    with pytest.raises(InputError, match="cannot group or filter by 'rate'"):
+        broad.page("cost_usd", by=["hour", "rate"])
+    with pytest.raises(InputError, match="cannot group or filter by 'rate'"):
+        broad.page("cost_usd", by=["rate"])
 
 
 def test_a_page_stands_where_it_stood_when_rows_come(ledger: Ledger) -> None:

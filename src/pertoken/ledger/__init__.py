@@ -23,7 +23,7 @@ from pertoken.ledger._metric import (
     sum_sql,
     where_clause,
 )
-from pertoken.ledger._rows import lines_sql, page_sql
+from pertoken.ledger._rows import Walk, lines_sql, page_sql
 from pertoken.ledger._sums import SUM_TABLES, Fact, Source, Summed, days_in, days_of
 from pertoken.tables import RATES, USAGE
 from pertoken.units import base_meter
@@ -296,13 +296,23 @@ class Ledger:
 
         Raises UnknownNameError, InputError.
         """
-        window, filters = (_utc(start), _utc(end)), where or {}
-        return self._read(
-            lambda at: page_sql(*_asked(names, by, filters, window, at), list(by), after, limit),
-            by,
-            filters,
-            window,
-        )
+
+        def piece(
+            filters: Filter, window: Window, after: Sequence[object] | None, limit: int
+        ) -> pa.Table:
+            return self._read(
+                lambda at: page_sql(*_asked(names, by, filters, window, at), list(by), after, limit),
+                by,
+                filters,
+                window,
+            )
+
+        def named(key: str, filters: Filter, window: Window) -> list[object]:
+            found = self._read(lambda at: _asked(names, [key], filters, window, at), [key], filters, window)
+            return found[key].to_pylist()
+
+        walk = Walk(by, piece, named, self.books)
+        return walk.page(where or {}, (_utc(start), _utc(end)), after, limit)
 
     def lines(self, book: str, hour: datetime, pool: str, where: Filter | None = None) -> pa.Table:
         """What the cost rows of a pool in an hour are made of: quantity × usd_per_unit = cost_usd, line by line.
