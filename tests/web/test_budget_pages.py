@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser
 
 from pertoken.fleet import RunningFleet, load_fleet
@@ -218,6 +219,16 @@ def test_in_a_browser(client: Client, browser: Browser, looks: dict[str, Any]) -
         assert (
             page.locator("tfoot td.number").all_inner_texts()[-1] == page.locator(".tile .value").inner_text()
         )
+
+
+@pytest.mark.parametrize("looks", [LIGHT, DARK_PHONE], ids=["light", "dark phone"])
+def test_axe_finds_nothing(client: Client, browser: Browser, looks: dict[str, Any]) -> None:
+    with serving(client) as served, watched(browser, served, **looks) as page:
+        for path in (*PAGES, "/statement?month=2026-11"):
+            page.goto(f"{served}{path}")
+            page.wait_for_function("document.querySelectorAll('.figure:not(:has(svg))').length === 0")
+            found = Axe().run(page).response
+            assert [(v["id"], [n["html"] for n in v["nodes"]]) for v in found["violations"]] == [], path
 
 
 def test_a_statement_prints(client: Client, browser: Browser) -> None:

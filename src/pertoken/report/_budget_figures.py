@@ -52,7 +52,7 @@ def bars(standings: Sequence[Standing]) -> dict[str, Any]:
                 "encoding": {"x": x("expected"), "color": colour},
             },
             {
-                "mark": {"type": "rule", "strokeDash": [5, 3], "strokeWidth": 2},
+                "mark": {"type": "rule", "strokeDash": [5, 3], "strokeWidth": 2, "aria": False},
                 "encoding": {"x": {"datum": _PERCENT}, "y": None, "color": _coloured(_AMOUNT)},
             },
         ],
@@ -99,7 +99,7 @@ def burn(standing: Standing) -> dict[str, Any]:
                 "encoding": {"x": x, "y": y("actual"), "color": _coloured(_SPENT)},
             },
             {
-                "mark": {"type": "rule", "strokeDash": [5, 3], "strokeWidth": 2},
+                "mark": {"type": "rule", "strokeDash": [5, 3], "strokeWidth": 2, "aria": False},
                 "encoding": {"x": None, "y": {"datum": float(standing.budget.amount)}, "color": _coloured(_AMOUNT)},
             },
         ],
