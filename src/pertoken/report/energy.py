@@ -14,6 +14,8 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pertoken.errors import InputError
 from pertoken.fleet import RunningFleet
@@ -114,8 +116,9 @@ def energy_of(ledger: Ledger, where: Where, start: datetime | None, end: datetim
             grams.append(amount)
         else:
             tokens[meter] += amount
-    hourly = ledger.usage("hour", "pool", where={**filters, "meter": ["energy_kwh"]}, **asked).to_pylist()
-    series, step = _over_time([(r["hour"], r["pool"], float(r["quantity"])) for r in hourly])
+    series, step = _over_time(
+        ledger.usage("hour", "pool", where={**filters, "meter": ["energy_kwh"]}, **asked)
+    )
     return Energy(
         tuple(Use(pool, phase, kwh) for (pool, phase), kwh in sorted(uses.items())),
         dict(tokens),
@@ -125,16 +128,19 @@ def energy_of(ledger: Ledger, where: Where, start: datetime | None, end: datetim
     )
 
 
-def _over_time(
-    rows: list[tuple[datetime, str, float]],
-) -> tuple[tuple[tuple[datetime, str, float], ...], str]:
-    hours = {hour for hour, _, _ in rows}
-    if not hours or max(hours) - min(hours) <= _DRAWN_DAYS * HOURS_PER_DAY * _HOUR:
-        return tuple(rows), "hour"
-    sums: dict[tuple[datetime, str], float] = defaultdict(float)
-    for hour, pool, kwh in rows:
-        sums[hour.astimezone(UTC).replace(hour=0), pool] += kwh
-    return tuple((day, pool, kwh) for (day, pool), kwh in sorted(sums.items())), "day"
+def _over_time(rows: pa.Table) -> tuple[tuple[tuple[datetime, str, float], ...], str]:
+    """kWh by hour and pool as points; by UTC day where there are too many hours to draw."""
+    ends: Any = pc.min_max(rows["hour"]).as_py()
+    step = "hour"
+    if ends["min"] is not None and ends["max"] - ends["min"] > _DRAWN_DAYS * HOURS_PER_DAY * _HOUR:
+        step = "day"
+        days = rows.set_column(0, "hour", pc.floor_temporal(rows["hour"], unit="day"))
+        sums = days.group_by(["hour", "pool"]).aggregate([("quantity", "sum")])
+        rows = sums.rename_columns(["hour", "pool", "quantity"]).sort_by(
+            [("hour", "ascending"), ("pool", "ascending")]
+        )
+    points = zip(*(rows[name].to_pylist() for name in ("hour", "pool", "quantity")), strict=True)
+    return tuple((at.astimezone(UTC), str(pool), float(kwh)) for at, pool, kwh in points), step
 
 
 @dataclass(frozen=True)

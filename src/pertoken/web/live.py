@@ -222,13 +222,13 @@ def _end_on_signal(live: Live) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         before = signal.getsignal(number)
+        if callable(before):  # else the signal ends the process by itself, or is ignored: it shall stay so
 
-        def leave(got: int, frame: FrameType | None, before: Any = before) -> None:
-            loop.call_soon_threadsafe(live.end)
-            if callable(before):
+            def leave(got: int, frame: FrameType | None, before: Any = before) -> None:
+                loop.call_soon_threadsafe(live.end)
                 before(got, frame)
 
-        signal.signal(number, leave)
+            signal.signal(number, leave)
 
 
 @router.get("/live")
