@@ -216,6 +216,22 @@ def test_there_is_a_most_of_listeners_and_silence_has_a_heartbeat(
     asyncio.run(look())
 
 
+def test_a_stream_ends_so_that_its_token_is_asked_for_again(
+    day: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_module, "STREAM_S", 0.2)
+    service = day.app.state.service  # type: ignore[attr-defined]
+
+    async def look() -> None:
+        live = Live(service, tick_s=0.05)
+        async with asyncio.timeout(10):
+            messages = [message async for message in await live.listen({})]
+        assert len(messages) >= 2
+        assert live.listeners == 0
+
+    asyncio.run(look())
+
+
 def test_a_tick_that_fails_is_told_and_the_next_may_succeed(
     day: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,3 +295,26 @@ def test_a_browser_is_told_without_asking(
         page.locator("tbody a").first.click()
         page.wait_for_url("**/figure/cost_usd?*")
         page.wait_for_selector(".figure svg path", state="attached")
+
+
+def test_a_tenant_signs_in_and_sees_its_own_live(
+    client_of: Callable[..., Client], tmp_path: Path, clock: Clock, browser: Browser
+) -> None:
+    client = client_of(require_tokens=True)
+    tokens = Tokens(tmp_path / "data")
+    boss = bearer(tokens.add("boss", ("admin",)))
+    mine = tokens.add("shop", ("read",), tenant="a")
+    fill_day(client, clock, **boss)
+    told(client, clock.at_s - 5, "theirs", 6_000_000, "<b>'x", **boss)
+    with serving(client) as served, watched(browser, served, **LIGHT) as page:
+        page.goto(f"{served}/")
+        page.get_by_label("Token").fill(mine)
+        page.get_by_role("button", name="Sign in").click()
+        page.locator("[data-now=output_per_s]", has_text="10,000").wait_for()
+        assert page.get_by_role("link", name="Sources").count() == 0
+        # A stream that ends is asked for again, without a word.
+        live = client.app.state.live  # type: ignore[attr-defined]
+        assert live.listeners == 1
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        told(client, clock.at_s - 1, "more", 600_000, **boss)
+        page.locator("[data-now=output_per_s]", has_text="20,000").wait_for()

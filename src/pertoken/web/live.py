@@ -31,6 +31,8 @@ from pertoken.web.service import Service
 router = APIRouter(include_in_schema=False)
 TICK_S = 2.0
 HEARTBEAT_S = 15.0
+STREAM_S = 900.0
+"""A stream ends after this long, and the browser asks again: a token that was removed sees nothing more by then."""
 MOST_LISTENERS = 400
 MOST_SCOPES = 64
 _KEPT = 150
@@ -91,7 +93,8 @@ class Live:
                 self._task = asyncio.get_running_loop().create_task(self._run())
             past = json.dumps(list(scoped.points))
             yield f"retry: {_RETRY_MS}\nevent: past\ndata: {past}\n\n".encode() + scoped.last
-            while not self._over:
+            until_s = asyncio.get_running_loop().time() + STREAM_S
+            while not self._over and asyncio.get_running_loop().time() < until_s:
                 try:
                     message = await asyncio.wait_for(queue.get(), HEARTBEAT_S)
                 except TimeoutError:

@@ -49,7 +49,8 @@
     });
     source.onerror = () => {
       leave();
-      say(`No live figures just now: asked again in ${Math.round(wait_s)} s.`);
+      // Streams end every quarter of an hour, which is no trouble: the first time is not worth a word.
+      if (wait_s > 1) say(`No live figures just now: asked again in ${Math.round(wait_s)} s.`);
       timer = setTimeout(look, 1000 * wait_s * (0.75 + Math.random() / 2));
       wait_s = Math.min(LONGEST_S, 2 * wait_s);
     };
