@@ -71,9 +71,10 @@ class Scope:
         for row in cost(budget.tenant, keys):
             yield row["hour"], row.get("pool", ""), row["cost_usd"]
         if budget.tenant and budget.with_idle:
+            shares = {pool: share_of(self.weights, pool, budget.tenant) for pool in self.weights}
             for row in cost(IDLE, ("hour", "pool")):
-                share = share_of(self.weights, row["pool"], budget.tenant)
-                yield row["hour"], row["pool"], exact(Fraction(row["cost_usd"]) * share)
+                if share := shares.get(row["pool"]):
+                    yield row["hour"], row["pool"], exact(Fraction(row["cost_usd"]) * share)
         elif not budget.tenant and not budget.with_idle:
             for row in cost(IDLE, keys):
                 yield row["hour"], row.get("pool", ""), -row["cost_usd"]

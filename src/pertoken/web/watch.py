@@ -18,8 +18,6 @@ from pertoken.web.alerts import Alarm
 
 FRESH_S = 15.0
 """How often the hour so far is asked."""
-_ANEW = timedelta(minutes=10)
-"""Closed hours are asked anew after a close, and at the latest after this long."""
 _LATE = timedelta(minutes=15)
 
 log = logging.getLogger("pertoken.serve")
@@ -109,10 +107,11 @@ class Watch:
             until = self._books.closed_until
             if self._standings and until is not None and until < current and now - until - HOUR < _LATE:
                 return  # the last hour is over and not yet closed: without it less would seem spent
-            if self._stale(now):
+            if self._stale(now, current):
                 self._closed.clear()
+                self._asked = None  # should this fail, it is asked again
                 self._grounds = grounds(self._books, self._books.fleet, now)
-                self._asked = now
+                self._asked = current
             running = running_of(self._books.so_far(now, self._fresh_s)) if self._grounds else None
             found = tuple(stand(ground, now, running) for ground in self._grounds)
             names = {standing.budget.tenant for standing in found} | {""}
@@ -120,10 +119,11 @@ class Watch:
             self._standings = found
             self.alarm.look(self._standings, now)
 
-    def _stale(self, now: datetime) -> bool:
-        if self._closed.is_set() or self._asked is None or not timedelta(0) <= now - self._asked < _ANEW:
+    def _stale(self, now: datetime, current: datetime) -> bool:
+        """Whether closed hours are to be asked anew: after a close, with each hour, and when a period is over."""
+        if self._closed.is_set() or self._asked != current:
             return True
-        return any(not g.period.start <= now < g.period.end or g.until + HOUR <= now for g in self._grounds)
+        return any(not g.period.start <= now < g.period.end for g in self._grounds)
 
     def _run(self) -> None:
         while not self._stop.is_set():
