@@ -29,8 +29,8 @@ def shop() -> Comparison:
 
 
 def flat(scenario: Scenario, **changes: Any) -> Scenario:
-    """The scenario with its assistant changed."""
-    assistant = scenario.workloads["assistant"].model_copy(update=changes)
+    """The scenario with its assistant changed, on any pool."""
+    assistant = scenario.workloads["assistant"].model_copy(update={"pools": [], **changes})
     return scenario.model_copy(update={"workloads": {"assistant": assistant}})
 
 
@@ -237,7 +237,7 @@ def test_json_csv_html_and_png_are_written(shop: Comparison, tmp_path: Path) -> 
     shop.to_csv(tmp_path / "s.csv")
     with (tmp_path / "s.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 16
+    assert len(rows) == 15
     shop.to_html(tmp_path / "deep" / "s.html")
     page = (tmp_path / "deep" / "s.html").read_text(encoding="utf-8")
     assert "h100-owned" in page
@@ -306,6 +306,7 @@ def test_a_model_from_a_config_file_and_a_tariff_from_a_series(tmp_path: Path) -
     text = SHOP.read_text(encoding="utf-8")
     text = text.replace("model: meta-llama/Llama-3.3-70B-Instruct\n", "model: {config: ./config.json}\n")
     text = text.replace("tariff: SMUD CI-TOD1 21-299 kW", "tariff: {csv: prices.csv}")
+    text = text.replace("    pools: [h100-owned,", "    pools: [l40s-owned, h100-owned,")
     path = tmp_path / "shop.yaml"
     path.write_text(text, encoding="utf-8")
     found = compare(path)
@@ -403,7 +404,7 @@ def test_api_prices_step_by_each_workloads_own_prompt() -> None:
 
     pool = Pool(price=Api(term="api", provider="google", model="gemini-2.5-pro"))
     shop = load(SHOP)
-    short = shop.workloads["assistant"].model_copy(update={"slo": None})
+    short = shop.workloads["assistant"].model_copy(update={"slo": None, "pools": []})
     long = short.model_copy(update={"input_tokens": 300_000.0, "requests_per_day": 1.0})
     both = shop.model_copy(update={"pools": {"gemini": pool}, "workloads": {"short": short, "long": long}})
     alone = shop.model_copy(update={"pools": {"gemini": pool}, "workloads": {"short": short}})
