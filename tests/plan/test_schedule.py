@@ -221,3 +221,29 @@ def test_long_prompts_are_bought_at_their_price_step() -> None:
     meters = {e.meter for e in found.usage() if e.quantity.any()}
     assert "input_tokens:above200000" in meters
     assert set(found.tokens()) == {"input_tokens", "output_tokens"}
+
+
+def test_little_work_on_many_pools_is_no_dearer_than_on_the_best_of_them() -> None:
+    """A few replicas do all of it: the relaxation spreads them over all pools, and rounding each up is dear."""
+    usd = {"L40S": 0.9, "H100-SXM": 2.95, "A100-80GB-SXM": 1.6, "B200": 5.2}
+    pools = {
+        gpu: {
+            "gpu": gpu,
+            "site": "cloud",
+            "gpus_per_machine": 4,
+            "price": {"term": "on_demand", "usd_per_gpu_hour": u},
+        }
+        for gpu, u in usd.items()
+    }
+    chat = small().workloads["chat"].model_dump(mode="json") | {
+        "pools": [], "requests_per_day": 2_000_000, "input_tokens": {"mean": 800, "cv": 1},
+    }  # fmt: skip
+    night = chat | {"kind": "batch", "deadline_hours": 12, "profile": "evening"}
+    scenario = small(
+        sites={"cloud": {"timezone": "UTC", "pue": 1.2}}, pools=pools, workloads={"chat": chat, "night": night},
+        horizon={"start": "2027-03-01", "days": 2, "timezone": "UTC"},
+    )  # fmt: skip
+    found = plan(scenario, gap=0.05, time_limit_s=90)
+    single = savings(found)[0].cost_usd
+    assert single is not None
+    assert found.cost_usd <= single * (1 + 1e-6)

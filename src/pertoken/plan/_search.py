@@ -6,12 +6,13 @@
 3. Dive: of each hour the count nearest to its ceiling is rounded up, the better half of these are fixed, the
    relaxation is solved again from where it stands, until every count is whole. Rounding all counts up at once
    after step 2 gives the first feasible plan.
-4. Where the gap is still too wide, HiGHS goes on from that plan as an integer program.
+4. Where rounding left a wide gap, each pool is tried alone, the best of them as an integer program.
+5. Where the gap is still too wide, HiGHS goes on from that plan as an integer program.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,6 +23,10 @@ from pertoken.plan._program import INF, Program
 from pertoken.plan._solve import Session, Watch, fix, gap, is_fraction, near
 
 _ROUNDS = 40
+_WIDE = 0.05
+"""Gap after rounding from which each pool is tried alone."""
+_ALONE_SHARE = 0.3
+"""Share of the time left that this may take."""
 _SLIGHT = 1e-6
 """Part by which a gap may pass the one asked for: what floats lose."""
 _BARRIER_ROWS = 5000
@@ -57,6 +62,9 @@ def search(
     best = dive(instance, session, program, watch, gap_fraction)
     bound = watch.bound if watch.bound is not None else bound
     reached = gap(best[1], bound) if best else None
+    if not watch.over and (reached is None or reached > max(_WIDE, gap_fraction)):
+        best = _pool_by_pool(instance, program, watch, best, gap_fraction)
+        reached = gap(best[1], bound) if best else None
     status = "optimal" if reached is not None and reached <= gap_fraction else session.status
     if not watch.over and (reached is None or (reached > gap_fraction and not quick)):
         session.free()
@@ -168,6 +176,56 @@ def _first(
 
 _COUNTS = ("any", "units", "machines")
 """Variables that are whole in each hour, in the order in which they are rounded."""
+
+
+def _pool_by_pool(
+    instance: Instance, program: Program, watch: Watch, best: tuple[Floats, float] | None, gap_fraction: float
+) -> tuple[Floats, float] | None:
+    """The best of what was found and each pool alone, beside APIs.
+
+    Where few units do all the work, the relaxation spreads it over every pool, and rounding up pays for all of them.
+    The cheapest pool alone is a small program, and solved as one.
+    """
+    # A watch of its own: what bounds this part bounds nothing else.
+    inner = Watch(_ALONE_SHARE * watch.left_s(), None, stop=watch.stop)
+    found: list[tuple[float, int, Program, Floats]] = []
+    for p in np.flatnonzero(instance.machine_gpus > 0):
+        if inner.over:
+            break
+        alone = _alone(instance, program, int(p))
+        session = Session(alone, inner)
+        made = dive(instance, session, alone, inner, 0.0) if session.relax() else None
+        inner.best = inner.bound = None
+        if made is not None:
+            found.append((-made[1] if program.maximise else made[1], int(p), alone, made[0]))
+    if not found:
+        return best
+    cost, which, alone, x = min(found, key=lambda one: one[:2])
+    session = Session(alone, inner)
+    made = x, cost if not program.maximise else -cost
+    if not inner.over and session.integer(gap_fraction, x, inner.left_s()):
+        raw = session.x.copy(), session.objective
+        made = polish(session, raw[0]) or raw
+    if best is None or _better(made[1], best[1], program.maximise):
+        best = made
+        watch.tell(f"{instance.pool_names[which]} alone", best=best[1])
+        watch.drain()
+    return best
+
+
+def _alone(instance: Instance, program: Program, p: int) -> Program:
+    """The program with no machine, unit or load on any pool of machines but one; what is held stays held."""
+    others = np.flatnonzero((instance.machine_gpus > 0) & (np.arange(len(instance.machine_gpus)) != p))
+    gone = (
+        program.columns["machines"][others],
+        program.columns["units"][np.isin(instance.unit_pool, others)],
+        program.columns["y"][np.isin(instance.flow_pool, others)],
+    )
+    upper = program.upper.copy()
+    for columns in gone:
+        here = columns[columns >= 0]
+        upper[here] = np.minimum(upper[here], program.lower[here])
+    return replace(program, upper=upper)
 
 
 def _whole_of(session: Session, name: str) -> tuple[Ints, Floats]:
