@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request, Response
 
+from pertoken.client import quoted
 from pertoken.errors import InputError
 from pertoken.ledger import Ledger
 from pertoken.report.spend import (
@@ -132,21 +134,32 @@ def _check(drill: Drill, measure: str) -> None:
 def _inside(drill: Drill, by: tuple[str, ...]) -> Callable[[Mapping[str, Any]], str]:
     """Gives the address of what is inside of names: by the next dimensions, at the end the rows of the ledger."""
     measure = drill.more["measure"]
+    begun: dict[tuple[str, ...], str] = {}
 
     def link(names: Mapping[str, Any]) -> str:
         if Others.ALL in names.values():
             return ""
-        found = drill.narrowed(names)
-        rest = [key for key in by if key not in names and key in found.open]
-        still = [key for key in _allowed(measure) if key in found.open and key not in (*rest, *COST_FILTERS)]
-        following = [*rest, *still][:2]
-        if following:
-            return f"/by?{found.query(by=following)}"
-        if measure == COST:
-            return f"/where/rows?{found.query(by=[], measure=None, draw=None)}"
-        return Asked(measure, replace(found.effective, by=[])).url("")
+        keys = tuple(names)
+        if keys not in begun:  # all that the cells of a table have in common: there may be thousands
+            begun[keys] = _begin(drill, by, keys)
+        if not begun[keys]:
+            return Asked(measure, replace(drill.narrowed(names).effective, by=[])).url("")
+        named = {k: v.isoformat() if k == "hour" else quoted(v) for k, v in names.items()}
+        return f"{begun[keys]}&{urlencode(named)}"
 
     return link
+
+
+def _begin(drill: Drill, by: tuple[str, ...], keys: tuple[str, ...]) -> str:
+    """The address inside of names of these dimensions without the names; empty where a figure of its own is next."""
+    measure = drill.more["measure"]
+    still = [key for key in drill.open if key not in keys]
+    rest = [key for key in by if key in still]
+    more = [key for key in _allowed(measure) if key in still and key not in (*rest, *COST_FILTERS)]
+    outside = drill.widened(*keys)
+    if following := [*rest, *more][:2]:
+        return f"/by?{outside.query(by=following)}"
+    return f"/where/rows?{outside.query(by=[], measure=None, draw=None)}" if measure == COST else ""
 
 
 def _row(found: Crossed, name: Name | None, inside: Callable[[Mapping[str, Any]], str]) -> Row:
