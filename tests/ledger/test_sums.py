@@ -171,8 +171,11 @@ def test_what_changes_is_seen_at_once_and_summed_again(ledger: Ledger) -> None:
     assert [(r["meter"], r["hours"]) for r in ledger.unpriced("actual")] == [("egress_gb", 24)]
     same(ledger)
     # A day that nobody used before, within a month that is summed; and one that nobody uses any more.
+    # Closing another day meanwhile sums its month up, with costs of a day that has no usage any more.
     ledger.replace_usage("actual", moments, USAGE.empty_table())
-    ledger.close()
+    ledger.close("actual", START, START + HOUR)
+    same(ledger)
+    ledger.close("actual", START + 9 * DAY, START + 10 * DAY)
     same(ledger)
     ledger.add_usage(usage(day, "actual", 6))
     same(ledger)

@@ -297,9 +297,7 @@ class Ledger:
         Raises UnknownNameError, InputError.
         """
 
-        def piece(
-            filters: Filter, window: Window, after: Sequence[object] | None, limit: int
-        ) -> pa.Table:
+        def piece(filters: Filter, window: Window, after: Sequence[object] | None, limit: int) -> pa.Table:
             return self._read(
                 lambda at: page_sql(*_asked(names, by, filters, window, at), list(by), after, limit),
                 by,

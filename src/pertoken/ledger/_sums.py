@@ -228,16 +228,22 @@ class Summed:
             )
 
     def within(self, book: str | None, window: Window) -> dict[str, list[int]]:
-        """Summed days of a book (None: of all) that a window touches."""
+        """Days of a book (None: of all) that a window touches and that are in a sum: their own, or their month's.
+
+        A month sums all its days, those without usage too: they may have costs that a close has yet to take away.
+        """
         start, end = window
-        return {
-            name: [
-                d for d in known.summed
-                if (start is None or _day_start(d + 1) > start) and (end is None or _day_start(d) < end)
-            ]
-            for name, known in self._books.items()
-            if book in (None, name)
-        }  # fmt: skip
+        found: dict[str, list[int]] = {}
+        for name, known in self._books.items():
+            if book in (None, name):
+                of_months = {
+                    d for m in known.months for d in range(_day(_month_start(m)), _day(_month_start(m + 1)))
+                }
+                found[name] = [
+                    d for d in known.summed | of_months
+                    if (start is None or _day_start(d + 1) > start) and (end is None or _day_start(d) < end)
+                ]  # fmt: skip
+        return found
 
     def sum_up(self, most_months: int | None = None) -> None:
         """Sum what is not: full days of every book but its newest, and full months of such days.
