@@ -92,7 +92,7 @@ def test_the_live_figure_moves_while_an_engine_answers(
         )
         assert number(page, "power_w") > 0
         assert number(page, "joule_per_token_total") > 0
-        assert 0 < number(page, "utilisation") <= 1
+        assert 0 < number(page, "utilisation") <= 100
         assert number(page, "usd_per_mtok_output") > 0
         assert number(page, "usd_per_hour") >= 1.0  # 35,040 USD over 4 years, and the energy
         # The hour so far catches up within its few seconds, on another base.

@@ -11,7 +11,7 @@ import pytest
 
 from pertoken.fleet import load_fleet
 from pertoken.report.books import Books, open_books
-from pertoken.report.now import TILES, Day, Sums, closed_day, lately_sums, shown, so_far_sums
+from pertoken.report.now import TILES, Day, Sums, Tile, closed_day, lately_sums, shown, so_far_sums
 from tests.report.test_so_far import FLEET, HOUR, START, record, scraped
 
 BY_NAME = {tile.name: tile for tile in TILES}
@@ -33,8 +33,8 @@ def day(books: Books) -> Day:
     return closed_day(books.ledger, {}, START)
 
 
-def near(value: float | None) -> Any:
-    return None if value is None else pytest.approx(value, rel=1e-9)
+def near(value: float | None, tile: Tile) -> Any:
+    return None if value is None else pytest.approx(tile.times * value, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -47,10 +47,10 @@ def test_every_metric_is_the_ledgers(books: Books, day: Day, where: dict[str, li
     [whole] = books.ledger.metric(*names, **asked).to_pylist()
     by_hour = {r["hour"]: r for r in books.ledger.metric(*names, by=["hour"], **asked).to_pylist()}
     for tile in (t for t in TILES if t.metric):
-        assert found.total.value(tile) == near(whole[tile.metric]), tile.name
+        assert found.total.value(tile) == near(whole[tile.metric], tile), tile.name
         for hour, value in found.series(tile):
             want = by_hour[hour][tile.metric] if hour in by_hour else None
-            assert value == near(want), (tile.name, hour)
+            assert value == near(want, tile), (tile.name, hour)
 
 
 def test_rates_are_of_the_hours_that_have_something(day: Day) -> None:
@@ -103,6 +103,19 @@ def test_a_filter_holds_for_the_last_minute(books: Books) -> None:
     assert {component for _, component in mine.cost_usd} == {"api"}
     assert lately_sums(lately, {"tenant": ["nobody"]}).value(BY_NAME["output_per_s"]) is None
     assert lately_sums(lately, {"pool": ["cloud"], "model": ["m"]}).value(BY_NAME["output_per_s"]) == 10 / 60
+
+
+def test_silence_is_known_from_idleness(books: Books) -> None:
+    now = START + timedelta(minutes=5)
+    silent = books.lately(now)
+    assert not silent.heard
+    sums = lately_sums(silent, {})
+    assert not sums.told
+    assert sums.value(BY_NAME["utilisation"]) == 0  # its GPUs are held all the same
+    books.journal.append(
+        record(now - timedelta(seconds=5), "engine/e", "owned", seen_seconds=15, running_seconds=0)
+    )
+    assert books.lately(now).heard
 
 
 def test_usage_without_a_price_has_no_live_cost(books: Books) -> None:

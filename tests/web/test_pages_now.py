@@ -89,6 +89,7 @@ def test_a_snapshot_is_of_the_last_minute_and_the_hour_so_far(day: Client) -> No
     assert message["hour"]["output_per_s"] == "333.3"
     assert message["since"] == "09:00"
     assert message["problem"] == ""
+    assert not message["quiet"]
     mine = found["t",]  # type: ignore[index]
     assert "utilisation" not in mine["now"]
     # 10,000 tokens/s at 15 USD per M; the pool that idles is nobody's.
@@ -284,6 +285,7 @@ def test_a_browser_is_told_without_asking(
     with serving(day) as served, watched(browser, served, **looks) as page:
         page.goto(f"{served}/")
         tokens = page.locator("[data-now=output_per_s]")
+        assert not page.locator("#quiet").is_visible()
         page.locator("[data-now=output_per_s]", has_text="10,000").wait_for()
         assert page.locator(".spark rect").count() > 20
         told(day, clock.at_s - 1, "more", 600_000)
@@ -294,6 +296,12 @@ def test_a_browser_is_told_without_asking(
         assert page.locator("tbody tr").count() == 5
         page.locator("tbody a").first.click()
         page.wait_for_url("**/figure/cost_usd?*")
+        clock.at_s += 300
+        page.goto(f"{served}/")
+        page.locator("#quiet", has_text="No source told anything in the last 60 s").wait_for()
+        page.goto(f"{served}/?pool=h100")
+        page.locator("#quiet", has_text="Nothing of these was counted").wait_for()
+        page.goto(f"{served}/figure/cost_usd?by=component")
         page.wait_for_selector(".figure svg path", state="attached")
 
 

@@ -35,12 +35,14 @@ class Tile:
     meters: tuple[str, ...] = ()
     per_s: float = 1.0
     """What Σ meters / seconds is multiplied with; a rate without meters is one of cost."""
+    times: float = 1.0
+    """What a metric is multiplied with for the page: a fraction is read as per cent."""
     of_pools: bool = False
     """Says nothing of one tenant: what is idle belongs to none."""
 
 
-def _of_metric(name: str, title: str, of_pools: bool = False) -> Tile:
-    return Tile(name, title, METRICS[name].unit, METRICS[name].about, metric=name, of_pools=of_pools)
+def _of_metric(name: str, title: str) -> Tile:
+    return Tile(name, title, METRICS[name].unit, METRICS[name].about, metric=name)
 
 
 TILES: tuple[Tile, ...] = (
@@ -67,7 +69,15 @@ TILES: tuple[Tile, ...] = (
     ),
     _of_metric("joule_per_token_output", "Energy of an output token"),
     _of_metric("joule_per_token_total", "Energy of a token, in or out"),
-    _of_metric("utilisation", "Utilisation", of_pools=True),
+    Tile(
+        "utilisation",
+        "Utilisation",
+        "% of GPU hours not idle",
+        METRICS["utilisation"].about,
+        metric="utilisation",
+        times=100.0,
+        of_pools=True,
+    ),
     Tile(
         "usd_per_hour",
         "Spend",
@@ -101,7 +111,8 @@ class Sums:
         """The figure; None where nothing it is made of was metered, or its cost is not known."""
         if tile.metric:
             metric = METRICS[tile.metric]
-            return None if self.unpriced and "cost" in metric.numerator else self.metric(metric)
+            value = None if self.unpriced and "cost" in metric.numerator else self.metric(metric)
+            return None if value is None else tile.times * value
         if not self.seconds:
             return None
         if tile.meters:
@@ -111,6 +122,11 @@ class Sums:
             return None
         hourly = sum(usd for (_, component), usd in self.cost_usd.items() if component != "demand_charge")
         return hourly * tile.per_s / self.seconds
+
+    @property
+    def told(self) -> bool:
+        """Whether anything was counted beside the hours that a pool holds its GPUs and a site is paid for."""
+        return any(meter not in ("gpu_hours", "site_hours") for meter, _ in self.usage)
 
     def metric(self, metric: Metric) -> float | None:
         """A metric of these sums, as the ledger's SELECT makes it of its rows."""

@@ -83,6 +83,8 @@ class Lately:
     costs: tuple[dict[str, Any], ...] = ()
     unpriced: str = ""
     """A meter of these that no rate prices."""
+    heard: bool = True
+    """Whether any source told anything."""
 
 
 @dataclass
@@ -168,7 +170,8 @@ class Growing:
             )
             usage = self._attributed(hour, records, micro).usage
             table = concat([usage, *self._paid(hour, usage, kept.rates, micro)], USAGE)
-        return Lately(now, seconds, table, *_priced(table, kept.rates, hour, self._tiers))
+        costs, unpriced = _priced(table, kept.rates, hour, self._tiers)
+        return Lately(now, seconds, table, costs, unpriced, records.num_rows > 0)
 
     def follow(self, now: datetime) -> None:
         """Read what came since the last look, so that the next answer has little to read."""

@@ -175,6 +175,8 @@ def snapshots(service: Service, scopes: dict[Scope, _Scoped]) -> dict[Scope, dic
         found[key] = {
             "now": _figures(last, tiles),
             "hour": _figures(hour, tiles),
+            # A filter is quiet where nothing of it was counted; all is, where no source said a word.
+            "quiet": not (last.told if scoped.where else lately.heard),
             "since": f"{so_far.hour:%H:%M}",
             "problem": _no_price(lately.unpriced or so_far.unpriced, "tenant" in scoped.where),
             "point": {"at": round(now.timestamp()), **{tile.name: last.value(tile) for tile in tiles}},

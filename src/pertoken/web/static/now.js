@@ -1,6 +1,7 @@
 // The live figures: server-sent events of /live put into the tiles, and one of them drawn as a line.
 {
   const status = document.getElementById("live"), problem = document.getElementById("problem");
+  const quiet = document.getElementById("quiet");
   const line = document.getElementById("line"), choice = document.getElementById("line-of");
   const plain = status.textContent, MOST = 150, LONGEST_S = 60;
   let points = [], source = null, wait_s = 1, timer = 0;
@@ -41,6 +42,7 @@
       problem.hidden = !told.problem;
       problem.textContent = told.problem || "";
       if (!told.now) return;
+      quiet.hidden = !told.quiet;
       put("data-now", told.now);
       put("data-hour", told.hour);
       points.push(told.point);
