@@ -142,7 +142,7 @@ class Scenario(Fleet):
     budget: Budget = Budget()
     """Limits that an option or plan should keep."""
     policy: Policy = Policy()
-    """What a plan keeps to, whatever it costs."""
+    """Rules that come before the cost of a plan."""
 
     @model_validator(mode="after")
     def _pools_known(self) -> Self:
