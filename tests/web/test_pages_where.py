@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from playwright.sync_api import Browser, Locator, Page
@@ -437,3 +438,26 @@ def test_in_a_browser(
     put_plan(ledger_of(filled))
     with serving(filled) as served, watched(browser, served, **looks) as page:
         walk(page, served)
+
+
+@pytest.mark.parametrize("looks", [LIGHT, DARK_PHONE], ids=["light", "dark phone"])
+def test_axe_finds_nothing_further_in(filled: Client, browser: Browser, looks: dict[str, Any]) -> None:
+    put_plan(ledger_of(filled))
+    row = "/where/row?" + ROW.format(tenant="shop")
+    heat = "/by?measure=utilisation&by=hour&by=pool&tenant=shop"
+    with serving(filled) as served, watched(browser, served, **looks) as page:
+        for address in (
+            "/where",
+            "/where/rows",
+            "/where/rows?pool=h100&by=hour",
+            row,
+            "/by",
+            heat,
+            "/variance",
+        ):
+            page.goto(f"{served}{address}")
+            page.wait_for_function("document.querySelectorAll('.figure:not(:has(svg))').length === 0")
+            told = [
+                (v["id"], [n["html"] for n in v["nodes"]]) for v in Axe().run(page).response["violations"]
+            ]
+            assert told == [], address
