@@ -24,7 +24,7 @@ from pertoken.ledger._metric import (
     where_clause,
 )
 from pertoken.ledger._rows import Walk, lines_sql, page_sql
-from pertoken.ledger._sums import SUM_TABLES, Fact, Source, Summed, days_in, days_of
+from pertoken.ledger._sums import Fact, Source, Summed, days_in, days_of, prepare
 from pertoken.tables import RATES, USAGE
 from pertoken.units import base_meter
 
@@ -377,8 +377,10 @@ def _asked(
 def open_ledger(where: str | Path | None = None) -> Ledger:
     """A ledger in memory (None) or in the file at `where`, its tables made where they are missing."""
     engine = connect(where)
-    for statement in (*TABLES, *SUM_TABLES):
+    for statement in TABLES:
         engine.execute(statement)
+    if where is not None:
+        prepare(engine)
     return Ledger(engine, keep_sums=where is not None)
 
 

@@ -60,7 +60,8 @@ BY_TENANT = Sums("by_tenant_day", "day", ("tenant",))
 BY_MONTH = Sums("by_month", "month", ("pool", "model", "tenant"), by_the_month=True)
 BY_TENANT_HOUR = Sums("by_tenant_hour", "hour", ("tenant",), by_the_month=True)
 """A month of it lies in order of tenants, so that reading one of them passes over the others."""
-KEPT = (BY_HOUR, BY_DAY, BY_TENANT, BY_MONTH, BY_TENANT_HOUR)
+ALONE = Sums("by_hour_alone", "hour", ())
+KEPT = (ALONE, BY_HOUR, BY_DAY, BY_TENANT, BY_MONTH, BY_TENANT_HOUR)
 FACTS: tuple[Fact, ...] = ("usage", "cost")
 
 SUM_TABLES = (
@@ -72,6 +73,15 @@ SUM_TABLES = (
         for fact in FACTS
     ),
 )
+
+
+def prepare(engine: Engine) -> None:
+    """Make the tables of sums where they are missing; nothing counts as summed where one of them was."""
+    there = set(engine.query("SELECT table_name FROM information_schema.tables")["table_name"].to_pylist())
+    for statement in SUM_TABLES:
+        engine.execute(statement)
+    if any(sums.table(fact) not in there for sums in KEPT for fact in FACTS):
+        engine.execute("DELETE FROM summed")
 
 
 @dataclass(frozen=True)
@@ -356,6 +366,8 @@ def _runs(known: _Book, kept: Sums, window: Window) -> list[tuple[datetime, date
 def _choice(needed: Collection[str]) -> Sums | None:
     """The smallest sums that have what a question needs; None: the hourly rows."""
     these = {"pool", "model", "tenant"}.intersection(needed)
+    if not these:
+        return ALONE
     if "hour" in needed:
         return BY_HOUR if "tenant" not in these else BY_TENANT_HOUR if these == {"tenant"} else None
     if "tenant" not in these:
