@@ -16,7 +16,15 @@ PAGES = [path for path, _, _ in NAVIGATION]
 
 
 @pytest.mark.parametrize("looks", [LIGHT, DARK_PHONE], ids=["light", "dark phone"])
-@pytest.mark.parametrize("path", [*PAGES, "/login", "/figure/cost_usd?by=tenant&by=pool"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *PAGES,
+        "/login",
+        "/figure/cost_usd?by=tenant&by=pool",
+        "/figure/usd_per_mtok_output_with_idle?by=tenant&by=pool",
+    ],
+)
 def test_axe_finds_nothing(client: Client, browser: Browser, path: str, looks: dict[str, Any]) -> None:
     fill(client)
     with serving(client) as served, watched(browser, served, **looks) as page:
