@@ -201,3 +201,16 @@ def test_a_damaged_arrow_stream_is_read_or_refused(data: st.DataObject) -> None:
         read(bytes(body[:size]), ARROW)
     except InputError:
         return
+
+
+def test_a_coded_text_that_spells_out_to_gigabytes_is_refused() -> None:
+    rows = 600_000
+    long = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int8()), pa.array(["k" * 500]))
+    table = pa.table({"key": long, "meter": pa.repeat("requests", rows), "quantity": pa.repeat(1.0, rows)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    with pytest.raises(InputError, match="column 'key' spells out to 300000000 bytes"):
+        events.read(
+            sink.getvalue().to_pybytes(), "application/vnd.apache.arrow.stream", source="usage/e", now_s=NOW
+        )
