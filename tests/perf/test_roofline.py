@@ -13,13 +13,17 @@ from pertoken.catalog.gpus import Gpu, gpu
 from pertoken.catalog.models import Model, model
 from pertoken.errors import CannotServeError, InputError
 from pertoken.perf import Layout, Point, predict, step_times, utilisations
-from pertoken.perf._coefficients import lookup
+from pertoken.perf._coefficients import Coefficients, lookup
 from pertoken.perf._steps import (
     attention_per_token_s,
     cache_per_sequence_s,
     closed_loop,
+    covered,
     decode_context,
     decode_step_s,
+    latency_s,
+    prompt_s,
+    running,
 )
 from pertoken.perf._work import engine_family, formats, mean_min, precision_name, usable_bytes, work
 from pertoken.perf.roofline import requests_of
@@ -66,6 +70,32 @@ def test_experts_read_grow_with_the_batch_as_coverage_says() -> None:
     miss = np.exp(found.log_miss)
     assert miss == pytest.approx(1 - 4 / 128)
     assert 1 - miss**128 == pytest.approx(0.983, abs=0.001)
+
+
+def test_one_token_visits_its_own_experts_and_a_batch_fewer_than_independent_draws() -> None:
+    """gpt-oss: 4 of 128 experts; 100 tokens that chose alone would visit 1 − (124/128)^100 = 95.8 % of them."""
+    oss, b200 = model(OSS), gpu(B200)
+    found = work(oss, b200, Layout(), formats(b200, "fp4"))
+    assert covered(found, 1.0) == pytest.approx(4 / 128)
+    assert 0.8 < float(np.asarray(covered(found, 100.0))) < 0.958
+
+
+def test_an_engine_runs_what_memory_its_seats_and_its_slots_allow() -> None:
+    """512 asked: 128 seats run 128; with one slot always being handed on, 8 asked run 8 − (1 − 1/8)."""
+    asked = np.array([1.0, 64.0, 512.0])
+    assert running(Coefficients(seats=128.0, slot=0.0), asked, 1e9).tolist() == [1.0, 64.0, 128.0]
+    assert running(Coefficients(slot=0.0), asked, 100.0).tolist() == [1.0, 64.0, 100.0]
+    assert float(running(Coefficients(slot=1.0), 8.0, 1e9)) == pytest.approx(7.125)
+    assert float(running(Coefficients(slot=1.0), 1.0, 1e9)) == 1.0
+
+
+def test_a_prompt_stalls_the_others_by_its_share_of_a_steps_latency() -> None:
+    llama, h100 = _llama8_on_h100()
+    w = work(llama, h100, Layout(), formats(h100, "bf16"))
+    requests = requests_of(Point(0, 0, 0), 1000.0, 0.0, 100.0)
+    free, stalled = Coefficients(stall=0.0), Coefficients(stall=2.0)
+    extra_s = np.asarray(prompt_s(w, stalled, requests)[0]) - np.asarray(prompt_s(w, free, requests)[0])
+    assert float(extra_s) == pytest.approx(2 * float(np.asarray(latency_s(w, stalled))))
 
 
 def test_memory_limits_the_batch_by_hand() -> None:

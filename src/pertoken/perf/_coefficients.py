@@ -45,7 +45,7 @@ class Coefficients:
     """Further factor on decode FLOPs in routed experts: tiles filled with few tokens each."""
     grouped_prefill: FloatLike = 4.0
     """The same in prefill, where experts see many tokens."""
-    attention: FloatLike = 2.5
+    attention: FloatLike = 5.0
     links: FloatLike = 1.6
     step_ms: FloatLike = 0.4
     """Scheduler and launch, per step."""
@@ -156,7 +156,6 @@ def level_keys(model: Model, gpu: Gpu, engine: str, precision: str, *, split: bo
         "vendor": gpu.vendor.lower(),
         "architecture": gpu.architecture,
         "engine": family,
-        "kind": "moe" if model.moe_layers else "dense",
         "engine|precision": f"{family}|{kind}",
         "precision": kind,
         "architecture|engine": f"{gpu.architecture}|{family}",

@@ -84,10 +84,19 @@ def attention_per_token_s(work: Work, context: Context) -> FloatLike:
     )
 
 
+ALIKE = 0.9
+"""Power of a step's tokens that choose experts as if each chose for itself: tokens of one batch resemble each other and
+visit fewer experts than independent draws would. Chosen with models left out."""
+
+
+def covered(work: Work, tokens: FloatLike) -> FloatLike:
+    """Share of routed experts that a step of that many tokens visits: 1 − (1 − k/E)^(tokens^ALIKE)."""
+    return -np.expm1(work.log_miss * np.maximum(tokens, 1.0) ** ALIKE)
+
+
 def weights_s(work: Work, c: Coefficients, tokens: FloatLike) -> FloatLike:
-    """Seconds to read the weights a step of that many tokens touches: expert coverage is 1 − (1 −
-    k/E)^tokens."""
-    return c.always * work.always_s + c.routed * work.routed_s * -np.expm1(work.log_miss * tokens)
+    """Seconds to read the weights a step of that many tokens touches."""
+    return c.always * work.always_s + c.routed * work.routed_s * covered(work, tokens)
 
 
 def latency_s(work: Work, c: Coefficients) -> FloatLike:
@@ -208,8 +217,7 @@ def utilisation(work: Work, requests: Requests, loop: Loop) -> tuple[Floats, Flo
     steps = np.asarray(requests.output) / requests.accepted
     context = (np.asarray(requests.computed) + 2 * np.asarray(requests.cached)) / 2
     prompt = requests.computed * (flops + work.prompt_full_s * context / work.dp)
-    covered = -np.expm1(work.log_miss * tokens)
-    read = work.always_s + work.routed_s * covered + loop.decoding / work.dp * cache_s
+    read = work.always_s + work.routed_s * covered(work, tokens) + loop.decoding / work.dp * cache_s
     compute = steps * tokens * flops + loop.admitted * prompt
     link = work.message_s * (steps * tokens + loop.admitted * requests.computed)
     share = loop.decode_share / loop.cycle_s
