@@ -19,7 +19,7 @@ from decimal import Decimal
 import pyarrow as pa
 
 from pertoken.errors import InputError
-from pertoken.meter._claims import HELD_BY_COUNT, Claims, Predictor, Served, Work
+from pertoken.meter._claims import Claims, Predictor, Served, Work
 from pertoken.meter._counted import check_priced, check_used, tokens_of
 from pertoken.meter._energy import energies
 from pertoken.meter._findings import FINDINGS, Finding, Notes
@@ -34,7 +34,6 @@ __all__ = [
 ]  # fmt: skip
 
 BOOK = "actual"
-_HELD_BY_COUNT = HELD_BY_COUNT
 _BOOKED = (("bill", "gpu_hours"), ("training", "gpu_hours"), ("site", "energy_kwh"))
 """Priced meters that are split, by the kind of source they are taken from."""
 Row = tuple[str, str, str, str, int, str]

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 Spec = dict[str, Any]
+_STRIP_DAYS = 15
+"""Longer schedules are drawn as days × hours."""
 _EVENTS = 200
 """Spans listed in the page; the calendar files hold all."""
 
@@ -102,43 +104,90 @@ def _frontier(planned: Planned) -> Spec:
 
 
 def _heat(planned: Planned) -> Spec:
-    """Cells day × hour, one panel per thing that runs; colour is its count as a share of its own most."""
+    """Hour by hour, a row per thing that runs; past a fortnight a panel each of days × hours. Colour is the count as a
+    share of its own most."""
     local = local_hours(planned.found.instance.hours, planned.scenario.horizon.timezone)
     days = [f"{y:04d}-{m:02d}-{d:02d}" for y, m, d in zip(local.year, local.month, local.day, strict=True)]
-    values = []
-    for name, series in busiest(planned.found):
-        top = float(series.max())
-        for day, hour, count in zip(days, local.hour, series, strict=True):
-            values.append(
-                {
-                    "runs": name,
-                    "day": day,
-                    "hour": int(hour),
-                    "count": round(float(count), 3),
-                    "share": round(float(count) / top, 3),
-                }
-            )
-    panel = {
-        "mark": "rect",
-        "width": min(860, max(120, 14 * len(set(days)))),
-        "height": 120,
-        "encoding": {
-            "x": {"field": "day", "type": "ordinal", "title": None, "axis": {"labelOverlap": True}},
-            "y": {"field": "hour", "type": "ordinal", "title": "hour", "axis": {"values": [0, 6, 12, 18]}},
-            "color": {
-                "field": "share",
-                "type": "quantitative",
-                "title": "of its most",
-                "scale": {"range": ["#f2f2f2", PALETTE[0]], "domain": [0, 1]},
-            },
-            "tooltip": [{"field": "day"}, {"field": "hour"}, {"field": "count"}],
-        },
+    rows = [
+        {
+            "runs": name,
+            "at": at,
+            "day": day,
+            "hour": int(hour),
+            "count": round(float(count), 3),
+            "share": round(float(count) / float(series.max()), 3),
+        }
+        for name, series in busiest(planned.found)
+        for at, (day, hour, count) in enumerate(zip(days, local.hour, series, strict=True))
+    ]
+    colour = {
+        "field": "share",
+        "type": "quantitative",
+        "title": "of its most",
+        "scale": {"range": ["#f2f2f2", PALETTE[0]], "domain": [0, 1]},
+        "legend": {"orient": "top", "direction": "horizontal", "format": "%"},
+    }
+    tooltip = [{"field": name} for name in ("runs", "day", "hour", "count")]
+    if len(set(days)) > _STRIP_DAYS:
+        return _panels(rows, colour, tooltip, len(set(days)))
+    # Hours are told apart by their place, so that the one a clock shows twice is drawn twice.
+    starts = [at for at, day in enumerate(days) if at == 0 or day != days[at - 1]]
+    names = ", ".join(f"'{days[at][5:]}'" for at in starts)
+    dates = {
+        "values": starts,
+        "labelExpr": f"[{names}][indexof({starts}, datum.value)]",
+        "labelAlign": "left",
     }
     return {
         "$schema": SCHEMA,
-        "data": {"values": values},
+        "data": {"values": rows},
+        "transform": [{"calculate": "datum.at + 1", "as": "until"}],
+        "mark": {"type": "rect", "stroke": None},
+        "width": 860,
+        "height": {"step": 26},
+        "encoding": {
+            "x": {
+                "field": "at",
+                "type": "quantitative",
+                "title": f"local hours ({planned.scenario.horizon.timezone})",
+                "scale": {"domain": [0, len(days)], "nice": False},
+                "axis": {**dates, "grid": True, "zindex": 1},
+            },
+            "x2": {"field": "until"},
+            "y": {
+                "field": "runs",
+                "type": "nominal",
+                "title": None,
+                "sort": None,
+                "axis": {"labelLimit": 300},
+            },
+            "color": colour,
+            "tooltip": tooltip,
+        },
+    }
+
+
+def _panels(rows: list[dict[str, Any]], colour: Spec, tooltip: list[dict[str, str]], days: int) -> Spec:
+    return {
+        "$schema": SCHEMA,
+        "data": {"values": rows},
         "facet": {"row": {"field": "runs", "title": None, "header": {"labelAngle": 0, "labelAlign": "left"}}},
-        "spec": panel,
+        "spec": {
+            "mark": "rect",
+            "width": min(860, 14 * days),
+            "height": 120,
+            "encoding": {
+                "x": {"field": "day", "type": "ordinal", "title": None, "axis": {"labelOverlap": True}},
+                "y": {
+                    "field": "hour",
+                    "type": "ordinal",
+                    "title": "hour",
+                    "axis": {"values": [0, 6, 12, 18]},
+                },
+                "color": colour,
+                "tooltip": tooltip,
+            },
+        },
     }
 
 

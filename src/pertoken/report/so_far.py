@@ -26,7 +26,8 @@ from pertoken.ledger import Ledger, open_ledger
 from pertoken.meter import Attribution, Journal, attribute
 from pertoken.meter._running import Running
 from pertoken.meter._split import MICRO
-from pertoken.meter.attribute import _HELD_BY_COUNT, BOOK, Finding, Predictor
+from pertoken.meter._claims import HELD_BY_COUNT
+from pertoken.meter.attribute import BOOK, Finding, Predictor
 from pertoken.meter.records import TOTALS
 from pertoken.plan._pricing import pays_for_energy
 from pertoken.report._billing import restate
@@ -326,7 +327,7 @@ def as_whole_hour(records: pa.Table, fleet: Fleet, hour: datetime, micro: int) -
     held = [
         (name, pool.count * micro / MICRO)
         for name, pool in fleet.pools.items()
-        if isinstance(pool.count, int) and pool.price.term in _HELD_BY_COUNT and name not in billed
+        if isinstance(pool.count, int) and pool.price.term in HELD_BY_COUNT and name not in billed
     ]
     fixed = {
         "source": "bill/count",
