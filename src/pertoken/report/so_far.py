@@ -24,9 +24,9 @@ from pertoken.errors import InputError, MissingRateError
 from pertoken.fleet import RunningFleet
 from pertoken.ledger import Ledger, open_ledger
 from pertoken.meter import Attribution, Journal, attribute
+from pertoken.meter._claims import HELD_BY_COUNT
 from pertoken.meter._running import Running
 from pertoken.meter._split import MICRO
-from pertoken.meter._claims import HELD_BY_COUNT
 from pertoken.meter.attribute import BOOK, Finding, Predictor
 from pertoken.meter.records import TOTALS
 from pertoken.plan._pricing import pays_for_energy
