@@ -341,8 +341,8 @@ METHOD = """## Method
 - **Serving.** A roofline of prefill and decode closed over the requests in flight; fitted slowdowns by engine,
   precision, vendor and configuration, with priors shared across them ([how](../bench/fit/README.md)). All numbers are
   fitted anew in each fold, limits on running requests included. The terms of the model, the values it starts from and
-  the widths of its priors were chosen by looking at left-out errors of these rows (models and GPUs left out), not anew
-  in each fold: those two columns are a little flattered by it.
+  the widths of its priors were chosen by looking at left-out errors and series of these rows, not anew in each fold:
+  all three columns are a little flattered by it.
 - **Power.** The logistic position between idle and limit from the shares of compute and bandwidth in use, with offsets
   per decoder and configuration drawn to zero. Joules per output token are power over throughput: both predicted.
 - **The stack of the power rows.** ML.ENERGY's rows name a task (chat, questions, code, images, video), and the time
@@ -368,7 +368,7 @@ RESIDUALS = """## What the residuals show
   B300 (SGLang 0.5.10) computes long prompts several times slower than the same engine on B200. DeepSeek on B200 with
   SGLang of an unstated version waits 5 to 9 s for the first token in about half of its settings, at 4 requests in
   flight as at 64, and throughput there is derived from that wait. Llama-3.1-8B in FP8 with vLLM 0.12 would compute its
-  prompts at up to 96 % of the datasheet's FLOPs: a prefix cache served part of them, its hits are not published.
+  prompts at up to 90 % of the datasheet's FLOPs: a prefix cache likely served part of them; no hits are published.
   Qwen3-235B is the only model measured with vLLM and attention data parallel. None was dropped or weighed less. What
   is left is that costs per sequence and per prompt differ between five architectures by more than their sizes explain:
   wider priors by engine, by kind of model and by model, fitted jointly or in turn, all made left-out models worse.

@@ -96,6 +96,8 @@ def covered(work: Work, tokens: FloatLike) -> FloatLike:
 
 def weights_s(work: Work, c: Coefficients, tokens: FloatLike) -> FloatLike:
     """Seconds to read the weights a step of that many tokens touches."""
+    if not np.any(work.routed_s):
+        return c.always * work.always_s  # dense: a power and an exponential less per point
     return c.always * work.always_s + c.routed * work.routed_s * covered(work, tokens)
 
 
