@@ -304,13 +304,14 @@ def cross_validate(split: str, rows: Sequence[Row], left_out: tasks.Predictions)
 
 
 def _errors(rows: Sequence[Row], made: Fitted, found: Served, whole: Served) -> dict[str, Floats]:
-    gpus, same = np.array([r.gpus for r in rows]), np.ones(len(rows))
+    gpus, same = np.array([r.gpus for r in rows]), [(1.0, np.ones(len(rows)))]
     measured = {
         name: np.array([getattr(r, name) for r in rows]) for name in ("power_w", "tokens_per_s", "joules")
     }
     errors = {}
-    for mark, base, slower in (("", found, made.stack.factor(found)), (UNKNOWN, whole, same)):
-        watts, rate = made.watts(base, slower, task=not mark), base.tokens_per_s / gpus / slower
+    for mark, base, cases in (("", found, made.stack.cases(found)), (UNKNOWN, whole, same)):
+        watts = sum(w * made.watts(base, slower, task=not mark) for w, slower in cases)
+        rate = base.tokens_per_s / gpus * sum(w / slower for w, slower in cases)
         errors[f"power_w{mark}"] = np.log(watts / measured["power_w"])
         errors[f"joules_per_output_token{mark}"] = np.log(watts / rate / measured["joules"])
         errors[f"task_tokens_per_s{mark}"] = np.log(rate / measured["tokens_per_s"])

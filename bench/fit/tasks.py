@@ -8,6 +8,7 @@ are chosen inside the rows of the fit, by leaving out groups of its models and f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from pertoken.catalog.gpus import Gpu
 from pertoken.catalog.models import Model
 from pertoken.perf.power import KNOTS
-from pertoken.perf.tasks import HOST_S, TERMS, batch_log, task_keys, term_name
+from pertoken.perf.tasks import HOST_S, TERMS, batch_log, host_deviation, normal_nodes, task_keys, term_name
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -46,6 +47,16 @@ ROUNDS, CURVE_ROUNDS, TOLERANCE = 15, 6, 3e-3
 INNER_FOLDS = 4
 LATER = frozenset({"configuration", "series"})
 """Levels of the second stage."""
+HOSTED = frozenset({"gpu", "hosts", "hosts|task", "series"})
+"""Levels whose keys name a GPU: what moves its host seconds there is unknown where that GPU was not measured."""
+HOST_DEVIATION = {
+    name: math.sqrt(
+        sum(sd**2 for (level, part, per_batch), sd in PRIOR_SD.items()
+            if part == "host" and level in HOSTED and per_batch == grows)
+    )
+    for name, grows in (("level", False), ("per batch", True))
+}  # fmt: skip
+"""Prior of the logarithm of an unmeasured GPU's host seconds: the deviations above, squared and added."""
 
 
 class Measured(Protocol):
@@ -134,6 +145,8 @@ class Fit:
     curves: dict[str, Floats]
     model_sd: float
     curve_sd: float
+    gpus: frozenset[str]
+    """GPUs of the rows it was fitted to."""
 
     def log_seconds(self, served: Served) -> Floats:
         """Seconds per token of one request of every row, in logarithms, under a serving fit."""
@@ -143,6 +156,22 @@ class Fit:
         """By how much the stack's seconds exceed the serving fit's."""
         return np.asarray(np.exp(self.log_seconds(served)) / served.seconds)
 
+    def cases(self, served: Served) -> list[tuple[float, Floats]]:
+        """That factor at each of the host times a GPU may have, with its weight: one and the same where it was
+        measured, the prior's where it was not."""
+        new = np.array([r.gpu.name not in self.gpus for r in self.design.rows])
+        if not new.any():
+            return [(1.0, self.factor(served))]
+        deviation = new * host_deviation(HOST_DEVIATION, self.design.requests)
+        curves, logs = drawn(self.design, self.curves), served.log_parts()
+        out = []
+        for at, weight in normal_nodes():
+            moved = logs + np.stack([np.zeros_like(deviation)] * 2 + [at * deviation])
+            out.append(
+                (weight, np.exp(_log_seconds(self.design, moved, self.effects) + curves) / served.seconds)
+            )
+        return out
+
     def document(self) -> dict[str, Any]:
         """The fit as the coefficient file holds it."""
         effects: dict[str, dict[str, float]] = {term_name(*term): {} for term in TERMS}
@@ -151,6 +180,7 @@ class Fit:
         return {
             "effects": effects,
             "curves": {key: [float(v) for v in values] for key, values in self.curves.items()},
+            "host deviation": HOST_DEVIATION,
             "chosen": {"model deviation": self.model_sd, "curve deviation": self.curve_sd},
         }
 
@@ -177,7 +207,8 @@ def fit(design: Design, served: Served, train: Mask) -> Fit:
     theta = theta + _stage(design, moved, target, train, sd, design.later)
     residual = target - _log_seconds(design, logs, theta)
     curve_sd, curves = bend(design, residual, np.full_like(residual, CURVE_NOISE), train, CURVE_SD)
-    return Fit(design, theta, curves, model_sd, curve_sd)
+    measured = frozenset(r.gpu.name for r, own in zip(design.rows, train.tolist(), strict=True) if own)
+    return Fit(design, theta, curves, model_sd, curve_sd, measured)
 
 
 def _log_seconds(design: Design, logs: Floats, theta: Floats) -> Floats:

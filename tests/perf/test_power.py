@@ -157,7 +157,7 @@ def tasks_fit(bench: Any, rows: Any) -> Any:
     design, file = bench.Design(rows), shipped()["task"]
     effects = np.array([file["effects"][term_name(*term)].get(key, 0.0) for term, key in design.names])
     curves = {key: np.array(values) for key, values in file["curves"].items()}
-    return bench.tasks.Fit(design, effects, curves, 0.0, 0.0)
+    return bench.tasks.Fit(design, effects, curves, 0.0, 0.0, frozenset(r.gpu.name for r in rows))
 
 
 def test_a_task_is_predicted_as_the_fit_predicts_it(bench: Any) -> None:
@@ -167,6 +167,40 @@ def test_a_task_is_predicted_as_the_fit_predicts_it(bench: Any) -> None:
     for i in range(0, len(rows), 40):
         own = predict_task(rows[i].model, rows[i].gpu, rows[i].point, rows[i].task)
         assert float(own.tokens_per_s.value) == pytest.approx(fitted[i], rel=1e-6)
+
+
+def test_a_gpu_whose_hosts_nobody_timed_gets_the_mean_over_their_prior(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = bench.load_rows()[::25]
+    train = np.array([r.gpu.name == "B200" for r in rows])
+    found = bench.served(rows)
+    made = bench.fit(rows, found, train)
+    cases = made.stack.cases(found)
+    rate = sum(weight * found.tokens_per_s / factor for weight, factor in cases)
+    watts = sum(weight * made.watts(found, factor) for weight, factor in cases)
+    plain = found.tokens_per_s / made.stack.factor(found)
+    assert sum(weight for weight, _ in cases) == pytest.approx(1)
+    assert rate[train] == pytest.approx(plain[train])
+    # A slow host costs more than a fast one can save.
+    assert (rate[~train] < plain[~train]).all()
+    without = _only_b200(made.document)
+    monkeypatch.setattr("pertoken.perf.tasks._fit", lambda: shipped() | without)
+    monkeypatch.setattr("pertoken.perf.power._fit", lambda: shipped() | without)
+    for i in np.flatnonzero(~train).tolist():
+        own = predict_task(rows[i].model, rows[i].gpu, rows[i].point, rows[i].task)
+        assert float(own.tokens_per_s.value) == pytest.approx(rate[i], rel=1e-6)
+        assert float(own.gpu_power_w.value) == pytest.approx(watts[i], rel=1e-6)
+
+
+def _only_b200(document: dict[str, Any]) -> dict[str, Any]:
+    """A fit of B200's rows as a file holds it: no key names the other GPU."""
+    task = document["task"] | {"spread": shipped()["task"]["spread"]}
+    task["effects"] = {
+        term: {key: value for key, value in by_key.items() if not key.startswith("H100")}
+        for term, by_key in task["effects"].items()
+    }
+    return document | {"task": task}
 
 
 def test_curves_and_scales_come_from_the_rows_they_are_fitted_to_alone(bench: Any) -> None:

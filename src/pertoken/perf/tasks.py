@@ -8,6 +8,9 @@ are learned from the rows of the task, and drawn to what all rows share where li
 
     seconds = (decode + prefill × exp(p)) × exp(w) + 1 ms × exp(h),   times exp(curve) where this series was measured
 
+A GPU that none of the rows measured has a host that nobody timed: its answer is the mean of tokens per second and
+of watts over the prior of h, which shortens no step below the GPU's own.
+
 Decode and prefill are the roofline's, without its effects of single configurations. p, w and h are sums of effects
 by GPU, kind of model, model, task, hosts (one GPU or several) and configuration, in ``data/power.json`` under
 ``task``, made by ``bench/fit/power.py``. Without a task `predict` answers as before.
@@ -18,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -37,6 +41,8 @@ ENGINE = "vllm"
 """The engine family whose host time was measured."""
 HOST_S = 0.001
 """Host seconds per step before any effect."""
+NODES = 9
+"""Host times that stand for the prior of a host nobody timed."""
 BATCHES = (8.0, 4096.0)
 """Requests in flight that were measured; beyond, effects stay what they are at the end."""
 PARTICULAR = frozenset({"configuration", "release"})
@@ -82,9 +88,9 @@ def predict_task(model: Model, gpu: Gpu, point: Point, task: str) -> Prediction:
         np.asarray(point.concurrency, dtype=np.float64), base.tokens_per_s.value.shape
     )
     seconds = loop.admitted / loop.tokens_per_s
-    decode_s, prefill_s, host_s = _parts(file, keys, concurrency, seconds, loop.prefill_fraction)
-    bend = np.exp(curve(file["curves"].get(keys["series"], [0.0] * 5), concurrency))
-    factor = (decode_s + prefill_s + host_s) / seconds * bend
+    parts = _parts(file, keys, concurrency, seconds, loop.prefill_fraction)
+    cases = [(w, s / seconds) for w, s in _cases(file, keys, concurrency, parts)]
+    factor = np.asarray(1 / sum(weight / each for weight, each in cases))
     measured, width = (
         keys["series"] in file["curves"],
         float(file["spread"]["tokens_per_s"][_known(file, keys)]),
@@ -97,9 +103,9 @@ def predict_task(model: Model, gpu: Gpu, point: Point, task: str) -> Prediction:
             ttft_s, *(ttft_s * end / base.ttft_s.value for end in (base.ttft_s.low, base.ttft_s.high))
         ),
         tpot_s=_around(loop.tpot_s * factor, width),
-        gpu_power_w=_power(model, gpu, point, task, (compute / factor, memory / factor)),
-        prefill_fraction=prefill_s / (decode_s + prefill_s),
-        basis="fitted" if keys["gpu"] in file["effects"][term_name("gpu", "host", False)] else base.basis,
+        gpu_power_w=_power(model, gpu, point, task, [(w, compute / f, memory / f) for w, f in cases]),
+        prefill_fraction=parts[1] / (parts[0] + parts[1]),
+        basis="fitted" if _timed(file, keys) else base.basis,
         source=f"task {task} with ML.ENERGY's stack, vLLM 0.11.1, fitted {_fit()['date']} to {_fit()['rows']} points"
         f"{'' if measured else ' (not this task on this configuration)'}; {base.source}",
     )
@@ -119,14 +125,19 @@ def _in_general(model: Model, gpu: Gpu, point: Point) -> tuple[Loop, Floats, Flo
     return loop, compute, memory
 
 
-def _power(model: Model, gpu: Gpu, point: Point, task: str, used: tuple[Floats, Floats]) -> Interval:
-    """Board power of one GPU at these shares of compute and memory in use."""
-    compute, memory = (np.minimum(share, 1.0) for share in used)
+def _power(
+    model: Model, gpu: Gpu, point: Point, task: str, used: list[tuple[float, Floats, Floats]]
+) -> Interval:
+    """Board power of one GPU at these shares of compute and memory in use, each case with its weight."""
     precision, gpus, media = precision_name(point.precision), point.layout.gpus, TASK_MEDIA.get(task, "")
-    power = gpu_power_w(
-        gpu, compute, memory, 0.0, precision, model=model, gpus=gpus, media=media, task=task,
-        requests=point.concurrency,
-    )  # fmt: skip
+    cases = [
+        weight * gpu_power_w(
+            gpu, np.minimum(compute, 1.0), np.minimum(memory, 1.0), 0.0, precision, model=model, gpus=gpus,
+            media=media, task=task, requests=point.concurrency,
+        )
+        for weight, compute, memory in used
+    ]  # fmt: skip
+    power = np.asarray(sum(cases))
     half = power_log_spread(gpu, precision, model, gpus, task=task)
     low, high = np.maximum(power * np.exp(-half), gpu.idle_w), np.minimum(power * np.exp(half), gpu.tdp_w)
     return Interval(power, np.minimum(low, power), np.maximum(high, power))
@@ -179,11 +190,51 @@ def _parts(
     )
 
 
+def _cases(
+    file: Mapping[str, Any],
+    keys: Mapping[str, str],
+    concurrency: Floats,
+    parts: tuple[Floats, Floats, Floats],
+) -> list[tuple[float, Floats]]:
+    """Seconds per token of one request at each host time that is possible, with its weight: one where the GPU was
+    measured, the prior's where it was not."""
+    decode_s, prefill_s, host_s = parts
+    bend = np.exp(curve(file["curves"].get(keys["series"], [0.0] * 5), concurrency))
+    if _timed(file, keys):
+        return [(1.0, (decode_s + prefill_s + host_s) * bend)]
+    deviation = host_deviation(file["host deviation"], concurrency)
+    return [
+        (weight, (decode_s + prefill_s + host_s * np.exp(at * deviation)) * bend)
+        for at, weight in normal_nodes()
+    ]
+
+
+def _timed(file: Mapping[str, Any], keys: Mapping[str, str]) -> bool:
+    """Whether the GPU's hosts were measured."""
+    return keys["gpu"] in file["effects"][term_name("gpu", "host", False)]
+
+
+def host_deviation(parts: Mapping[str, float], requests: FloatLike) -> Floats:
+    """Standard deviation of the logarithm of the host seconds of a GPU that was not measured, at so many requests."""
+    return np.asarray(np.hypot(parts["level"], parts["per batch"] * batch_log(requests)), dtype=np.float64)
+
+
+@lru_cache(maxsize=1)
+def normal_nodes() -> tuple[tuple[float, float], ...]:
+    """Places and weights whose sums are means over the standard normal distribution (Gauss-Hermite).
+
+    >>> round(sum(weight * at**2 for at, weight in normal_nodes()), 6)
+    1.0
+    """
+    at, weights = np.polynomial.hermite_e.hermegauss(NODES)
+    return tuple(zip(at.tolist(), (weights / weights.sum()).tolist(), strict=True))
+
+
 def _known(file: Mapping[str, Any], keys: Mapping[str, str]) -> str:
     """What the interval of a task's throughput rests on: its own series, its GPU's, or other GPUs'."""
     if keys["series"] in file["curves"]:
         return "series"
-    return "model" if keys["gpu"] in file["effects"][term_name("gpu", "host", False)] else "gpu"
+    return "model" if _timed(file, keys) else "gpu"
 
 
 def _around(value: Floats, half_width: float) -> Interval:
