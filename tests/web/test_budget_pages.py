@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, parse_qsl
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from pertoken.fleet import RunningFleet, load_fleet
 from pertoken.report._terms import hours_between, rates_of
 from pertoken.report.books import open_books
 from pertoken.tables import usage_rows
+from pertoken.web._question import split_names
 from pertoken.web.app import create_app
 from pertoken.web.pages.budgets import STATEMENT_TWINS, TWINS
 from pertoken.web.service import Service
@@ -122,6 +126,40 @@ def test_a_budgets_figure_and_its_twins_say_the_same(client: Client) -> None:
     rows = client.get(behind.group(1).replace("&amp;", "&")).json()["rows"]
     whole = client.get("/budgets/everything.json").json()
     assert sum(Decimal(r["cost_usd"]) for r in rows) == Decimal(whole["spent_closed"])
+
+
+def test_a_budgets_links_keep_its_names_whole_and_its_month(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = client.app.state.service.budgets  # type: ignore[attr-defined]
+    found = next(s for s in watch.standings if s.budget.name == "team-blue")
+    odd = {"tenant": 'a,"b"', "models": ["m,n"], "pools": ["h100", '"q"']}
+    # The month of a zone ahead of UTC begins in the UTC month before.
+    period = replace(found.ground.period, start=datetime(2026, 10, 31, 15, tzinfo=UTC))
+    ground = replace(found.ground, period=period, budget=found.budget.model_copy(update=odd))
+    shown = replace(found, ground=ground)
+    monkeypatch.setattr("pertoken.web.pages.budgets._standing", lambda *_: shown)
+    links = [
+        html.unescape(link) for link in re.findall(r'href="([^"]+)"', client.get("/budgets/team-blue").text)
+    ]
+    asked = parse_qs(next(link for link in links if link.startswith("/v1/cost?")).partition("?")[2])
+    assert split_names(asked["tenant"]) == [odd["tenant"]]
+    assert split_names(asked["model"]) == odd["models"]
+    assert split_names(asked["pool"]) == odd["pools"]
+    (charged,) = (link for link in links if link.startswith("/statement/"))
+    assert charged.endswith("?month=2026-11")
+
+
+def test_a_time_no_clock_tells_is_refused(client: Client) -> None:
+    for at in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"):
+        for path, name in (("/v1/cost", "start"), ("/figure/cost_usd", "from"), ("/budgets/team-blue", "at"),
+                           ("/where", "hour"), ("/variance", "from"), ("/v1/report?book=a&book=b", "end")):  # fmt: skip
+            answer = client.get(path, params={**dict(parse_qsl(path.partition("?")[2])), name: at})
+            assert answer.status_code == 400, path
+            assert "is no time in UTC" in answer.json()["detail"]
+        window = {"start": at, "end": "2026-11-24T01:00:00Z"}
+        assert client.post("/v1/close", json=window).status_code == 400
+    assert "before any hour" in client.get("/budgets/team-blue?at=0002-01-01T00:00Z").json()["detail"]
 
 
 def test_a_permalink_goes_back_in_time(client: Client) -> None:

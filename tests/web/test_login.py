@@ -94,3 +94,19 @@ def test_in_a_browser(guarded: Client, token: str, browser: Browser) -> None:
         page.get_by_text("looker (a)").wait_for()
         page.get_by_role("button", name="Sign out").click()
         page.wait_for_url("**/login")
+
+
+def test_no_other_site_signs_anybody_in_or_out(guarded: Client, token: str) -> None:
+    for foreign in ({"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}, {"origin": "null"}):
+        for path, form in (("/login", {"token": token}), ("/logout", {})):
+            answer = guarded.post(path, data=form, headers=foreign, follow_redirects=False)
+            assert (answer.status_code, "set-cookie" in answer.headers) == (403, False)
+    own = {"origin": "http://127.0.0.1:8700", "sec-fetch-site": "same-origin"}
+    assert (
+        guarded.post("/login", data={"token": token}, headers=own, follow_redirects=False).status_code == 303
+    )
+
+
+def test_a_form_of_too_many_fields_is_refused(guarded: Client) -> None:
+    answer = guarded.post("/login", data={f"f{n}": "" for n in range(1_001)})
+    assert (answer.status_code, "1000 fields" in answer.json()["detail"]) == (400, True)

@@ -8,14 +8,14 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query, Response
-from pydantic import AwareDatetime, BaseModel
+from pydantic import BaseModel
 
 from pertoken.errors import InputError, UnknownNameError
 from pertoken.report.actual import LedgerSource, compare_books
 from pertoken.report.books import hours_in
 from pertoken.report.doctor import examine
 from pertoken.units import METRICS
-from pertoken.web._doors import Admin, ServiceHere, WholeReader, answers
+from pertoken.web._doors import Admin, Moment, ServiceHere, WholeReader, answers
 from pertoken.web._paging import Pages
 from pertoken.web._question import Asking, Names, split_names
 
@@ -39,8 +39,8 @@ class Figures(BaseModel):
 class Window(BaseModel):
     """Full UTC hours from `start` up to, not with, `end`."""
 
-    start: AwareDatetime
-    end: AwareDatetime
+    start: Moment
+    end: Moment
 
 
 class CloseAnswer(BaseModel):
@@ -119,8 +119,8 @@ async def report(
     caller: WholeReader,
     book: Names,
     by: Names = [],  # noqa: B006
-    start: AwareDatetime | None = None,
-    end: AwareDatetime | None = None,
+    start: Moment | None = None,
+    end: Moment | None = None,
 ) -> dict[str, Any]:
     """Two books over the hours they share: the difference in USD split into price, volume, efficiency and mix."""
     source = LedgerSource(service.books.ledger)

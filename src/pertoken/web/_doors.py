@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import Depends, HTTPException, Request
+from pydantic import AfterValidator, AwareDatetime
 
+from pertoken.errors import InputError
 from pertoken.web.service import Service
 from pertoken.web.tokens import Caller, Scope
 
 COOKIE = "pertoken"
 """Holds a browser's token; HttpOnly and SameSite=Strict."""
+
+
+def _in_utc(moment: datetime) -> datetime:
+    try:
+        moment.astimezone(UTC)
+    except OverflowError as error:
+        raise InputError(
+            f"{moment.isoformat()} is no time in UTC: its year there is not 1 to 9999"
+        ) from error
+    return moment
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+"""A time that was sent: with its zone, and one in UTC too."""
 
 
 def service_of(request: Request) -> Service:

@@ -8,12 +8,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from fastapi import Depends
-from pydantic import AwareDatetime
 
 from pertoken.errors import InputError, UnknownNameError
 from pertoken.report.spend import ROW_KEYS, label
 from pertoken.units import HOURS_PER_DAY
-from pertoken.web._doors import ServiceHere
+from pertoken.web._doors import Moment, ServiceHere
 from pertoken.web._question import Looking, Question
 
 WINDOWS = {"24h": "24 h", "7d": "7 days", "30d": "30 days", "month": "this month", "all": "all"}
@@ -110,9 +109,7 @@ class Drill:
         )
 
 
-def _drill(
-    service: ServiceHere, question: Looking, window: str = "", hour: AwareDatetime | None = None
-) -> Drill:
+def _drill(service: ServiceHere, question: Looking, window: str = "", hour: Moment | None = None) -> Drill:
     """The window is the last 7 days unless one is named, or hours are given."""
     if len(question.where.get("book", ())) != 1:
         raise InputError("choose one book: two of them summed would mean nothing")

@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl, urlsplit
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import RedirectResponse
 
+from pertoken.errors import InputError
 from pertoken.web._doors import COOKIE
 from pertoken.web._limits import body_of
 
@@ -38,6 +39,7 @@ _POLICY = (
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 _TYPES = {".css": "text/css", ".js": "text/javascript"}
+_MOST_FIELDS = 1_000
 _COOKIE_S = int(timedelta(days=30).total_seconds())
 
 
@@ -72,6 +74,7 @@ async def login(request: Request, to: str = "/") -> Response:
 @router.post("/login")
 async def enter(request: Request) -> Response:
     """Puts the token into a cookie that no script can read and no other site can send."""
+    request.app.state.gate.own_page(request)  # nobody is to be signed in as somebody else
     form = await form_of(request)
     text, to = form.get("token", "").strip(), _local(form.get("to", "/"))
     try:
@@ -87,8 +90,9 @@ async def enter(request: Request) -> Response:
 
 
 @router.post("/logout")
-async def leave() -> Response:
+async def leave(request: Request) -> Response:
     """Forgets the cookie."""
+    request.app.state.gate.own_page(request)
     answer = RedirectResponse("/login", 303)
     answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
     return answer
@@ -107,9 +111,16 @@ async def static(request: Request, name: str) -> Response:
 
 
 async def form_of(request: Request, most_bytes: int = 16_384) -> dict[str, str]:
-    """The fields of a form as a browser sends it by default, the last of each name. 413 where it is larger."""
+    """The fields of a form as a browser sends it by default, the last of each name. 413 where it is larger.
+
+    Raises InputError on more than 1,000 fields.
+    """
     body = await body_of(request, most_bytes)
-    return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=1000))
+    text = body.decode("utf-8", "replace")
+    try:
+        return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=_MOST_FIELDS))
+    except ValueError as error:
+        raise InputError(f"a form of more than {_MOST_FIELDS} fields is none of ours") from error
 
 
 def prepare() -> None:

@@ -11,12 +11,11 @@ from urllib.parse import urlencode
 
 import pyarrow as pa
 from fastapi import Depends, Query
-from pydantic import AwareDatetime
 
 from pertoken.client import quoted
 from pertoken.errors import InputError
 from pertoken.meter.attribute import BOOK
-from pertoken.web._doors import Reader
+from pertoken.web._doors import Moment, Reader
 
 FILTERS = ("book", "pool", "model", "tenant")
 COST_FILTERS = ("phase", "category", "component")
@@ -79,8 +78,8 @@ def _question_with(start: str, end: str) -> Callable[..., Question]:
         caller: Reader,
         by: Names = [],  # noqa: B006 (FastAPI copies it)
         book: Names = [BOOK],  # noqa: B006
-        first: AwareDatetime | None = Query(None, alias=start),  # noqa: B008 (its alias is not known before)
-        last: AwareDatetime | None = Query(None, alias=end),  # noqa: B008
+        first: Moment | None = Query(None, alias=start),  # noqa: B008 (its alias is not known before)
+        last: Moment | None = Query(None, alias=end),  # noqa: B008
         pool: Names = [],  # noqa: B006
         model: Names = [],  # noqa: B006
         tenant: Names = [],  # noqa: B006

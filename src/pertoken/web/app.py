@@ -108,7 +108,7 @@ class _Gate:
             found = self.known(request, text.strip())
         elif cookie := request.cookies.get(COOKIE):
             found = self.known(request, cookie)
-            self._own_page(request, request.headers.get("host", ""))
+            self.own_page(request)
         elif self.required:
             raise HTTPException(
                 401, "send a token: Authorization: Bearer pt_…", {"WWW-Authenticate": "Bearer"}
@@ -136,10 +136,11 @@ class _Gate:
         known = host in self.hosts if self.hosts is not None else _is_loopback(host)
         if not known:
             raise HTTPException(403, "without tokens this service answers to its loopback name alone")
-        self._own_page(request, request.headers.get("host", ""))
+        self.own_page(request)
 
-    def _own_page(self, request: Request, host: str) -> None:
-        """What a browser sends on its own account (a cookie, or nothing) counts from our own pages alone."""
+    def own_page(self, request: Request) -> None:
+        """What a browser sends on its own account (a cookie, a form) counts from our own pages alone: else 403."""
+        host = request.headers.get("host", "")
         origin = request.headers.get("origin")
         foreign = request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
         if foreign or (origin is not None and _hostname(urlsplit(origin).netloc) != _hostname(host)):

@@ -14,8 +14,8 @@ from urllib.parse import quote, urlencode
 from zoneinfo import ZoneInfo
 
 from fastapi import APIRouter, HTTPException, Query, Request, Response
-from pydantic import AwareDatetime
 
+from pertoken.client import quoted
 from pertoken.errors import InputError
 from pertoken.fleet import Budget
 from pertoken.report._budget_figures import bars, burn
@@ -24,7 +24,7 @@ from pertoken.report.budgets import Standing, cumulative, grounds, plain, stand
 from pertoken.report.statement import Month, chargeback, month_named, statement
 from pertoken.units import MONTHS_PER_YEAR, TOKENS_PER_MTOK
 from pertoken.web._budget import seen_by
-from pertoken.web._doors import Reader, ServiceHere, WholeReader
+from pertoken.web._doors import Moment, Reader, ServiceHere, WholeReader
 from pertoken.web._frame import page
 from pertoken.web.service import Service
 from pertoken.web.tokens import Caller
@@ -33,6 +33,7 @@ router = APIRouter(include_in_schema=False)
 TWINS = (".json", ".csv", ".vl.json", ".png")
 STATEMENT_TWINS = (".json", ".csv")
 _EVENTS = 50
+_FIRST_YEAR = 1970
 _HEAD = (
     "Budget", "Of", "Unit", "Amount", "Spent", "Of it", "Forecast", "80 % interval", "Runs out [UTC]", "Ends [UTC]",
 )  # fmt: skip
@@ -64,7 +65,7 @@ async def budgets(request: Request, service: ServiceHere, caller: Reader) -> Res
 
 @router.get("/budgets/{address}")
 async def budget(
-    request: Request, service: ServiceHere, caller: Reader, address: str, at: AwareDatetime | None = None
+    request: Request, service: ServiceHere, caller: Reader, address: str, at: Moment | None = None
 ) -> Response:
     """One budget through its period, as a page or as a twin; `at`: as the closed hours told it at that time."""
     name, dot, rest = address.partition(".")
@@ -151,7 +152,7 @@ def _one(
         end=_when(ground.period.end),
         closed_until=_when(ground.until),
         behind=_behind(standing),
-        charged=_statement_url(budget.tenant, None, name=f"{ground.period.start:%Y-%m}")
+        charged=_statement_url(budget.tenant, None, name=_month_of(service, standing.as_of))
         if budget.tenant and budget.with_idle
         else "",
         url=_url(standing),
@@ -168,6 +169,8 @@ def _standing(service: Service, wanted: Budget, at: datetime | None) -> Standing
             if standing.budget.name == wanted.name:
                 return standing
         at = service.now()
+    if at.year < _FIRST_YEAR:
+        raise InputError(f"at {at.isoformat()[:40]} lies before any hour that was metered")
     if at > service.now():
         raise InputError(f"at {at.isoformat()[:40]} lies ahead: it is {_when(service.now())} here")
     moment = at.astimezone(UTC).replace(microsecond=0)
@@ -274,6 +277,11 @@ def _around(month: Month) -> list[str]:
     return [_named(number + n) for n in (-1, 0, 1)]
 
 
+def _month_of(service: Service, moment: datetime) -> str:
+    """The month of the statements that a moment lies in."""
+    return f"{moment.astimezone(ZoneInfo(service.fleet.chargeback.timezone)):%Y-%m}"
+
+
 def _named(number: int) -> str:
     year, index = divmod(number, MONTHS_PER_YEAR)
     return f"{year:04}-{index + 1:02}"
@@ -352,8 +360,8 @@ def _behind(standing: Standing) -> str:
     budget, ground = standing.budget, standing.ground
     kind = "cost" if budget.usd is not None else "usage"
     asked: list[tuple[str, str]] = [("by", "hour"), ("by", "pool"), ("by", "model"), ("by", "tenant")]
-    asked += [("tenant", budget.tenant)] if budget.tenant else []
-    asked += [("model", m) for m in budget.models] + [("pool", p) for p in budget.pools]
+    asked += [("tenant", quoted(budget.tenant))] if budget.tenant else []
+    asked += [("model", quoted(m)) for m in budget.models] + [("pool", quoted(p)) for p in budget.pools]
     asked += [
         ("start", ground.period.start.isoformat()),
         ("end", min(ground.until, ground.period.end).isoformat()),

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
-from pydantic import AwareDatetime
 
 from pertoken.client import quoted
 from pertoken.errors import InputError
@@ -18,7 +17,7 @@ from pertoken.ledger import Ledger
 from pertoken.meter.attribute import BOOK
 from pertoken.report._waterfall import BooksHere, Span, in_common, pair, to_vega, waterfall
 from pertoken.report.actual import DIMENSIONS, DRIVERS, Line, Variance, compare_books
-from pertoken.web._doors import ServiceHere, WholeReader
+from pertoken.web._doors import Moment, ServiceHere, WholeReader
 from pertoken.web._drill import WINDOWS, hours_of
 from pertoken.web._frame import page
 from pertoken.web._question import Names, split_names
@@ -63,8 +62,8 @@ def _choice(
     caller: WholeReader,
     book: Names = [],  # noqa: B006
     by: Names = [],  # noqa: B006
-    first: Annotated[AwareDatetime | None, Query(alias="from")] = None,
-    last: Annotated[AwareDatetime | None, Query(alias="to")] = None,
+    first: Annotated[Moment | None, Query(alias="from")] = None,
+    last: Annotated[Moment | None, Query(alias="to")] = None,
     window: str = "",
 ) -> Choice:
     return Choice(tuple(split_names(book)), tuple(split_names(by)), first, last, window)
