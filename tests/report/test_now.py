@@ -70,6 +70,17 @@ def test_rates_are_of_the_hours_that_have_something(day: Day) -> None:
     ]
 
 
+def test_an_hour_in_which_a_tenant_did_nothing_has_gone_by_all_the_same(books: Books, day: Day) -> None:
+    for where in ({"tenant": ["t"]}, {"pool": ["api"]}):
+        found = closed_day(books.ledger, where, START, until=books.closed_until)
+        rows = books.ledger.cost(where={"book": "actual", **where}, start=found.start, end=START).to_pylist()
+        assert found.total.seconds == day.total.seconds == 3 * 3600
+        assert found.total.value(BY_NAME["usd_per_hour"]) == pytest.approx(float(rows[0]["cost_usd"]) / 3)
+    # An hour that is not closed yet has not told anything: it is no hour of nothing.
+    late = closed_day(books.ledger, {"tenant": ["t"]}, START + 2 * HOUR, until=books.closed_until)
+    assert late.total.seconds == 3 * 3600
+
+
 def test_an_hour_without_a_price_counts_in_no_cost(books: Books) -> None:
     scraped(books, START - 2 * HOUR, 60)
     scraped(books, START - HOUR, 60)

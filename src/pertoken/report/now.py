@@ -163,6 +163,8 @@ class Day:
     end: datetime
     hours: Mapping[datetime, Sums]
     unpriced: tuple[datetime, ...] = ()
+    known: tuple[datetime, ...] = ()
+    """Its hours that were metered and closed; of some nothing was counted here, and they went by all the same."""
 
     @property
     def total(self) -> Sums:
@@ -171,6 +173,8 @@ class Day:
         for hour, sums in self.hours.items():
             if hour not in self.unpriced:
                 found.add(sums)
+        gone = {*self.hours, *self.known}.difference(self.unpriced)
+        found.seconds = SECONDS_PER_HOUR * len(gone)
         return found
 
     def series(self, tile: Tile) -> list[tuple[datetime, float | None]]:
@@ -181,16 +185,28 @@ class Day:
 
 
 def closed_day(
-    ledger: Ledger, where: Where, end: datetime, unpriced: Iterable[datetime] = (), hours: int = HOURS_BACK
+    ledger: Ledger,
+    where: Where,
+    end: datetime,
+    unpriced: Iterable[datetime] = (),
+    hours: int = HOURS_BACK,
+    until: datetime | None = None,
 ) -> Day:
-    """The `hours` full hours before `end`, read from the ledger's rows of these hours alone."""
+    """The `hours` full hours before `end`, read from the ledger's rows of these hours alone.
+
+    `until`: the first hour that was never closed (None: not known).
+    """
     start = end - HOUR * hours
     found = _of_ledger(ledger, where, start, end)
     open_ = tuple(sorted(hour for hour in unpriced if start <= hour < end))
     for hour in open_:
         if hour in found:
             found[hour].unpriced = True
-    return Day(start, end, found, open_)
+    known: tuple[datetime, ...] = ()
+    if until is not None and (first := ledger.first_hour(BOOK, besides=["peak_kw"])) is not None:
+        closed = (start + HOUR * n for n in range(hours))
+        known = tuple(hour for hour in closed if first <= hour < until)
+    return Day(start, end, found, open_, known)
 
 
 def so_far_sums(ledger: Ledger, where: Where, hour: datetime, elapsed_s: float, unpriced: bool) -> Sums:

@@ -74,8 +74,8 @@ async def now(request: Request, service: ServiceHere, question: Looking) -> Resp
     """The first page. The live part comes over `/live`; what is closed is here at once."""
     where = scope_of(question)
     end = _hour(service)
-    unpriced = list(service.books.unpriced)
-    day = await asyncio.to_thread(closed_day, service.books.ledger, where, end, unpriced)
+    unpriced, closed_until = list(service.books.unpriced), service.books.closed_until
+    day = await asyncio.to_thread(closed_day, service.books.ledger, where, end, unpriced, until=closed_until)
     tiles = tiles_of(where)
     window = replace(question, start=day.start, end=day.end, where={"book": ["actual"], **where})
     return page(
@@ -92,7 +92,7 @@ async def now(request: Request, service: ServiceHere, question: Looking) -> Resp
         narrowed=[(key, ", ".join(names)) for key, names in where.items()],
         back=HOURS_BACK,
         window_s=window_s(service.fleet),
-        closed_until=service.books.closed_until,
+        closed_until=closed_until,
         unpriced=[hour for hour in day.unpriced if hour in day.hours],
     )
 
