@@ -255,7 +255,7 @@ def test_a_demand_charge_stands_at_its_months_first_hour(books: Books) -> None:
     assert week.forecast.expected == 168
 
 
-def so_far(usd: float, pool: str = "h100") -> Running:
+def so_far(usd: float, pool: str = "h100", tenant: str = "a") -> Running:
     """Half of the hour from 09:00 with so much spent in it."""
     ledger = open_ledger()
     when = hours_between(NOW, NOW + timedelta(hours=1))
@@ -266,7 +266,7 @@ def so_far(usd: float, pool: str = "h100") -> Running:
             book="actual",
             pool=pool,
             model="m",
-            tenant="a",
+            tenant=tenant,
             basis="measured",
         )
     )
@@ -295,6 +295,10 @@ def test_the_hour_so_far_counts_and_what_is_above_its_expectation_stays(books: B
     assert over.remaining < 0
     assert over.runs_out == half
     assert stand(ground, half, so_far(5.0, pool="l4")).running == 5
+    idle = so_far(7.0, tenant="(idle)")
+    for more, running in (({}, 7), ({"idle": False}, 0), ({"tenant": "(idle)"}, 7)):
+        (ground,) = grounds(books, books.fleet, NOW, [budget(**more)])  # what is closed counts them alike
+        assert stand(ground, half, idle).running == running
     (other,) = grounds(books, books.fleet, NOW, [budget(pools=["spare"])])
     assert stand(other, half, so_far(5.0)).running == 0
 

@@ -76,6 +76,15 @@ def test_joules_are_the_metrics_and_boundaries_differ_by_the_pue(books_of: Make)
     assert found.co2e_kg == pytest.approx(0.3 * kwh, rel=1e-6)
 
 
+def test_pools_whose_energy_nobody_measured_are_named(books_of: Make) -> None:
+    books = books_of()
+    found = energy_of(books.ledger, {}, None, None)
+    # The API's tokens and the rented pool's count in J per token, and no energy of theirs is known.
+    for boundary in BOUNDARIES:
+        assert found.unmeasured(boundary) == ["api", "cloud"]
+    assert energy_of(books.ledger, {"pool": ["owned"]}, None, None).unmeasured("energy_kwh") == []
+
+
 def test_a_tenant_has_its_own_alone(books_of: Make) -> None:
     books = books_of()
     assert energy_of(books.ledger, {"tenant": ["t"]}, None, None).kwh() is None

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
+import numpy as np
 import pytest
 from playwright.sync_api import Browser
 
 from pertoken import meter
 from pertoken.fleet import RunningFleet, load_fleet
+from pertoken.report.energy import BOUNDARIES
+from pertoken.tables import usage_rows
 from pertoken.web.pages.energy import TWINS
 from pertoken.web.tokens import Tokens
 from tests.web.conftest import DARK_PHONE, LIGHT, NOW_S, Client, Clock, serving, watched
@@ -95,6 +101,8 @@ def test_the_page_and_its_twins_are_the_ledgers(filled: Client) -> None:
     assert [v["kwh"] for v in spec["data"]["values"]] == [r["energy_kwh"] for r in found["rows"]]
     text = filled.get("/energy", params=WINDOW).text
     assert "Site dc" in text
+    assert "without them" not in text
+    assert found["tokens_without_energy"] == {where: [] for where in BOUNDARIES.values()}
     assert f"{peak['cost_usd']:,.2f}" in text
     assert filled.get("/energy.exe").status_code == 404
 
@@ -153,3 +161,21 @@ def test_a_browser_draws_it(filled: Client, browser: Browser, looks: dict[str, A
         page.wait_for_selector(".figure svg path", state="attached")
         page.go_back()
         page.locator(".figure svg").nth(1).wait_for(state="attached")
+
+
+def test_tokens_without_energy_are_said(filled: Client) -> None:
+    service = filled.app.state.service  # type: ignore[attr-defined]
+    hours = np.array(["2026-11-24T07"], "datetime64[h]")
+    amounts = {("output", "output_tokens"): 5e6}
+    service.books.ledger.add_usage(
+        usage_rows(hours, amounts, book="actual", pool="a,p<i", model="m", tenant="a", basis="measured")
+    )
+    text = filled.get("/energy", params=WINDOW).text
+    assert text.count("counts tokens of a,p&lt;i, whose energy nobody measured there") == len(BOUNDARIES)
+    link = html.unescape(re.findall(r'href="(/energy[^"]+)">without them', text)[0])
+    assert "whose energy nobody" not in filled.get(link).text
+    all_of_it, measured = (
+        filled.get(url).json()["joule_per_token"]["output"]["utility meter"]
+        for url in (f"/energy.json?{urlencode(WINDOW)}", link.replace("/energy?", "/energy.json?"))
+    )
+    assert all_of_it < measured

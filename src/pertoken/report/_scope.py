@@ -108,7 +108,7 @@ class Running:
             )
         total = Decimal(0)
         for tenant in tenants:
-            if tenant == IDLE and not budget.with_idle:
+            if tenant == IDLE and not budget.with_idle and not budget.tenant:
                 continue
             for hour, pool, model, usd in self.cost.get(tenant, ()):
                 if hour >= start and mine(pool, model):

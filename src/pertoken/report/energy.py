@@ -67,6 +67,8 @@ class Energy:
 
     uses: tuple[Use, ...]
     tokens: Mapping[str, float]
+    serving: frozenset[str]
+    """Pools of which tokens were counted."""
     co2e_kg: float | None
     series: tuple[tuple[datetime, str, float], ...]
     step: str
@@ -92,6 +94,10 @@ class Energy:
             None if kwh is None or not count else JOULES_PER_KWH * (self.kwh(boundary, phase) or 0.0) / count
         )
 
+    def unmeasured(self, boundary: str) -> list[str]:
+        """Pools whose tokens count in J per token at a boundary and whose energy there nobody measured (an API's)."""
+        return sorted(self.serving - {use.pool for use in self.uses if boundary in use.kwh})
+
     def pue(self, pools: Iterable[str] | None = None) -> float | None:
         """Energy at the utility meter over that at the servers' plugs, as booked."""
         whole, plug = self.kwh("energy_kwh", pools=pools), self.kwh("it_energy_kwh", pools=pools)
@@ -106,6 +112,7 @@ def energy_of(ledger: Ledger, where: Where, start: datetime | None, end: datetim
     rows = ledger.usage("pool", "phase", "meter", where={**filters, "meter": counted}, **asked).to_pylist()
     uses: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
     tokens: dict[str, float] = defaultdict(float)
+    serving: set[str] = set()
     grams: list[float] = []
     for row in rows:
         meter, amount = base_meter(row["meter"]), float(row["quantity"])
@@ -116,12 +123,15 @@ def energy_of(ledger: Ledger, where: Where, start: datetime | None, end: datetim
             grams.append(amount)
         else:
             tokens[meter] += amount
+            if amount:
+                serving.add(row["pool"])
     series, step = _over_time(
         ledger.usage("hour", "pool", where={**filters, "meter": ["energy_kwh"]}, **asked)
     )
     return Energy(
         tuple(Use(pool, phase, kwh) for (pool, phase), kwh in sorted(uses.items())),
         dict(tokens),
+        frozenset(serving),
         sum(grams) / GRAMS_PER_KILOGRAM if grams else None,
         series,
         step,

@@ -84,6 +84,7 @@ def _page(request: Request, service: Service, drill: Drill, own: bool) -> Respon
         rows=_rows(found, by_site, own),
         total=_total(found, own),
         tokens=_tokens(found),
+        unmeasured=_unmeasured(found, drill),
         boundaries=list(BOUNDARIES.values()),
         sites=[_site(site, found) for site in sites],
         behind=f"/v1/usage?{inside}",
@@ -148,6 +149,21 @@ def _tokens(found: Energy) -> list[list[str]]:
         for kind in TOKENS
         if any(found.joule_per_token(kind, name) is not None for name in BOUNDARIES)
     ]
+
+
+def _without(found: Energy, boundary: str) -> list[str]:
+    """Pools whose tokens make J per token at a boundary too small; none where it is not measured at all."""
+    return [] if found.kwh(boundary) is None else found.unmeasured(boundary)
+
+
+def _unmeasured(found: Energy, drill: Drill) -> list[tuple[str, str, str]]:
+    """Where J per token is too small, of which pools, and the address of the page without them."""
+    rows = []
+    for name, where in BOUNDARIES.items():
+        if pools := _without(found, name):
+            measured = sorted({use.pool for use in found.uses if name in use.kwh})
+            rows.append((where, ", ".join(pools), f"/energy?{drill.query(by=[], pool=measured)}"))
+    return rows
 
 
 def _site(site: SiteFacts, found: Energy) -> dict[str, Any]:
@@ -238,6 +254,7 @@ def _twin(service: Service, drill: Drill, twin: str, own: bool) -> Response:
         "joule_per_token": {
             kind: {where: found.joule_per_token(kind, name) for name, where in BOUNDARIES.items()} for kind in TOKENS
         },
+        "tokens_without_energy": {where: _without(found, name) for name, where in BOUNDARIES.items()},
         "co2e_kg": found.co2e_kg,
     }  # fmt: skip
     if not own:
