@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ from pertoken.meter import Journal, nvml
 from pertoken.report.books import open_books
 from pertoken.report.doctor import examine
 from pertoken.web import service as module
+from pertoken.web.serve import Bind, serve
 from pertoken.web.service import Service
 from tests.web.conftest import NOW_S, Clock
 
@@ -44,6 +46,17 @@ def wait(check: Callable[[], Any]) -> None:
 
 def send(service: Service, key: bytes, at_s: float) -> None:
     service.take_events(EVENT % (key, at_s), "application/json", "test", "")
+
+
+@pytest.mark.usefixtures("fleet")
+def test_an_address_that_cannot_be_had_is_told_in_one_line(tmp_path: Path) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        port = held.getsockname()[1]
+        with pytest.raises(InputError, match=f"port {port} of 127.0.0.1 is taken by another process"):
+            serve(tmp_path / "fleet.yaml", tmp_path / "data", Bind(port=port))
+    assert not (tmp_path / "data" / "service.json").exists()
 
 
 def test_an_hour_closes_by_itself_once_it_is_over(service: Service, clock: Clock) -> None:

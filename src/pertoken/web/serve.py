@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hmac
 import ipaddress
 import json
@@ -9,6 +10,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -146,7 +148,7 @@ def _run(app: Any, where: Bind, folder: Path, own: str) -> None:
         server_header=False,
         lifespan="on",
     )
-    listening = config.bind_socket()
+    listening = _listening(where)
     port = listening.getsockname()[1]
     scheme = "https" if where.tls_cert else "http"
     host = "127.0.0.1" if where.host in ("0.0.0.0", "::", "") else where.host
@@ -154,10 +156,31 @@ def _run(app: Any, where: Bind, folder: Path, own: str) -> None:
     here = {"url": f"{scheme}://{shown}:{port}", "token": own, "cert": str(where.tls_cert or "")}
     _write_private(folder / _HERE, json.dumps(here).encode())
     log.info("PerToken listens on %s://%s:%d", scheme, where.host, port)
+    if not where.loopback and not where.tls_cert:
+        log.warning("tokens go over the wire in clear: give --tls-cert and --tls-key, or put TLS before it")
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn shuts down gently, then raises the signal again for whoever was there before it: us.
         signal.signal(number, lambda *_: None)
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listening(where: Bind) -> socket.socket:
+    """A socket bound to the address; uvicorn's own way ends the process with a traceback's words."""
+    listening = socket.socket(socket.AF_INET6 if ":" in where.host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((where.host, where.port))
+    except OSError as error:
+        listening.close()
+        if error.errno == errno.EADDRINUSE:
+            raise InputError(
+                f"port {where.port} of {where.host} is taken by another process: "
+                "give another with --port, 0 for a free one"
+            ) from error
+        raise InputError(
+            f"cannot listen on {where.host}, port {where.port}: {error.strerror}: give --host or --port another"
+        ) from error
+    return listening
 
 
 def close(folder: Path, fleet_file: Path | None, start: datetime, end: datetime) -> dict[str, Any]:
