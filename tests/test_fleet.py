@@ -88,6 +88,22 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path, text: str, says: str) ->
     assert "hush" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "a fleet is a mapping of fields, found None"),
+        (f"{FLEET}workloads: {{}}\n", "unknown field: a fleet has sites, pools, sources, changes"),
+    ],
+    ids=["empty", "a scenario"],
+)
+def test_what_is_no_fleet_is_told_what_a_fleet_has(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "fleet.yaml"
+    path.write_text(text)
+    with pytest.raises(ScenarioError) as caught:
+        load_fleet(path)
+    assert says in str(caught.value)
+
+
 def test_the_example_has_budgets() -> None:
     fleet = load_fleet(ROOT / "examples" / "serve" / "fleet.yaml")
     assert [b.name for b in fleet.budgets if b.hard] == ["team-blue"]

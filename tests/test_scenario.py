@@ -101,6 +101,11 @@ def test_the_line_is_the_line_of_the_field(tmp_path: Path) -> None:
         ("name: !!python/object:os.system x", "not YAML"),
         ("a: &a [*a]", "not YAML"),
         ("{" * 5000, "not YAML"),
+        (
+            "name: x\nhorizon: {start: 2027-02-30}",
+            ":2: '2027-02-30' cannot be read: day is out of range for month",
+        ),
+        ("colour: red", "unknown field: a scenario has sites, pools, "),
     ],
 )
 def test_malformed_yaml_gets_one_line(tmp_path: Path, text: str, expected: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -51,6 +52,7 @@ def parse_yaml(text: str, kind: type[Document], name: str, files: Mapping[str, P
 def _parse(
     text: str, kind: type[Document], name: str, context: dict[str, Any], *, sent: bool = False
 ) -> Document:
+    node = None
     try:
         if sent:
             _refuse_costly(text, name)
@@ -62,14 +64,38 @@ def _parse(
         where = f":{mark.line + 1}" if mark else ""
         raise ScenarioError(f"{name}{where}: not YAML: {error.problem}") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
+        if isinstance(error, ValueError) and (scalar := _unreadable(node)):
+            line = scalar.start_mark.line + 1
+            raise ScenarioError(f"{name}:{line}: {_found(scalar.value)} cannot be read: {error}") from error
         raise ScenarioError(f"{name}: not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(data, dict):
-        raise ScenarioError(f"{name}: a {kind.__name__.lower()} is a mapping of fields, found {_found(data)}")
+        raise ScenarioError(f"{name}: a {_word(kind)} is a mapping of fields, found {_found(data)}")
     try:
         return kind.model_validate(data, context=context)
     except ValidationError as error:
         told, field = _explain(error, name, node, kind)
         raise ScenarioError(told, field) from error
+
+
+def _word(kind: type[BaseModel]) -> str:
+    """What a document is called: the last word of its model's name."""
+    return str(re.findall("[A-Z][a-z]*", kind.__name__)[-1]).lower()
+
+
+def _unreadable(node: yaml.Node | None) -> yaml.ScalarNode | None:
+    """The first value that looks like a date or a number and is none, such as 2027-02-30."""
+    if isinstance(node, yaml.ScalarNode):
+        try:
+            yaml.SafeLoader("").construct_object(node)
+        except ValueError:
+            return node
+        return None
+    if isinstance(node, yaml.CollectionNode):
+        for part in node.value:
+            for one in part if isinstance(part, tuple) else (part,):
+                if found := _unreadable(one):
+                    return found
+    return None
 
 
 def _refuse_costly(text: str, name: str) -> None:
@@ -152,6 +178,8 @@ def _explain(
     if first["type"] == "extra_forbidden":
         fits = nearest(last, _fields_at(kind, first["loc"][:-1]))
         hint = f": did you mean {', '.join(fits)}?" if fits else ""
+        if not fits and len(first["loc"]) == 1:
+            hint = f": a {_word(kind)} has {', '.join(_fields_at(kind, ()))}"
         message = f"unknown field{hint}"
     elif first["type"] == "missing":
         field = ".".join([*known, last])
