@@ -241,6 +241,15 @@ def test_without_budgets_the_page_says_what_to_do(
     assert "Nobody is told" in text
 
 
+def test_before_any_forecast_the_figure_draws_what_is_there(
+    client_of: Callable[..., Client], browser: Browser
+) -> None:
+    with serving(client_of()) as served, watched(browser, served, **LIGHT) as page:
+        page.goto(f"{served}/budgets")
+        page.wait_for_selector(".figure svg path", state="attached")
+        assert page.locator("tbody").first.locator("tr").count() == 4
+
+
 @pytest.mark.parametrize("looks", [LIGHT, DARK_PHONE], ids=["light", "dark phone"])
 def test_in_a_browser(client: Client, browser: Browser, looks: dict[str, Any]) -> None:
     with serving(client) as served, watched(browser, served, **looks) as page:

@@ -63,6 +63,17 @@ def test_nothing_to_draw_is_said_in_words(client: Client) -> None:
     assert 'class="figure"' not in page
 
 
+def test_what_has_no_name_is_said_and_what_has_no_figure_is_not_drawn(filled: Client) -> None:
+    assert "no model" in filled.get("/figure/cost_usd?by=model").text
+    drawn = filled.get("/figure/cost_usd.vl.json?by=model").json()["data"]["values"]
+    assert "no model" in {row["model"] for row in drawn}
+    page = filled.get("/figure/usd_per_mtok_output?by=hour&by=model").text
+    assert "no model" in page
+    spec = filled.get("/figure/usd_per_mtok_output.vl.json?by=hour&by=model").json()
+    assert spec["data"]["values"]
+    assert "no model" not in {row["model"] for row in spec["data"]["values"]}
+
+
 def test_names_are_escaped_and_the_policy_is_strict(filled: Client) -> None:
     page = filled.get("/figure/usd_per_mtok_output?by=tenant")
     assert "<b>" not in page.text

@@ -33,6 +33,18 @@ def bars(standings: Sequence[Standing]) -> dict[str, Any]:
 
     known = {"filter": "isValid(datum.expected)"}
     colour = _coloured(_FORECAST)
+    forecasts = [
+        {
+            "transform": [known],
+            "mark": {"type": "rule", "strokeWidth": 3},
+            "encoding": {"x": x("low"), "x2": {"field": "high"}, "color": colour},
+        },
+        {
+            "transform": [known],
+            "mark": {"type": "tick", "thickness": 4, "size": 18},
+            "encoding": {"x": x("expected"), "color": colour},
+        },
+    ]
     return {
         "$schema": _SCHEMA,
         "data": {"values": values},
@@ -41,16 +53,8 @@ def bars(standings: Sequence[Standing]) -> dict[str, Any]:
         "encoding": {"y": y},
         "layer": [
             {"mark": {"type": "bar", "size": 16}, "encoding": {"x": x("spent"), "color": _coloured(_SPENT)}},
-            {
-                "transform": [known],
-                "mark": {"type": "rule", "strokeWidth": 3},
-                "encoding": {"x": x("low"), "x2": {"field": "high"}, "color": colour},
-            },
-            {
-                "transform": [known],
-                "mark": {"type": "tick", "thickness": 4, "size": 18},
-                "encoding": {"x": x("expected"), "color": colour},
-            },
+            # Without any forecast Vega complains of layers without an extent.
+            *(forecasts if any("expected" in row for row in values) else ()),
             {
                 "mark": {"type": "rule", "strokeDash": [5, 3], "strokeWidth": 2, "aria": False},
                 "encoding": {"x": {"datum": _PERCENT}, "y": None, "color": _coloured(_AMOUNT)},

@@ -18,6 +18,7 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from pertoken.errors import InputError, UnknownNameError
 from pertoken.ledger import Ledger
 from pertoken.report._page import PALETTE
+from pertoken.report.spend import label
 from pertoken.units import METRICS
 from pertoken.web._doors import ServiceHere
 from pertoken.web._frame import page
@@ -131,11 +132,15 @@ def _answer(request: Request, ledger: Ledger, asked: Asked, twin: str) -> Respon
         title=asked.name,
         f=asked,
         spec=_spec(asked, rows) if any(row[asked.name] is not None for row in rows) else None,
-        rows=[(row, asked.within(row)) for row in rows],
+        rows=[({**row, **_shown(asked, row)}, asked.within(row)) for row in rows],
         names=_NAMES,
         twins=TWINS,
         dimensions=_COST_KEYS if asked.name == COST else _METRIC_KEYS,
     )
+
+
+def _shown(asked: Asked, row: Mapping[str, Any]) -> dict[str, str]:
+    return {key: label(key, row[key]) for key in asked.by if key != "hour"}
 
 
 def _table(ledger: Ledger, asked: Asked) -> pa.Table:
@@ -147,8 +152,13 @@ def _table(ledger: Ledger, asked: Asked) -> pa.Table:
 def _spec(asked: Asked, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Bars, or lines over hours; a cost is stacked and a ratio, which does not add up, is not."""
     keys = sorted(asked.by, key=lambda k: k != "hour")
+    names = [key for key in keys if key != "hour"]
+    told = {tuple(row[key] for key in names) for row in rows if row[asked.name] is not None}
     values = [
-        {**row, asked.name: None if row[asked.name] is None else float(row[asked.name])} for row in rows
+        {**row, **_shown(asked, row)}
+        | {asked.name: None if row[asked.name] is None else float(row[asked.name])}
+        for row in rows
+        if tuple(row[key] for key in names) in told  # else the legend names what has no figure at all
     ]
     over_time, adds = keys[:1] == ["hour"], asked.name == COST
     encoding: dict[str, Any] = {
