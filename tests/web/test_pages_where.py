@@ -7,6 +7,7 @@ import html
 import io
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from playwright.sync_api import Browser, Locator, Page
 
 from pertoken.ledger import Ledger
 from pertoken.tables import RATES, USAGE, rate_rows
+from pertoken.web._drill import hours_of
 from pertoken.web.pages import variance, where
 from pertoken.web.tokens import Tokens
 from tests.report.test_spend import TENANTS, fill, whole
@@ -160,8 +162,13 @@ def test_windows_are_what_their_names_say(filled: Client) -> None:
     }
     assert totals["24h"] == totals["7d"] == totals["30d"] == totals["month"] < totals["all"]
     assert totals["all"] == whole(ledger)
-    assert "2026-11-23 10:00 to 2026-11-24 10:00 UTC" in text_of(filled.get("/where?window=24h"))
-    assert "2026-11-01 00:00 to 2026-11-24 10:00 UTC" in text_of(filled.get("/where?window=month"))
+    assert "2026-11-23 09:00 to 2026-11-24 09:00 UTC" in text_of(filled.get("/where?window=24h"))
+    assert "2026-11-01 00:00 to 2026-11-24 09:00 UTC" in text_of(filled.get("/where?window=month"))
+    half_past = datetime(2026, 12, 1, 0, 30, tzinfo=UTC)
+    assert hours_of("month", half_past) == (
+        datetime(2026, 11, 1, tzinfo=UTC),
+        datetime(2026, 12, 1, tzinfo=UTC),
+    )
 
 
 def test_rows_come_in_pages_that_add_up(filled: Client, monkeypatch: pytest.MonkeyPatch) -> None:

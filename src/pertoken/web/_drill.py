@@ -137,10 +137,13 @@ Drilling = Annotated[Drill, Depends(_drill)]
 
 
 def hours_of(window: str, now: datetime) -> tuple[datetime | None, datetime | None]:
-    """The hours of a named window (UTC), the running one included. Raises UnknownNameError."""
+    """The full hours of a named window (UTC) up to `now`; the month that of the last of them. Raises UnknownNameError.
+
+    The hour that is not over is in no book: with it a day would have 23 hours, and change once it closes.
+    """
     if window not in WINDOWS:
         raise UnknownNameError("window", window, WINDOWS)
-    end = _full(now.astimezone(UTC)) + _HOUR
+    end = _full(now.astimezone(UTC))
     if window == "all":
         return None, None
     if window == "month":

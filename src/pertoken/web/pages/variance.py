@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -147,7 +147,7 @@ def _compared(here: BooksHere, choice: Choice, books: tuple[str, ...]) -> tuple[
         window = window or _FIRST_WINDOW
         known = [spans[name] for name in books if name in spans]
         shared = in_common(known[0], known[1]) if len(known) == 2 else None
-        start, end = hours_of(window, shared[1] - timedelta(hours=1) if shared else datetime.now(UTC))
+        start, end = hours_of(window, shared[1] if shared else datetime.now(UTC))
         filled = Choice(books, choice.by or DIMENSIONS[:1], None, None, window)
     else:
         filled = Choice(books, choice.by or DIMENSIONS[:1], start, end, "")
