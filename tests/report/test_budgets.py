@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -17,7 +18,7 @@ from pertoken.report._forecast import outlook
 from pertoken.report._scope import Running, running_of
 from pertoken.report._terms import hours_between
 from pertoken.report.books import Books, open_books
-from pertoken.report.budgets import Period, Standing, cumulative, grounds, period_at, stand
+from pertoken.report.budgets import Demand, Period, Standing, cumulative, grounds, period_at, stand
 from pertoken.report.so_far import SoFar
 from pertoken.tables import rate_rows, usage_rows
 
@@ -301,6 +302,22 @@ def test_the_hour_so_far_counts_and_what_is_above_its_expectation_stays(books: B
         assert stand(ground, half, idle).running == running
     (other,) = grounds(books, books.fleet, NOW, [budget(pools=["spare"])])
     assert stand(other, half, so_far(5.0)).running == 0
+
+
+def test_a_demand_charge_that_rises_in_this_hour_is_not_expected_twice(books: Books) -> None:
+    put(books, at("2026-10-20T00:00Z"), 2.0)
+    books.ledger.close()
+    (ground,) = grounds(books, books.fleet, NOW, [budget()])
+    ground = replace(ground, ahead=Demand(100.0, 60.0, 150.0))
+    half, peak = NOW + timedelta(minutes=30), {"(idle)": [(NOW, "(site:dc)", "", Decimal(80))]}
+    cost = {**peak, "a": [(NOW, "h100", "m", Decimal(1))]}
+    found = stand(ground, half, Running(NOW, half, cost, {}, peak))
+    assert (found.running, found.rise) == (Decimal(81), Decimal(80))
+    assert found.forecast is not None
+    # 1,440 USD of hours; of the 100 that the month's charge has still to rise, 80 came in this hour.
+    assert found.forecast.expected == 1540
+    assert (found.forecast.low, found.forecast.high) == (Decimal(1520), Decimal(1590))
+    assert cumulative(found)[-1]["expected"] == 1540
 
 
 def test_unpriced_hours_are_told(books: Books) -> None:

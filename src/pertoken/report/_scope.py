@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -90,47 +90,65 @@ class Running:
     """Hour, pool, model, USD: a demand charge stands at its month's first hour."""
     tokens: Mapping[str, list[tuple[str, str, str, Decimal]]]
     """Pool, model, meter, tokens."""
+    demand: Mapping[str, list[tuple[datetime, str, str, Decimal]]] = field(default_factory=dict)
+    """What of `cost` is demand charges: by how much the hour raises its month's."""
 
     def sum_of(self, budget: Budget, weights: Weights, start: datetime) -> Decimal:
         """What of it a budget bears, of hours from `start` on [the budget's unit]."""
-
-        def mine(pool: str, model: str) -> bool:
-            return (not budget.pools or pool in budget.pools) and (
-                not budget.models or model in budget.models
-            )
-
-        tenants = [budget.tenant] if budget.tenant else [*self.cost.keys() | self.tokens.keys()]
         if budget.usd is None:
             meters = COUNTED[budget.counts]
+            tenants = [budget.tenant] if budget.tenant else [*self.tokens]
             rows = (row for tenant in tenants for row in self.tokens.get(tenant, ()))
             return sum(
-                (q for pool, model, meter, q in rows if meter in meters and mine(pool, model)), Decimal(0)
+                (q for pool, model, meter, q in rows if meter in meters and _within(budget, pool, model)),
+                Decimal(0),
             )
+        return self._usd(self.cost, budget, weights, start)
+
+    def demand_of(self, budget: Budget, weights: Weights, start: datetime) -> Decimal:
+        """What of it are demand charges [USD]; 0 for a budget of tokens."""
+        return Decimal(0) if budget.usd is None else self._usd(self.demand, budget, weights, start)
+
+    def _usd(
+        self,
+        cost: Mapping[str, list[tuple[datetime, str, str, Decimal]]],
+        budget: Budget,
+        weights: Weights,
+        start: datetime,
+    ) -> Decimal:
         total = Decimal(0)
-        for tenant in tenants:
+        for tenant in [budget.tenant] if budget.tenant else [*cost]:
             if tenant == IDLE and not budget.with_idle and not budget.tenant:
                 continue
-            for hour, pool, model, usd in self.cost.get(tenant, ()):
-                if hour >= start and mine(pool, model):
+            for hour, pool, model, usd in cost.get(tenant, ()):
+                if hour >= start and _within(budget, pool, model):
                     total += usd
         if budget.tenant and budget.with_idle:
-            for hour, pool, model, usd in self.cost.get(IDLE, ()):
-                if hour >= start and mine(pool, model):
+            for hour, pool, model, usd in cost.get(IDLE, ()):
+                if hour >= start and _within(budget, pool, model):
                     total += exact(Fraction(usd) * share_of(weights, pool, budget.tenant))
         return total
 
 
+def _within(budget: Budget, pool: str, model: str) -> bool:
+    return (not budget.pools or pool in budget.pools) and (not budget.models or model in budget.models)
+
+
 def running_of(so_far: SoFar) -> Running:
     """The hour so far, read once out of its ledger."""
-    cost: dict[str, list[tuple[datetime, str, str, Decimal]]] = defaultdict(list)
+
+    def usd(**where: str) -> dict[str, list[tuple[datetime, str, str, Decimal]]]:
+        found: dict[str, list[tuple[datetime, str, str, Decimal]]] = defaultdict(list)
+        asked = {"book": BOOK, **where}
+        for row in so_far.ledger.cost("hour", "pool", "model", "tenant", where=asked).to_pylist():
+            found[row["tenant"]].append((row["hour"], row["pool"], row["model"], row["cost_usd"]))
+        return dict(found)
+
     tokens: dict[str, list[tuple[str, str, str, Decimal]]] = defaultdict(list)
-    where = {"book": BOOK}
-    for row in so_far.ledger.cost("hour", "pool", "model", "tenant", where=where).to_pylist():
-        cost[row["tenant"]].append((row["hour"], row["pool"], row["model"], row["cost_usd"]))
     counted = {"book": BOOK, "meter": [m for meters in COUNTED.values() for m in meters]}
     for row in so_far.ledger.usage("pool", "model", "tenant", "meter", where=counted).to_pylist():
         tokens[row["tenant"]].append((row["pool"], row["model"], base_meter(row["meter"]), row["quantity"]))
-    return Running(so_far.hour, so_far.until, dict(cost), dict(tokens))
+    return Running(so_far.hour, so_far.until, usd(), dict(tokens), usd(component=_DEMAND))
 
 
 def exact(value: Fraction) -> Decimal:

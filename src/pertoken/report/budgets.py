@@ -113,6 +113,8 @@ class Standing:
     forecast: Forecast | None
     runs_out: datetime | None
     """When it is, or was, used up; None where it is expected to last."""
+    rise: Decimal = Decimal(0)
+    """What of the hour so far is the rise of a month's demand charge."""
 
     @property
     def budget(self) -> Budget:
@@ -216,12 +218,14 @@ def grounds(
 
 def stand(ground: Ground, now: datetime, running: Running | None) -> Standing:
     """How a budget stands, from its closed hours and the hour so far (None: closed hours alone)."""
-    more = Decimal(0)
+    more = rise = Decimal(0)
     moment = now if running is None else running.until
     if running is not None and ground.until <= running.hour < ground.period.end:
-        more = running.sum_of(ground.budget, ground.weights, ground.period.start)
-    paths = _paths(ground, moment, more)
-    return Standing(ground, moment, more, _forecast(ground, paths), _runs_out(ground, moment, more, paths))
+        asked = ground.budget, ground.weights, ground.period.start
+        more, rise = running.sum_of(*asked), running.demand_of(*asked)
+    paths = _paths(ground, moment, more, rise)
+    out = _runs_out(ground, moment, more, paths)
+    return Standing(ground, moment, more, _forecast(ground, paths), out, rise)
 
 
 def standings(books: Books, now: datetime) -> list[Standing]:
@@ -241,7 +245,7 @@ def cumulative(standing: Standing) -> list[dict[str, Any]]:
         total += ground.hours.get(at, Decimal(0))
         at += HOUR
         rows.append({"at": at, "actual": total, "expected": None, "low": None, "high": None})
-    paths = _paths(ground, standing.as_of, standing.running)
+    paths = _paths(ground, standing.as_of, standing.running, standing.rise)
     if paths is not None and len(paths[0]):
         rows[-1] |= {"expected": total, "low": total, "high": total}
         for n, values in enumerate(zip(*paths, strict=True)):
@@ -323,7 +327,7 @@ def _demand_ahead(
     return Demand(expected, low, high, "; ".join(notes))
 
 
-def _paths(ground: Ground, now: datetime, running: Decimal) -> Paths | None:
+def _paths(ground: Ground, now: datetime, running: Decimal, rise: Decimal) -> Paths | None:
     """Running totals at the end of each hour from `until` on: expected, low, high; None where there is no outlook."""
     seen = ground.outlook
     if seen is None:
@@ -333,12 +337,16 @@ def _paths(ground: Ground, now: datetime, running: Decimal) -> Paths | None:
     whole = int(gone)
     steps = np.diff(seen.expected, prepend=0.0)
     due = float(steps[:whole].sum() + (steps[whole] * (gone - whole) if whole < size else 0.0))
-    more = float(ground.closed) + max(float(running) - due, 0.0)
+    more = float(ground.closed) + max(float(running - rise) - due, 0.0)
     ahead, spent = ground.ahead, float(ground.closed + running)
+    # The rise of this hour is a part of what a month's demand charge has still to rise, not more of it.
+    expected, low, high = (
+        max(usd, float(rise)) for usd in (ahead.expected_usd, ahead.low_usd, ahead.high_usd)
+    )
     return (
-        np.maximum(seen.expected + more + ahead.expected_usd, spent),
-        np.maximum(seen.low + more + ahead.low_usd, spent),
-        np.maximum(seen.high + more + ahead.high_usd, spent),
+        np.maximum(seen.expected + more + expected, spent),
+        np.maximum(seen.low + more + low, spent),
+        np.maximum(seen.high + more + high, spent),
     )
 
 
