@@ -357,7 +357,7 @@ def budget(
     from pertoken.web.charged import budgets
 
     found = budgets(data, fleet, tenant)
-    _print(found if as_json else told(found), as_json)
+    _print(found if as_json else told(found, tenant), as_json)
     if any(one["hard"] and one["spent_fraction"] >= 1 for one in found):
         raise typer.Exit(1)
 

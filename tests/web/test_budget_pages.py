@@ -282,7 +282,9 @@ def test_a_statement_prints(client: Client, browser: Browser) -> None:
     with serving(client) as served:
         page = browser.new_page()
         page.goto(f"{served}/statement/blue?month=2026-11")
-        page.emulate_media(media="print")
+        page.emulate_media(media="print", color_scheme="dark")
+        warned = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--bad')")
+        assert warned == "#a3211f"  # dark enough on paper
         for hidden in ("header", "main nav"):
             assert not page.locator(hidden).first.is_visible()
         assert page.locator("h1").is_visible()

@@ -9,8 +9,16 @@ from typing import Any
 _WIDTH = 40
 
 
-def told(budgets: Sequence[Mapping[str, Any]]) -> str:
-    """Budgets as `Standing.to_dict` gives them: figures, and a bar of ``#`` spent, ``-`` expected, ``|`` the budget."""
+def told(budgets: Sequence[Mapping[str, Any]], tenant: str = "") -> str:
+    """Budgets as `Standing.to_dict` gives them: figures, and a bar of ``#`` spent, ``-`` expected, ``|`` the budget.
+
+    `tenant`: whose alone were asked for.
+
+    >>> told([], "blu")
+    "no budget of tenant 'blu' has begun: without --tenant all are shown"
+    """
+    if not budgets and tenant:
+        return f"no budget of tenant {tenant!r} has begun: without --tenant all are shown"
     if not budgets:
         return "no budget has begun: write some under `budgets` in the fleet file (docs/budgets.md)"
     return "\n\n".join(_one(budget) for budget in budgets)
