@@ -56,13 +56,13 @@ def take(events: list[Event]) -> dict[str, int]:
 
 def main() -> None:
     """Measure and print."""
-    options = argparse.ArgumentParser()
-    options.add_argument("--scale", type=float, default=1.0)
-    options.add_argument("--only", default="")
-    chosen = options.parse_args()
     parts: dict[str, Callable[[float], None]] = {
         "events": events, "scrape": scrape, "close": close, "query": query,
     }  # fmt: skip
+    options = argparse.ArgumentParser()
+    options.add_argument("--scale", type=float, default=1.0)
+    options.add_argument("--only", default="", choices=list(parts))
+    chosen = options.parse_args()
     for name, part in parts.items():
         if chosen.only in ("", name):
             part(chosen.scale)
