@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 PREDICT = ("predict", "--model", "Llama-3.1-8B", "--input-tokens", "1", "--output-tokens", "1")
+FLEET = Path(__file__).parents[1] / "examples" / "serve" / "fleet.yaml"
 SHOP = Path(__file__).parents[1] / "examples" / "shop.yaml"
 
 
@@ -40,6 +41,24 @@ def test_quick_is_the_vendors_equation(price: str, speed: str, usd: str) -> None
     assert "idle hours" in found.stdout
     as_json = run("quick", "--usd-per-gpu-hour", price, "--tokens-per-second-per-gpu", speed, "--json")
     assert json.loads(as_json.stdout)["usd_per_mtok_output"] == pytest.approx(float(usd), abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("token", "add", "a", "--scope", "read"),
+        ("serve", "--fleet", str(FLEET), "--port", "0"),
+        ("close", "--fleet", str(FLEET), "--from", "2026-11-24T00:00Z", "--to", "2026-11-24T01:00Z"),
+    ],
+    ids=["token", "serve", "close"],
+)
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    (tmp_path / "file").write_text("")
+    found = run(*arguments, "--data", str(tmp_path / "file" / "books"))
+    assert found.returncode == 2
+    assert found.stderr.startswith("pertoken: ")
+    assert found.stderr.count("\n") == 1, found.stderr
+    assert "file" in found.stderr
 
 
 @pytest.mark.parametrize(

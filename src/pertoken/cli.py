@@ -533,6 +533,11 @@ def main() -> None:
         # The reader of our output left, as `head` does; nothing of ours is lost.
         sys.stderr.close()
         raise SystemExit(0) from None
+    except OSError as error:
+        if error.filename is None:
+            raise  # nothing a user could mend by its name
+        sys.stderr.write(f"pertoken: {error.filename}: {error.strerror}\n")
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         sys.stderr.write("pertoken: interrupted\n")
         raise SystemExit(130) from None
