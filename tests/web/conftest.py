@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import uvicorn
@@ -39,6 +41,7 @@ sources:
 """
 NOW_S = 1_795_510_800.0  # 2026-11-24 09:00 UTC
 Client = TestClient
+T = TypeVar("T")
 
 
 class Clock:
@@ -87,6 +90,12 @@ def client_of(tmp_path: Path, fleet: RunningFleet, clock: Clock) -> Iterator[Cal
 @pytest.fixture
 def client(client_of: Callable[..., Client]) -> Client:
     return client_of()
+
+
+def awaited(coroutine: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine answers, run in a thread of its own: a session's browser keeps a loop running in this one."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
 
 
 @contextmanager

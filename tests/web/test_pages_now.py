@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from pertoken.report.so_far import window_s
 from pertoken.web import live as live_module
 from pertoken.web.live import Live, live_of, snapshots
 from pertoken.web.tokens import Tokens
-from tests.web.conftest import DARK_PHONE, LIGHT, NOW_S, Client, Clock, serving, watched
+from tests.web.conftest import DARK_PHONE, LIGHT, NOW_S, Client, Clock, awaited, serving, watched
 from tests.web.test_ingest import event
 from tests.web.test_who import bearer
 
@@ -126,7 +127,7 @@ def test_the_stream_tells_the_past_and_then_what_is_new(day: Client) -> None:
     live = day.app.state.live  # type: ignore[attr-defined]
     while live.listeners and until:
         until -= 1
-        asyncio.run(asyncio.sleep(0.05))
+        time.sleep(0.05)
     assert live.listeners == 0
     assert not live._scopes
 
@@ -189,7 +190,7 @@ def test_many_listeners_cost_one_computation_and_slow_ones_get_the_newest(
         with pytest.raises(HTTPException):
             await live.listen({})
 
-    asyncio.run(look())
+    awaited(look())
     assert set(ticks) == {1}
     assert len(ticks) <= 8
 
@@ -214,7 +215,7 @@ def test_there_is_a_most_of_listeners_and_silence_has_a_heartbeat(
         assert b": still here\n\n" in heard
         live.end()
 
-    asyncio.run(look())
+    awaited(look())
 
 
 def test_a_stream_ends_so_that_its_token_is_asked_for_again(
@@ -230,7 +231,7 @@ def test_a_stream_ends_so_that_its_token_is_asked_for_again(
         assert len(messages) >= 2
         assert live.listeners == 0
 
-    asyncio.run(look())
+    awaited(look())
 
 
 def test_a_tick_that_fails_is_told_and_the_next_may_succeed(
@@ -255,7 +256,7 @@ def test_a_tick_that_fails_is_told_and_the_next_may_succeed(
         live.end()
         return found
 
-    first, second = asyncio.run(look())
+    first, second = awaited(look())
     assert b"OSError" in first
     assert b"disk" not in first
     assert b"10,000" in second
@@ -275,7 +276,7 @@ def test_one_live_for_an_application(day: Client) -> None:
         service = day.app.state.service  # type: ignore[attr-defined]
         assert live_of(request, service) is live_of(request, service)
 
-    asyncio.run(look())
+    awaited(look())
 
 
 @pytest.mark.parametrize("looks", [LIGHT, DARK_PHONE], ids=["light", "dark phone"])
