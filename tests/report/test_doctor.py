@@ -105,6 +105,18 @@ def test_totals_that_disagree_are_named_with_the_difference(books: Books) -> Non
     assert (complaint.pool, complaint.amount, complaint.severity) == ("owned", 500.0, "look")
 
 
+def test_a_pool_the_fleet_does_not_have_is_told_before_the_hour_is_over(books: Books) -> None:
+    told_at(books, NOW - timedelta(minutes=1), "output_tokens", 5, "usage/gw", "api")
+    assert texts(examine(books, NOW), "unknown_pool") == []
+    told_at(books, NOW, "output_tokens", 5, "usage/gw", "ownd")
+    told_at(books, NOW - HOUR, "output_tokens", 5, "usage/gw", "ownd")
+    (found,) = [c for c in examine(books, NOW).complaints if c.kind == "unknown_pool"]
+    assert found.text == (
+        "records name the pool 'ownd' and are in no figure, the fleet has owned, api: did you mean owned?"
+    )
+    assert (found.pool, found.severity, found.hours) == ("ownd", "wrong", 2)
+
+
 def test_a_torn_and_a_damaged_journal_are_told_apart(books: Books, tmp_path: Path) -> None:
     for number in range(3):
         told_at(books, NOW + timedelta(seconds=number), "output_tokens", 5, "usage/gw", "api")

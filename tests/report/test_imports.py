@@ -41,6 +41,17 @@ def test_a_file_is_taken_once_and_its_bad_rows_are_said(fleet: Path, tmp_path: P
     assert (again["records"], again["duplicates"]) == (0, 3)
 
 
+def test_a_pool_the_fleet_does_not_have_is_said(fleet: Path, tmp_path: Path) -> None:
+    moment = datetime(2026, 11, 23, 7, tzinfo=UTC).timestamp()
+    row = {"key": "a", "ts": moment, "model": "m", "pool": "othr", "input_tokens": 10, "output_tokens": 5}
+    file = tmp_path / "usage.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    found = import_file(tmp_path / "data", fleet, file, FileOf("pertoken"))
+    assert (found["records"], found["unknown_pools"]) == (3, {"othr": 3})
+    assert found["why"][0].startswith("3 records name the pool 'othr'")
+    assert found["why"][0].endswith("did you mean other?")
+
+
 def test_a_training_log_and_what_is_refused(fleet: Path, tmp_path: Path) -> None:
     log = tmp_path / "run.jsonl"
     log.write_text('{"ts": 1795503600, "step": 1, "tokens": 100, "seconds": 36, "gpus": 10}\n')

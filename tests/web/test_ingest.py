@@ -243,6 +243,29 @@ def test_states_do_not_move_on_where_the_journal_refused(
     assert counted(client) == 200
 
 
+def test_a_pool_the_fleet_does_not_have_is_told_at_once_and_kept(client: Client) -> None:
+    batch = [event("a"), event("b", pool="h10"), event("c", pool="h10"), event("d", pool="")]
+    taken = client.post("/v1/events", json=batch).json()
+    assert taken == {"records": 4, "duplicates": 0, "unknown_pools": {"h10": 2}}
+    complaints = client.get("/v1/doctor").json()["complaints"]
+    (found,) = [c for c in complaints if c["kind"] == "unknown_pool"]
+    assert "'h10'" in found["text"]
+    assert "the fleet has h100, api: did you mean h100?" in found["text"]
+    assert (found["severity"], found["pool"]) == ("wrong", "h10")
+    again = client.post("/v1/events", json=batch).json()
+    assert again == {"records": 0, "duplicates": 4, "unknown_pools": {"h10": 2}}
+
+
+def test_of_many_unknown_pools_the_most_frequent_are_named(client: Client) -> None:
+    batch = [event(f"{n} {i}", pool=f"p{n:02}") for n in range(30) for i in range(1 + n // 29)]
+    found = client.post("/v1/events", json=batch).json()["unknown_pools"]
+    assert len(found) == 20
+    assert list(found.items())[:2] == [("p29", 2), ("p00", 1)]
+    schema = client.get("/openapi.json").json()["components"]["schemas"]["Taken"]
+    assert schema["required"] == ["records", "duplicates"]
+    assert "at most 20 names" in schema["properties"]["unknown_pools"]["description"]
+
+
 def test_otlp_spans_are_requests(client: Client) -> None:
     span = {
         "traceId": "0af7651916cd43dd8448eb211c80319c",

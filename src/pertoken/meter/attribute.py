@@ -11,14 +11,16 @@ stands in `basis` behind a colon.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pertoken.errors import InputError
+from pertoken.errors import InputError, nearest
 from pertoken.meter._claims import Claims, Predictor, Served, Work
 from pertoken.meter._counted import check_priced, check_used, tokens_of
 from pertoken.meter._energy import energies
@@ -30,7 +32,8 @@ from pertoken.tables import USAGE
 from pertoken.units import METERS, base_meter
 
 __all__ = [
-    "BOOK", "FINDINGS", "Attribution", "Finding", "Predictor", "Served", "Work", "attribute"
+    "BOOK", "FINDINGS", "Attribution", "Finding", "Predictor", "Served", "Work", "attribute", "stray_pool",
+    "stray_pools",
 ]  # fmt: skip
 
 BOOK = "actual"
@@ -38,6 +41,34 @@ _BOOKED = (("bill", "gpu_hours"), ("training", "gpu_hours"), ("site", "energy_kw
 """Priced meters that are split, by the kind of source they are taken from."""
 Row = tuple[str, str, str, str, int, str]
 """(model, tenant, phase, meter, millionths, basis)."""
+
+
+_MOST_STRAY = 20
+
+
+def stray_pools(rows: pa.Table, known: Collection[str]) -> dict[str, int]:
+    """How many records name each pool that is not `known`, at most 20 names, the most frequent first.
+
+    Parameters: rows with a column `pool`; known, the fleet's names. A record that names no pool is no stray.
+    """
+    names: Any = rows.column("pool")
+    strays = [n for n in pc.unique(names).to_pylist() if n and n not in known]
+    if not strays:
+        return {}
+    counted = {str(c["values"]): int(c["counts"]) for c in pc.value_counts(names).to_pylist()}
+    return {n: counted[n] for n in sorted(strays, key=lambda n: (-counted[n], n))[:_MOST_STRAY]}
+
+
+def stray_pool(name: str, known: Collection[str]) -> str:
+    """What to say of records of a pool the fleet does not have: it is in no figure, and what was perhaps meant.
+
+    >>> stray_pool("h100-ownd", ["h100-owned", "api"])
+    "records name the pool 'h100-ownd' and are in no figure, the fleet has h100-owned, api: did you mean h100-owned?"
+    """
+    near = nearest(name, known, 1)
+    has = ", ".join([*known][:_MOST_STRAY]) or "none"
+    meant = f": did you mean {near[0]}?" if near else ""
+    return f"records name the pool {name[:100]!r} and are in no figure, the fleet has {has}{meant}"
 
 
 @dataclass(frozen=True)
@@ -71,7 +102,7 @@ def attribute(
         pools = by_hour.get(hour, {})
         unplaced = _placed(pools, fleet)
         strangers = sorted(set(pools) - set(fleet.pools) - {""})
-        findings += [Finding("unknown_pool", hour, n, f"records name the pool {n!r}") for n in strangers]
+        findings += [Finding("unknown_pool", hour, n, stray_pool(n, fleet.pools)) for n in strangers]
         if unplaced:
             text = (
                 f"usage events of {', '.join(sorted(unplaced)[:5])} fit no pool: name the pool in the event"

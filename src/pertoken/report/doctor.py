@@ -130,12 +130,19 @@ def examine(books: Books, now: datetime, *, hours: int = 24, process: Process | 
     first = books.first_hour() or current
     window = [hour for back in range(hours, 0, -1) if (hour := current - HOUR * back) >= first]
     alive = process or Process()
+    books.follow(now)
     looks = {hour: books.look(hour) for hour in [*window, current]}
     found = [
         *_silent(books, now, alive),
         *_silent_senders(looks, current),
         *_unpriced(books),
-        *_findings(f for hour in window for f in looks[hour].findings),
+        # A name that is wrong does not get better by the end of the hour: it is told at once.
+        *_findings(
+            f
+            for hour, look in looks.items()
+            for f in look.findings
+            if hour < current or f.kind == "unknown_pool"
+        ),
         *_journal(books, alive),
         *_clock(alive),
         *_open_hours(books, now, alive),

@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from pertoken.meter import events
-from pertoken.meter.journal import Appended
 from pertoken.web._doors import Admin, ServiceHere, WholeWriter, Writer, answers
 from pertoken.web._limits import body_of, inflated
+from pertoken.web.service import Received
 
 router = APIRouter()
 _REFUSALS = answers(400, 401, 403, 408, 413, 415, 429, 503)
@@ -54,11 +54,17 @@ class Taken(BaseModel):
 
     records: int
     duplicates: int
+    unknown_pools: dict[str, int] = Field(
+        default_factory=dict,
+        description="Records sent that name a pool the fleet does not have, by that name: at most 20 names, the most "
+        "frequent first; left out where there are none. They are kept, and in no figure until the fleet has the pool.",
+    )
 
 
 @router.post(
     "/v1/events",
     responses=_REFUSALS,
+    response_model_exclude_defaults=True,
     openapi_extra=body_schema(
         *events.CONTENT_TYPES, schema={"anyOf": [{"type": "array", "items": _EVENT}, _EVENT]}
     ),
@@ -72,14 +78,24 @@ async def take_events(request: Request, service: ServiceHere, caller: Writer) ->
     )
 
 
-@router.post("/v1/records", responses=_REFUSALS, openapi_extra=body_schema(_ARROW))
+@router.post(
+    "/v1/records",
+    responses=_REFUSALS,
+    response_model_exclude_defaults=True,
+    openapi_extra=body_schema(_ARROW),
+)
 async def take_records(request: Request, service: ServiceHere, caller: Admin) -> Taken:
     """Whole records with their sources, an Arrow stream: what `pertoken import` reads from files."""
     kind_of(request, _ARROW)
     return await _take(request, _OTLP_BYTES, service.take_records)
 
 
-@router.post("/v1/traces", responses=_REFUSALS, openapi_extra=body_schema(_PROTOBUF, _JSON))
+@router.post(
+    "/v1/traces",
+    responses=_REFUSALS,
+    response_model_exclude_defaults=True,
+    openapi_extra=body_schema(_PROTOBUF, _JSON),
+)
 async def take_traces(request: Request, service: ServiceHere, caller: Writer) -> Taken:
     """OTLP/HTTP spans under the GenAI conventions: each call to a model is a request with its tokens."""
     kind = kind_of(request, _PROTOBUF, _JSON)
@@ -88,14 +104,24 @@ async def take_traces(request: Request, service: ServiceHere, caller: Writer) ->
     )
 
 
-@router.post("/v1/metrics", responses=_REFUSALS, openapi_extra=body_schema(_PROTOBUF, _JSON))
+@router.post(
+    "/v1/metrics",
+    responses=_REFUSALS,
+    response_model_exclude_defaults=True,
+    openapi_extra=body_schema(_PROTOBUF, _JSON),
+)
 async def take_metrics(request: Request, service: ServiceHere, caller: WholeWriter) -> Taken:
     """OTLP/HTTP metrics: engine and exporter counters that a collector passes on."""
     kind = kind_of(request, _PROTOBUF, _JSON)
     return await _take(request, _OTLP_BYTES, lambda body: service.take_metrics(body, kind, caller.name))
 
 
-@router.post("/api/v1/write", responses=_REFUSALS, openapi_extra=body_schema(_PROTOBUF))
+@router.post(
+    "/api/v1/write",
+    responses=_REFUSALS,
+    response_model_exclude_defaults=True,
+    openapi_extra=body_schema(_PROTOBUF),
+)
 async def take_samples(request: Request, service: ServiceHere, caller: WholeWriter) -> Taken:
     """Prometheus remote write, version 1: a snappy block of samples."""
     kind_of(request, _PROTOBUF)
@@ -105,12 +131,12 @@ async def take_samples(request: Request, service: ServiceHere, caller: WholeWrit
 
 
 async def _take(
-    request: Request, most_bytes: int, take: Callable[[bytes], Appended], coded: bool = False
+    request: Request, most_bytes: int, take: Callable[[bytes], Received], coded: bool = False
 ) -> Taken:
     """Read a body, hand it on in a thread, and answer once it is durable."""
     async with held(request, most_bytes, coded=coded) as body:
         done = await asyncio.to_thread(take, body)
-    return Taken(records=done.rows, duplicates=done.duplicates)
+    return Taken(records=done.rows, duplicates=done.duplicates, unknown_pools=done.unknown_pools)
 
 
 @asynccontextmanager

@@ -11,7 +11,8 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ from pertoken.client import Client
 from pertoken.errors import InputError
 from pertoken.fleet import load_fleet
 from pertoken.ledger import open_ledger
-from pertoken.meter.attribute import BOOK
+from pertoken.meter.attribute import BOOK, stray_pool, stray_pools
 from pertoken.report.actual import Facts, LedgerSource, Source, Variance, compare_books
 from pertoken.report.books import LEDGER_FILE, Books, hours_in, open_books
 from pertoken.report.doctor import examine
@@ -38,6 +39,7 @@ PORT = 8700
 _HERE = "service.json"
 _SENT_ROWS = 50_000
 _REASONS = 10
+_STRAYS = 20
 log = logging.getLogger("pertoken.serve")
 
 
@@ -211,11 +213,13 @@ def import_file(
 ) -> dict[str, Any]:
     """Put a file's records into the journal, through the service that holds the folder, else directly.
 
-    Gives `records` now durable, `duplicates` that already were, `refused` rows, and the first reasons (`why`). The
+    Gives `records` now durable, `duplicates` that already were, `refused` rows, and the first reasons (`why`);
+    `unknown_pools`, where records name pools the fleet does not have, counted by name, each told in `why` too. The
     hours it touches are closed by the running service within a minute, else by `pertoken close`.
     Raises InputError where no service runs and no fleet file is given, or the file cannot be opened.
     """
     found: dict[str, Any] = {"records": 0, "duplicates": 0, "refused": 0, "why": []}
+    strays: Counter[str] = Counter()
     fleet = load_fleet(fleet_file) if fleet_file else None
     with ExitStack() as stack:
         running = ask(folder, "GET", "/healthz") is not None
@@ -224,25 +228,37 @@ def import_file(
             found["refused"] += len(refused)
             found["why"] += refused[: _REASONS - len(found["why"])]
             for at in range(0, rows.num_rows, _SENT_ROWS):
-                taken, known = _take(folder, books, rows.slice(at, _SENT_ROWS))
-                found["records"] += taken
-                found["duplicates"] += known
+                taken = _take(folder, books, rows.slice(at, _SENT_ROWS))
+                found["records"] += taken["records"]
+                found["duplicates"] += taken["duplicates"]
+                strays.update(taken.get("unknown_pools", {}))
             progress(share)
+        pools = books.fleet.pools if books else fleet.pools if fleet else None
+    if strays:
+        found["unknown_pools"] = dict(strays.most_common(_STRAYS))
+        found["why"] += [f"{count} {_stray(name, pools)}" for name, count in strays.most_common(_STRAYS)]
     return found
 
 
-def _take(folder: Path, books: Books | None, rows: pa.Table) -> tuple[int, int]:
-    """Records now durable, and those that already were."""
+def _stray(name: str, pools: Collection[str] | None) -> str:
+    if pools is not None and name not in pools:
+        return stray_pool(name, pools)
+    return f"records name the pool {name[:100]!r}, which the service's fleet does not have: see `pertoken doctor`"
+
+
+def _take(folder: Path, books: Books | None, rows: pa.Table) -> dict[str, Any]:
+    """As the service answers: records now durable, those that already were, those of pools the fleet lacks."""
     if books is not None:
         done = books.take(rows)
-        return done.rows, done.duplicates
+        strays = stray_pools(rows, books.fleet.pools)
+        return {"records": done.rows, "duplicates": done.duplicates, "unknown_pools": strays}
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.schema) as stream:
         stream.write_table(rows)
-    answer = ask(folder, "POST", "/v1/records", sink.getvalue().to_pybytes())
+    answer: dict[str, Any] | None = ask(folder, "POST", "/v1/records", sink.getvalue().to_pybytes())
     if answer is None:
         raise InputError(f"the service on {folder} has just stopped: import again, what it has counts once")
-    return answer["records"], answer["duplicates"]
+    return answer
 
 
 def put_book(where: Path | Remote, book: str, usage: pa.Table, rates: pa.Table) -> dict[str, Any]:

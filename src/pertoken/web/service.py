@@ -9,13 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from pertoken.errors import InputError, PerTokenError
 from pertoken.fleet import RunningFleet, WrittenInstance
 from pertoken.meter import State, Target, events, nvml, otlp, prometheus
-from pertoken.meter.journal import Appended, JournalBrokenError, JournalFullError
+from pertoken.meter.attribute import stray_pools
+from pertoken.meter.journal import JournalBrokenError, JournalFullError
 from pertoken.meter.records import refuse_times
 from pertoken.report.books import NVML, WRITTEN, Books, Closed
 from pertoken.report.doctor import Process
@@ -46,6 +48,14 @@ class Health:
     journal: str = ""
     """Why the journal takes nothing; empty: it does."""
     nvml: str = ""
+
+
+class Received(NamedTuple):
+    """What became of a batch: rows durable now, rows that already were, and sent rows by a pool the fleet lacks."""
+
+    rows: int
+    duplicates: int
+    unknown_pools: dict[str, int]
 
 
 class Service:
@@ -106,23 +116,23 @@ class Service:
 
     # -- what is sent to us; all raise InputError, JournalFullError, JournalBrokenError
 
-    def take_events(self, body: bytes, content_type: str, sender: str, tenant: str) -> Appended:
+    def take_events(self, body: bytes, content_type: str, sender: str, tenant: str) -> Received:
         """Journal usage events; returns once they are durable."""
         rows = events.read(body, content_type, source=f"usage/{sender}", now_s=self._clock(), tenant=tenant)
         return self._append(rows)
 
-    def take_records(self, body: bytes) -> Appended:
+    def take_records(self, body: bytes) -> Received:
         """Journal whole records, as `pertoken import` sends them."""
         return self._append(events.read_records(body))
 
-    def take_spans(self, body: bytes, content_type: str, sender: str, tenant: str) -> Appended:
+    def take_spans(self, body: bytes, content_type: str, sender: str, tenant: str) -> Received:
         """Journal OTLP spans as usage events."""
         rows = otlp.read_spans(
             body, content_type, source=f"usage/{sender}", now_s=self._clock(), tenant=tenant
         )
         return self._append(rows)
 
-    def take_samples(self, body: bytes) -> Appended:
+    def take_samples(self, body: bytes) -> Received:
         """Journal a remote-write request."""
         with self._writing:
             rows, new, unknown = prometheus.read_remote_write(
@@ -130,7 +140,7 @@ class Service:
             )
             return self._append_states(rows, new, unknown)
 
-    def take_metrics(self, body: bytes, content_type: str, sender: str) -> Appended:
+    def take_metrics(self, body: bytes, content_type: str, sender: str) -> Received:
         """Journal OTLP metrics."""
         with self._writing:
             rows, new, unknown = otlp.read_metrics(
@@ -143,7 +153,7 @@ class Service:
             )
             return self._append_states(rows, new, unknown)
 
-    def _append_states(self, rows: pa.Table, new: dict[str, State], unknown: dict[str, int]) -> Appended:
+    def _append_states(self, rows: pa.Table, new: dict[str, State], unknown: dict[str, int]) -> Received:
         # The states move on only once the journal has them: what it refused is counted by the next delivery.
         done = self._append(rows, {WRITTEN + name: state.to_bytes() for name, state in new.items()})
         self._states |= new
@@ -153,7 +163,7 @@ class Service:
                 known[instance] = known.get(instance, 0) + count
         return done
 
-    def _append(self, rows: pa.Table, marks: dict[str, bytes] | None = None) -> Appended:
+    def _append(self, rows: pa.Table, marks: dict[str, bytes] | None = None) -> Received:
         now = self.now()
         try:
             checked = refuse_times(rows, now - timedelta(days=self._keep_days), now + _AHEAD)
@@ -167,7 +177,7 @@ class Service:
             self._refused("the journal takes nothing")
             raise
         self.health.journal = ""
-        return done
+        return Received(done.rows, done.duplicates, stray_pools(checked, self.fleet.pools))
 
     def _refused(self, why: str) -> None:
         self.health.refused[why] = self.health.refused.get(why, 0) + 1
