@@ -236,9 +236,10 @@ def test_a_request_larger_than_the_cache_is_refused() -> None:
 @pytest.mark.parametrize(
     ("point", "message"),
     [
-        (Point(-1, 10, 1), "input_tokens must be"),
+        (Point(-10, 10, 1), "input_tokens must be a number of at least 0: found -10$"),
+        (Point(np.array([10.0, -2.5, -3.0]), 10, 1), "at least 0: found -2.5$"),
         (Point(10, 0, 1), "output_tokens must be"),
-        (Point(10, 10, float("nan")), "concurrency must be"),
+        (Point(10, 10, float("nan")), "concurrency must be a number of at least 1: found nan$"),
         (Point(10, 10, 1, 11), "cached_input_tokens cannot exceed"),
         (Point(10, 10, 1, accepted_per_step=0.5), "accepted_per_step is at least 1"),
         (Point(10, 10, 1, layout=Layout(0)), "layout tp is 0"),

@@ -139,6 +139,20 @@ def test_kernels_answer_or_say_what_to_install_and_what_they_lack() -> None:
         predict_point("gpt-oss-120b", "H100", **(asked | {"predictor": "kernel"}))  # type: ignore[arg-type]
 
 
+def test_requests_that_wait_for_memory_are_said() -> None:
+    line = ["predict", "--model", "meta-llama/Llama-3.3-70B-Instruct", "--gpu", "H100", "--tp", "2"]
+    line += ["--input-tokens", "8000", "--output-tokens", "1000", "--precision", "bf16", "--concurrency"]
+    plain = json.loads(CliRunner().invoke(app, [*line, "32", "--json"]).stdout)
+    fit = round(plain["max_concurrency"])
+    assert 1 <= fit < 32
+    told = " ".join(CliRunner().invoke(app, [*line, "32"]).stdout.split())
+    wait = "wait" if fit < 31 else "waits"
+    assert f"note: 32 requests at a time were asked, {fit} fit in memory: {32 - fit} {wait}, which" in told
+    one_more = " ".join(CliRunner().invoke(app, [*line, str(fit + 1)]).stdout.split())
+    assert f"{fit} fit in memory: 1 waits, which" in one_more
+    assert "fit in memory:" not in CliRunner().invoke(app, [*line, str(fit)]).stdout
+
+
 def test_the_command_takes_a_predictor_and_a_task() -> None:
     line = ["predict", "--model", LLAMA, "--gpu", "H100", "--input-tokens", "200", "--output-tokens", "390"]
     line += ["--concurrency", "64", "--precision", "bf16", "--tp", "1", "--json"]

@@ -152,9 +152,10 @@ def checked_point(model: Model, point: Point) -> tuple[Floats, Floats, Floats, F
     arrays = {name: np.asarray(value, dtype=np.float64) for name, value in named.items()}
     least = {"output_tokens": 1.0, "concurrency": 1.0}
     for name, values in arrays.items():
-        if not np.isfinite(values).all() or (values < least.get(name, 0.0)).any():
+        wrong = values[~(np.isfinite(values) & (values >= least.get(name, 0.0)))]
+        if wrong.size:
             raise InputError(
-                f"{name} must be a number of at least {least.get(name, 0.0):g}: found {values!r}"
+                f"{name} must be a number of at least {least.get(name, 0.0):g}: found {wrong[0]:g}"
             )
     if point.accepted_per_step < 1 or point.draft_fraction < 0 or point.prefill_gpus < 0:
         raise InputError("accepted_per_step is at least 1, draft_fraction and prefill_gpus are not negative")

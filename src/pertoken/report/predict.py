@@ -90,7 +90,19 @@ class Answer:
             for kind, value in of.items():
                 made.add_row(f"energy per {kind} token, {boundary}", usd(value), "", "J")
         made.add_row("requests that fit in memory", f"{float(p.max_concurrency):,.0f}", "", "")
-        return Group(made, Text(f"basis: {p.basis}; {p.source}", style="dim"))
+        notes = [*self._waiting(), f"basis: {p.basis}; {p.source}"]
+        return Group(made, *(Text(line, style="dim") for line in notes))
+
+    def _waiting(self) -> list[str]:
+        """Requests asked for that memory has no room for, as counted in the table."""
+        asked, fit = float(self.point.concurrency), round(float(self.prediction.max_concurrency))
+        if asked <= fit:
+            return []
+        waiting = f"{asked - fit:,.10g}"
+        return [
+            f"note: {asked:,.10g} requests at a time were asked, {fit:,} fit in memory: {waiting} "
+            f"{'waits' if waiting == '1' else 'wait'}, which the time to first token holds"
+        ]
 
 
 @dataclass(frozen=True)
