@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pertoken.plan._against import Alternative
+from pertoken.report._compare_table import usd
 from pertoken.report._plan_calendar import cron_rows, icalendar, runs
 from pertoken.report.plan import Planned, run, schedule_rows
 
@@ -66,6 +69,31 @@ def test_text_fits_100_columns(planned: Planned) -> None:
     assert "night and day" in text
     assert "best single option" in text
     assert "proven within" in text
+
+
+def test_a_difference_smaller_than_the_gap_is_said_to_be_one(planned: Planned, tmp_path: Path) -> None:
+    cost = planned.cost_usd
+    found = replace(planned.found, bound=planned.found.objective * 0.99)  # a gap of 1 %
+    rivals = [
+        Alternative("ignoring the tariff", cost - 0.005 * cost),
+        Alternative("always cloud", cost + 0.005 * cost),
+        Alternative("twice as dear", 2 * cost),
+        Alternative("the same", cost),
+    ]
+    told = replace(planned, found=found, alternatives=rivals)
+    text = told.as_text()
+    told.write_html(tmp_path / "p.html")
+    page = (tmp_path / "p.html").read_text()
+    for shown in (text, page):
+        assert f"within the gap ({usd(-0.005 * cost)})" in shown
+        assert f"within the gap ({usd(0.005 * cost)})" in shown
+        assert shown.count("within the gap") == 2
+    assert f"{usd(cost)} (50.0%)" in text
+    assert re.search(r"the same +\S+ +nothing *\n", text)
+    assert [a["cost_usd"] for a in told.to_dict()["alternatives"]] == [a.cost_usd for a in rivals]
+    unknown = replace(told, found=replace(found, bound=float("nan")))
+    assert "within the gap" not in unknown.as_text()
+    assert "within the gap" not in replace(told, found=replace(found, objective_name="carbon")).as_text()
 
 
 def test_files(planned: Planned, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from pertoken.report._page import (
     write_whole,
 )
 from pertoken.report._plan_calendar import runs
-from pertoken.report._plan_table import busiest, price_lines, proof
+from pertoken.report._plan_table import busiest, price_lines, proof, within_gap
 from pertoken.units import COMPONENTS
 
 if TYPE_CHECKING:
@@ -286,7 +286,8 @@ def _alternatives(planned: Planned) -> Table:
         if a.cost_usd is None:
             rows.append((a.name, "–", f"cannot be done: {a.note}"))
         else:
-            rows.append((a.name, usd(a.cost_usd), usd(a.cost_usd - planned.cost_usd)))
+            saved = within_gap(planned, a.cost_usd) or usd(a.cost_usd - planned.cost_usd)
+            rows.append((a.name, usd(a.cost_usd), saved))
     return Table(
         "Against other ways to do the same.", ("instead", "USD", "the plan saves, USD"), rows, (1, 2)
     )

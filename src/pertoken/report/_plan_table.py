@@ -138,10 +138,22 @@ def _alternatives(planned: Planned) -> Table:
         if a.cost_usd is None:
             table.add_row(a.name, "–", "cannot be done")
         else:
-            saved = a.cost_usd - planned.cost_usd
-            share = f" ({saved / a.cost_usd:.1%})" if a.cost_usd else ""
-            table.add_row(a.name, usd(a.cost_usd), f"{usd(saved)}{share}")
+            saved, near = a.cost_usd - planned.cost_usd, within_gap(planned, a.cost_usd)
+            share = f" ({saved / a.cost_usd:.1%})" if a.cost_usd and not near else ""
+            table.add_row(a.name, usd(a.cost_usd), near or f"{usd(saved)}{share}")
     return table
+
+
+def within_gap(planned: Planned, cost_usd: float) -> str:
+    """Says that what a rival costs more or less is smaller than the plan's own gap; empty where it is not.
+
+    So small a difference is the solver's, which may stop anywhere within the gap, and nothing the plan saves or loses.
+    """
+    f = planned.found
+    saved = cost_usd - planned.cost_usd
+    if f.objective_name != "cost" or f.gap is None or abs(saved) > f.gap * abs(planned.cost_usd):
+        return ""
+    return f"within the gap ({usd(saved)})" if abs(saved) >= 0.005 else "nothing"  # not half a cent
 
 
 def price_lines(prices: ShadowPrices) -> list[tuple[str, str, float]]:

@@ -145,6 +145,7 @@ def _plan(job: Job, scenario: Scenario, folder: Path, tell: Tell) -> None:
 def _write_plan(planned: Planned, folder: Path) -> None:
     from pertoken.report._compare_table import usd
     from pertoken.report._plan_page import blocks
+    from pertoken.report._plan_table import within_gap
     from pertoken.report.plan_book import to_body
 
     horizon, found = planned.scenario.horizon, planned.found
@@ -167,7 +168,9 @@ def _write_plan(planned: Planned, folder: Path) -> None:
         if a.cost_usd is not None and a.name.startswith("best single")
     ]
     if known:
-        tiles.append(("Saved against the best single option", usd(known[0] - planned.cost_usd), "USD", ""))
+        saved = usd(known[0] - planned.cost_usd)
+        note = "no more than the gap" if within_gap(planned, known[0]) else ""
+        tiles.append(("Saved against the best single option", saved, "USD", note))
     if found.gap is not None:
         tiles.append(
             ("Above the best possible by at most", f"{found.gap:.2%}", "", "proven by the solver's bound")
