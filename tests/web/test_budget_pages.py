@@ -201,6 +201,35 @@ def test_statements_are_the_ledger(client: Client) -> None:
     assert "Nothing was metered" in client.get("/statement?month=2026-01").text
 
 
+def test_a_tenant_whose_name_ends_as_a_twin_has_a_statement(
+    client_of: Callable[..., Client], tmp_path: Path
+) -> None:
+    whole = bearer(Tokens(tmp_path / "data").add("all", ("admin",)))
+    mine = bearer(Tokens(tmp_path / "data").add("own", ("read",), tenant="blue.json"))
+    client = client_of(require_tokens=True)
+    client.headers.update(whole)
+    event = {"key": "k", "ts": NOW_S - 600, "pool": "api", "model": "m", "tenant": "blue.json",
+             "meter": "output_tokens", "quantity": 1_000_000}  # fmt: skip
+    assert client.post("/v1/events", json=[event]).status_code == 200
+    window = {"start": "2026-11-24T08:00Z", "end": "2026-11-24T09:00Z"}
+    assert client.post("/v1/close", json=window).status_code == 200
+    month = "month=2026-11"
+    page = client.get(f"/statement?{month}").text
+    assert f"/statement/blue.json?{month}&amp;as=page" in page
+    named = client.get(f"/statement/blue.json?{month}&as=page")
+    assert "Statement of blue.json" in named.text
+    assert f"/statement/blue.json?{month}&amp;as=csv" in named.text
+    told = client.get(f"/statement/blue.json?{month}&as=json").json()
+    assert (told["tenant"], told) == ("blue.json", client.get(f"/statement/blue.json.json?{month}").json())
+    rows = list(csv.DictReader(io.StringIO(client.get(f"/statement/blue.json?{month}&as=csv").text)))
+    assert {row["tenant"] for row in rows} == {"blue.json"}
+    # Without `as` the address is what it always was: the twin of blue. To the tenant's own token it is itself.
+    assert client.get(f"/statement/blue.json?{month}").json()["tenant"] == "blue"
+    assert "Statement of blue.json" in client.get(f"/statement/blue.json?{month}", headers=mine).text
+    for other in (f"blue?{month}&as=json", f"blue.csv?{month}", f"blue?{month}"):
+        assert client.get(f"/statement/{other}", headers=mine).status_code == 403
+
+
 PAGES = ["/budgets", "/budgets/team-blue", "/statement/blue?month=2026-11"]
 
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlencode
 from zoneinfo import ZoneInfo
 
@@ -102,10 +102,18 @@ async def statement_of(
     address: str,
     month: _MonthAsked = "",
     spread: bool | None = None,
+    form: Annotated[Literal["page", "json", "csv"] | None, Query(alias="as")] = None,
 ) -> Response:
-    """A tenant's statement, as a page that prints or a twin; `spread`: with its part of idle, or without."""
-    twin = next((ending for ending in STATEMENT_TWINS if address.endswith(ending)), "")
+    """A tenant's statement, as a page that prints or a twin; `spread`: with its part of idle, or without.
+
+    With `as` the address is the tenant's name to the letter, and its last letters ask for no twin: a tenant may be
+    called ``blue.json``. To such a tenant's own token its name means itself.
+    """
+    exact = form is not None or address == caller.tenant
+    twin = "" if exact else next((ending for ending in STATEMENT_TWINS if address.endswith(ending)), "")
     tenant = address.removesuffix(twin)
+    if form in ("json", "csv"):
+        twin = f".{form}"
     if caller.tenant and tenant != caller.tenant:
         raise HTTPException(403, "a tenant's token may ask for its own statement alone")
     return await asyncio.to_thread(_tenants, request, service, tenant, twin, month, spread)
@@ -288,8 +296,12 @@ def _named(number: int) -> str:
 
 
 def _statement_url(tenant: str, month: Month | None, twin: str = "", name: str = "") -> str:
-    asked = month.name if month else name
-    return f"/statement/{quote(tenant, safe='')}{twin}?{urlencode({'month': asked})}"
+    asked = {"month": month.name if month else name}
+    if tenant.endswith(STATEMENT_TWINS):
+        # The name's own ending must not be taken for a twin's.
+        asked["as"] = twin.removeprefix(".") or "page"
+        twin = ""
+    return f"/statement/{quote(tenant, safe='')}{twin}?{urlencode(asked)}"
 
 
 def _row(standing: Standing) -> Sequence[Any]:
