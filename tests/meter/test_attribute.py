@@ -211,6 +211,10 @@ def test_without_engine_seconds_a_predictor_splits_and_is_named() -> None:
     assert by(usage, "gpu_hours", "phase", "basis")["input", "roofline:predicted_work"] == 1
     assert asked == [Served("H100-SXM", "vllm", "m", 800.0, 200.0, 500.0, 10.0)]
 
+    guessed = run(told("engine/a", *counts), predictor=lambda served: Work(10.0, 30.0, "assumed"))
+    assert by(guessed.usage, "gpu_hours", "phase", "basis")["input", "assumed:predicted_work"] == 1
+    assert "assumed_phase" in [f.kind for f in guessed.findings]
+
     def ignorant(served: Served) -> Work:
         raise NoEvidenceError("no such model")
 

@@ -117,6 +117,14 @@ def test_a_pool_the_fleet_does_not_have_is_told_before_the_hour_is_over(books: B
     assert (found.pool, found.severity, found.hours) == ("ownd", "wrong", 2)
 
 
+def test_assumed_phases_are_told_of_the_running_hour_too(books: Books) -> None:
+    told_at(books, NOW, "output_tokens", 5, "usage/gw")
+    told_at(books, NOW, "input_tokens", 5, "usage/gw")
+    (found,) = [c for c in examine(books, NOW).complaints if c.kind == "assumed_phase"]
+    assert "split by tokens" in found.text
+    assert (found.pool, found.severity) == ("owned", "look")
+
+
 def test_a_torn_and_a_damaged_journal_are_told_apart(books: Books, tmp_path: Path) -> None:
     for number in range(3):
         told_at(books, NOW + timedelta(seconds=number), "output_tokens", 5, "usage/gw", "api")

@@ -202,6 +202,10 @@ class Claims:
                 worst = max(
                     bases, key=("measured", "fitted", "quoted", "roofline", "assumed").index, default=""
                 )
+                if worst == "assumed":
+                    self.notes.tell(
+                        "assumed_phase", f"what {instance} did is predicted from assumptions alone"
+                    )
                 seconds = {m: (w.prefill_s, w.decode_s) for m, w in predicted.items()}
                 return seconds, f"{worst}:predicted_work"
         else:

@@ -45,6 +45,8 @@ KINDS: dict[str, str] = {
 
 _SILENT_S = 300.0
 _WRONG = ("silent", "unpriced", "journal", "disk", "closing", "unknown_pool", "overcommitted", "alerts")
+_AT_ONCE = ("unknown_pool", "assumed_phase")
+"""Findings of the running hour that do not get better by its end; of the others it is too early to speak."""
 _LOW_BYTES = 1 << 30
 _MOST = 200
 _FIGURE = re.compile(r"(?<![^\s(])[\d.,]*\d%?(?![^\s,;:.)])")
@@ -136,12 +138,8 @@ def examine(books: Books, now: datetime, *, hours: int = 24, process: Process | 
         *_silent(books, now, alive),
         *_silent_senders(looks, current),
         *_unpriced(books),
-        # A name that is wrong does not get better by the end of the hour: it is told at once.
         *_findings(
-            f
-            for hour, look in looks.items()
-            for f in look.findings
-            if hour < current or f.kind == "unknown_pool"
+            f for hour, look in looks.items() for f in look.findings if hour < current or f.kind in _AT_ONCE
         ),
         *_journal(books, alive),
         *_clock(alive),
