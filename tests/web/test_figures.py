@@ -9,9 +9,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from playwright.sync_api import Browser
 
+from pertoken.tables import usage_rows
 from pertoken.units import METRICS
 from pertoken.web.figures import TWINS
 from pertoken.web.tokens import Tokens
@@ -55,6 +57,29 @@ def test_the_sql_gives_the_same_rows(filled: Client, name: str, query: str) -> N
     got = [r[name] for r in ledger._engine.query(sql).to_pylist()]
     want = [r[name] for r in filled.get(f"/figure/{name}.json?{query}").json()["rows"]]
     assert [None if g is None else float(g) for g in got] == [None if w is None else float(w) for w in want]
+
+
+def test_the_page_shows_six_digits_and_its_twins_all(filled: Client) -> None:
+    # A kWh over 23 tokens: 1e6 / 23.
+    service = filled.app.state.service  # type: ignore[attr-defined]
+    rows = usage_rows(
+        np.array(["2026-11-24T07"], "datetime64[h]"), {("output", "output_tokens"): 23, ("output", "energy_kwh"): 1.0},
+        book="actual", pool="p", model="m", tenant="t", basis="measured",
+    )  # fmt: skip
+    service.books.ledger.add_usage(rows)
+    address = "/figure/kwh_per_mtok_total"
+    (row,) = filled.get(f"{address}.json?tenant=t").json()["rows"]
+    assert row["kwh_per_mtok_total"] == pytest.approx(1e6 / 23, rel=1e-12)
+    assert str(row["kwh_per_mtok_total"]) in filled.get(f"{address}.csv?tenant=t").text
+    assert '<td class="number">43,478.3</td>' in filled.get(f"{address}?tenant=t").text
+
+
+def test_hours_are_of_24_and_a_scale_is_written_out(filled: Client) -> None:
+    assert "<dd>1,000,000 × Σ (" in filled.get("/figure/usd_per_mtok_output").text
+    assert "<dd>1 × Σ (" in filled.get("/figure/utilisation").text
+    x = filled.get("/figure/cost_usd.vl.json?by=hour").json()["encoding"]["x"]
+    assert x["title"] == "hour (UTC)"
+    assert "'%H:%M'" in x["axis"]["labelExpr"]
 
 
 def test_nothing_to_draw_is_said_in_words(client: Client) -> None:

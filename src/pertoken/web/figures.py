@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -27,7 +28,16 @@ from pertoken.web._question import COST_FILTERS, FILTERS, Looking, Question, pla
 router = APIRouter(include_in_schema=False)
 TWINS = (".json", ".csv", ".vl.json", ".png", ".sql")
 COST = "cost_usd"
+_HOURS = {
+    "type": "temporal", "title": "hour (UTC)", "scale": {"type": "utc"},
+    "axis": {
+        "labelExpr": "utcFormat(datum.value, utchours(datum.value) + utcminutes(datum.value) ? '%H:%M' : '%b %d')",
+    },
+}  # fmt: skip
+"""Hours of 24, and the date at midnight."""
 _DRAWN_ROWS = 5_000
+_DIGITS = 6
+"""Of a ratio, on its page."""
 _NAMES = (COST, *METRICS)
 _NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
 _METRIC_KEYS = ("hour", "pool", "model", "tenant", "book")
@@ -63,7 +73,7 @@ class Asked:
             return "Σ cost"
         metric = METRICS[self.name]
         share = f" × Σ cost / Σ ({metric.share_of})" if metric.share_of else ""
-        return f"{metric.scale:g} × Σ ({metric.numerator}) / Σ ({metric.denominator}){share}"
+        return f"{metric.scale:,.15g} × Σ ({metric.numerator}) / Σ ({metric.denominator}){share}"
 
     def url(self, twin: str) -> str:
         """The permalink, or that of a twin."""
@@ -132,7 +142,10 @@ def _answer(request: Request, ledger: Ledger, asked: Asked, twin: str) -> Respon
         title=asked.name,
         f=asked,
         spec=_spec(asked, rows) if any(row[asked.name] is not None for row in rows) else None,
-        rows=[({**row, **_shown(asked, row)}, asked.within(row)) for row in rows],
+        rows=[
+            ({**row, **_shown(asked, row), asked.name: _told(row[asked.name])}, asked.within(row))
+            for row in rows
+        ],
         names=_NAMES,
         twins=TWINS,
         dimensions=_COST_KEYS if asked.name == COST else _METRIC_KEYS,
@@ -141,6 +154,19 @@ def _answer(request: Request, ledger: Ledger, asked: Asked, twin: str) -> Respon
 
 def _shown(asked: Asked, row: Mapping[str, Any]) -> dict[str, str]:
     return {key: label(key, row[key]) for key in asked.by if key != "hour"}
+
+
+def _told(value: str | float | None) -> str:
+    """A value as the page shows it: money to its last digit, a ratio with six that matter; the twins hold all.
+
+    >>> _told(62862.27696666667), _told(1234567.8), _told(0.000012345678), _told("0.000012345678"), _told(None)
+    ('62,862.3', '1,234,570', '0.0000123457', '0.000012345678', '–')
+    """
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return value
+    return f"{Decimal(f'{value:.{_DIGITS}g}'):,f}"
 
 
 def _table(ledger: Ledger, asked: Asked) -> pa.Table:
@@ -170,8 +196,8 @@ def _spec(asked: Asked, rows: list[dict[str, Any]]) -> dict[str, Any]:
         }
     }
     if keys:
-        kind = {"type": "temporal", "scale": {"type": "utc"}} if over_time else {"type": "nominal"}
-        encoding["x"] = {"field": keys[0], "title": keys[0], **kind}
+        kind = dict(_HOURS) if over_time else {"title": keys[0], "type": "nominal"}
+        encoding["x"] = {"field": keys[0], **kind}
     if len(keys) > 1:
         encoding["color"] = {"field": keys[1], "type": "nominal", "scale": {"range": list(PALETTE)}}
         if not over_time and not adds:
