@@ -156,6 +156,8 @@ def test_a_browser_draws_it(filled: Client, browser: Browser, looks: dict[str, A
         page.goto(f"{served}/energy?window=24h")
         page.locator(".figure svg").nth(1).wait_for(state="attached")
         assert page.locator(".figure").count() == page.locator(".figure svg").count() == 2
+        if looks == LIGHT:  # on a screen nothing needs to be scrolled to
+            assert page.locator(".wide").evaluate_all("all => all.every(e => e.scrollWidth <= e.clientWidth)")
         page.get_by_role("link", name="Of an output token").click()
         page.wait_for_url("**/figure/joule_per_token_output?*")
         page.wait_for_selector(".figure svg path", state="attached")

@@ -138,3 +138,5 @@ def test_a_browser_shows_it(client: Client, browser: Browser, looks: dict[str, A
         page.get_by_role("link", name="Look again").click()
         page.wait_for_url("**/sources?hours=24")
         assert page.locator("table").count() >= 2
+        sources = page.get_by_role("region", name="Sources of counters").locator("table")
+        assert sources.bounding_box()["width"] >= 800  # type: ignore[index]  # else a word a line on a phone
