@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +53,6 @@ def _readme() -> str:
 
 
 def _reference() -> str:
-    import pertoken.meter.journal  # noqa: F401 (its errors are told of, whoever else has imported it)
-    from pertoken.errors import PerTokenError
     from pertoken.scenario import json_schema
     from pertoken.units import BASES, CATEGORIES, COMPONENTS, METERS, METRICS, PHASES
 
@@ -82,7 +82,7 @@ def _reference() -> str:
         "How a number is known: " + ", ".join(f"`{b}`" for b in BASES) + ".",
         "## Errors",
         "Every error is one line on standard error and exit code 2; in Python, catch the class.",
-        _table(["error", "what"], [[f"`{c.__name__}`", _first_line(c)] for c in _tree(PerTokenError)]),
+        _table(["error", "what"], [[f"`{c.__name__}`", _first_line(c)] for c in _every_error()]),
         "## Scenario settings",
         "A scenario is YAML; `pertoken schema` prints its JSON Schema for your editor.",
         *_settings(json_schema()),
@@ -159,8 +159,20 @@ def _default(spec: dict[str, Any], required: bool) -> str:
     return "" if value in (None, "", [], {}) or isinstance(value, dict) else f"`{value}`"
 
 
+def _every_error() -> list[type]:
+    """The tree of errors, those of the floors above `errors` included."""
+    import pertoken
+    from pertoken.errors import PerTokenError
+
+    for module in pkgutil.walk_packages(pertoken.__path__, "pertoken."):
+        if module.name != "pertoken.__main__":
+            importlib.import_module(module.name)
+    return _tree(PerTokenError)
+
+
 def _tree(root: type) -> list[type]:
-    return [root, *(found for child in root.__subclasses__() for found in _tree(child))]
+    children = sorted(root.__subclasses__(), key=lambda child: child.__name__)
+    return [root, *(found for child in children for found in _tree(child))]
 
 
 def _first_line(thing: Any) -> str:
