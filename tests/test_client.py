@@ -187,6 +187,12 @@ def test_what_is_to_be_tried_again_says_when(served: Served, monkeypatch: pytest
     assert not isinstance(found.value, InputError)
 
 
+def test_a_pool_the_fleet_does_not_have_is_told(served: Served) -> None:
+    with served.client() as client:
+        done = client.send_events([event("a", pool="h100-ownd"), event("b")])
+    assert done["unknown_pools"] == {"h100-ownd": done["records"] // 2}
+
+
 def test_large_batches_are_taken_apart(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BATCH_EVENTS", 7)
     monkeypatch.setattr(module, "_BATCH_BYTES", 500)

@@ -9,6 +9,7 @@ import http.client
 import json
 import ssl
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -161,17 +162,21 @@ class Client:
         found: dict[str, Any] = self.ask("POST", "/v1/close", window)
         return found
 
-    def send_events(self, events: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    def send_events(self, events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         """Send usage events in batches: `records` that are durable now, `duplicates` that already were.
 
-        A key sent twice counts once: after an error, send all of them again. ``ts`` may be a datetime.
+        ``unknown_pools``, where there are any, counts by name the records of pools that the fleet does not have: they
+        are kept and in no figure. A key sent twice counts once: after an error, send all of them again. ``ts`` may be
+        a datetime.
         """
         sums = {"records": 0, "duplicates": 0}
+        strays: Counter[str] = Counter()
         for body in _batches(events):
             taken = self.ask("POST", "/v1/events", body, kind=_NDJSON)
             for name in sums:
                 sums[name] += taken[name]
-        return sums
+            strays.update(taken.get("unknown_pools") or {})
+        return {**sums, "unknown_pools": dict(strays)} if strays else dict(sums)
 
     # -- plain
 

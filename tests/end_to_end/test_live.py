@@ -15,9 +15,9 @@ from playwright.sync_api import Browser, Page
 
 from tests.end_to_end.conftest import Service, free_port, wait_until
 from tests.end_to_end.test_real_parts import Power, complete, power
-from tests.web.conftest import LIGHT, browser, watched
+from tests.web.conftest import LIGHT, watched
 
-__all__ = ["browser", "power"]  # fixtures of others
+__all__ = ["power"]  # a fixture of others
 
 FLEET = """
 sites:

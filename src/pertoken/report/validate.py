@@ -285,7 +285,9 @@ def _predicted(key: _Key, rows: Sequence[MeasuredRow]) -> list[Scored]:
     _check_prefill_worker(key)
     point = _point(key, rows)
     named = key.task != ""
-    answer = predict_task(key.model, key.gpu, point, key.task) if named else predict(key.model, key.gpu, point)
+    answer = (
+        predict_task(key.model, key.gpu, point, key.task) if named else predict(key.model, key.gpu, point)
+    )
     power = answer.gpu_power_w
     if key.media and not named:
         power = _media_power(key, point, power)
