@@ -84,7 +84,29 @@ def test_the_tables_total_is_the_ledgers_to_the_last_digit(filled: Client) -> No
     assert filled.get(answer["url"]).status_code == 200
     assert filled.get("/where.png").content[:4] == b"\x89PNG"
     assert filled.get("/where.vl.json").json()["mark"]["type"] == "bar"
-    assert filled.get("/where.sql").status_code == 404
+    assert filled.get("/where.exe").status_code == 404
+
+
+def ran(client: Client, address: str) -> list[list[dict[str, Any]]]:
+    """The rows of each statement of a page's .sql twin."""
+    answer = client.get(address)
+    assert answer.status_code == 200, answer.text
+    engine = ledger_of(client)._engine
+    return [engine.query(sql).to_pylist() for sql in answer.text.split(";\n") if sql.strip()]
+
+
+def test_the_sql_of_a_page_gives_its_sums(filled: Client) -> None:
+    ledger = ledger_of(filled)
+    put_plan(ledger)
+    for rows in ran(filled, "/where.sql?window=all"):
+        assert sum(row["cost_usd"] for row in rows) == whole(ledger)
+    forecast, planned, actual, used = ran(filled, "/variance.sql?window=all")
+    assert sum(row["cost_usd"] for row in forecast) == sum(row["cost_usd"] for row in actual) == whole(ledger)
+    assert planned == used != []
+    shown = filled.get("/energy.json?window=all").json()["rows"]
+    kwh, _ = ran(filled, "/energy.sql?window=all")
+    assert sum(float(row["quantity"]) for row in kwh) == pytest.approx(sum(r["energy_kwh"] for r in shown))
+    assert kwh
 
 
 def test_a_row_shows_what_it_is_the_product_of(filled: Client) -> None:

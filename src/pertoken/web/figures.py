@@ -113,8 +113,7 @@ async def figure(request: Request, service: ServiceHere, address: str, question:
 
 def _answer(request: Request, ledger: Ledger, asked: Asked, twin: str) -> Response:
     if twin == ".sql":
-        sql, parameters = ledger.sql(asked.name, by=asked.by, **asked.question.asked)
-        return Response(_written_out(sql, parameters) + ";\n", media_type="text/plain")
+        return sql_of(ledger, {asked.about: (asked.name, asked.by, asked.question.asked)})
     rows = plain_rows(_table(ledger, asked))
     if twin == ".json":
         answer = {
@@ -225,6 +224,16 @@ def csv_of(head: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
 def _cell(value: Any) -> Any:
     formula = str(value)[:1] in ("=", "+", "-", "@", "\t", "\r") and not _NUMBER.fullmatch(str(value))
     return f"'{value}" if formula else value
+
+
+def sql_of(ledger: Ledger, asked: Mapping[str, tuple[str, Sequence[str], Mapping[str, Any]]]) -> Response:
+    """Statements that give a page's sums, to read and to run elsewhere: by what each gives, the measure, its dimensions
+    and what is asked."""
+    made = []
+    for about, (name, by, what) in asked.items():
+        sql, parameters = ledger.sql(name, by=by, **what)
+        made.append(f"-- {' '.join(about.split())}\n{_written_out(sql, parameters)};\n")
+    return Response("\n".join(made), media_type="text/plain")
 
 
 def _written_out(sql: str, parameters: Sequence[object]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request, Response
 
+from pertoken.meter.attribute import BOOK
 from pertoken.report._page import PALETTE, png
 from pertoken.report.energy import BOUNDARIES, TOKENS, Energy, Price, SiteFacts, energy_of, site_facts
 from pertoken.report.now import shown
@@ -18,11 +19,11 @@ from pertoken.units import PHASES
 from pertoken.web._doors import Reader, ServiceHere
 from pertoken.web._drill import Drill, Drilling
 from pertoken.web._frame import page
-from pertoken.web.figures import csv_of
+from pertoken.web.figures import csv_of, sql_of
 from pertoken.web.service import Service
 
 router = APIRouter(include_in_schema=False)
-TWINS = ("json", "csv", "vl.json", "png")
+TWINS = ("json", "csv", "vl.json", "png", "sql")
 _VEGA = "https://vega.github.io/schema/vega-lite/v6.json"
 _JOULES = (
     ("Of an output token", "output", "joule_per_token_output"),
@@ -238,6 +239,16 @@ def _price_spec(site: SiteFacts) -> dict[str, Any]:
 
 
 def _twin(service: Service, drill: Drill, twin: str, own: bool) -> Response:
+    if twin == "sql":
+        asked = {**drill.asked, "where": {"book": [BOOK], **_where(drill)}}
+        kwh = {**asked, "where": {**asked["where"], "meter": ["energy_kwh"]}}
+        return sql_of(
+            service.books.ledger,
+            {
+                "kWh at the utility meter by hour and pool": ("quantity", ["hour", "pool"], kwh),
+                "energy at each boundary and tokens": ("quantity", ["pool", "phase", "meter"], asked),
+            },
+        )
     found = _found(service, drill)
     rows = [{found.step: _iso(at), "pool": pool, "energy_kwh": kwh} for at, pool, kwh in found.series]
     if twin == "csv":

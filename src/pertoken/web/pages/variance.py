@@ -21,10 +21,10 @@ from pertoken.web._doors import Moment, ServiceHere, WholeReader
 from pertoken.web._drill import WINDOWS, hours_of
 from pertoken.web._frame import page
 from pertoken.web._question import Names, split_names
-from pertoken.web.figures import csv_of
+from pertoken.web.figures import csv_of, sql_of
 
 router = APIRouter(include_in_schema=False)
-TWINS = ("json", "csv", "vl.json", "png")
+TWINS = ("json", "csv", "vl.json", "png", "sql")
 _FIRST_WINDOW = "7d"
 _FIGURES = ("forecast_usd", "actual_usd", "variance_usd", *(f"{driver}_usd" for driver in DRIVERS))
 ABOUT = {
@@ -177,6 +177,20 @@ def _twin(ledger: Ledger, choice: Choice, twin: str) -> Response:
         told = found.to_dict()
         total = {**dict.fromkeys(found.by, ""), found.by[0]: "total", **told["total"]}
         return Response(csv_of([*found.by, *_FIGURES], [*told["lines"], total]), media_type="text/csv")
+    if twin == "sql":
+        span = {"start": found.start, "end": found.end}
+        return sql_of(
+            ledger,
+            {
+                f"{measure} of {book}": (
+                    measure,
+                    [*found.by, "phase", kind],
+                    {"where": {"book": [book]}, **span},
+                )
+                for book in (found.forecast, found.actual)
+                for measure, kind in (("cost_usd", "component"), ("quantity", "meter"))
+            },
+        )
     spec = to_vega(waterfall(found.total))
     if twin == "vl.json":
         return Response(json.dumps(spec), media_type="application/json")

@@ -19,10 +19,10 @@ from pertoken.web._doors import ServiceHere
 from pertoken.web._drill import Drill, Drilling
 from pertoken.web._frame import page
 from pertoken.web._paging import Paging
-from pertoken.web.figures import csv_of
+from pertoken.web.figures import csv_of, sql_of
 
 router = APIRouter(include_in_schema=False)
-TWINS = ("json", "csv", "vl.json", "png")
+TWINS = ("json", "csv", "vl.json", "png", "sql")
 _ROW_TWINS = ("json", "csv")
 _PAGE_ROWS = 200
 _LINE = (
@@ -90,6 +90,12 @@ def _twin(ledger: Ledger, drill: Drill, twin: str) -> Response:
     if twin == "csv":
         rows = breakdown(ledger, drill.asked).to_dict()["rows"]
         return Response(csv_of(["category", "component", "phase", COST], rows), media_type="text/csv")
+    if twin == "sql":
+        what = {
+            "USD by component and phase": ["category", "component", "phase"],
+            "bands by hour": ["hour", "category", "phase"],
+        }
+        return sql_of(ledger, {about: (COST, by, drill.asked) for about, by in what.items()})
     bands = over_time(ledger, drill.asked)
     if twin == "json":
         answer = {
