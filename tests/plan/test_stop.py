@@ -16,7 +16,11 @@ from typing import Any
 import pytest
 import yaml
 
-CODE = "import sys; from pertoken.cli import main; sys.argv = ['pertoken', 'plan', *sys.argv[1:]]; main()"
+# A parent that ignores SIGINT (a job in the background) hands that on; a terminal does not.
+CODE = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from pertoken.cli import main; sys.argv = ['pertoken', 'plan', *sys.argv[1:]]; main()"
+)
 DAILY, DAYS = 5_000_000, 24
 CLOUD = {"timezone": "UTC", "pue": 1.2, "tariff": {"usd_per_kwh": 0.12, "demand_usd_per_kw": 15}}
 
