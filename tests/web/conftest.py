@@ -92,7 +92,7 @@ def client(client_of: Callable[..., Client]) -> Client:
 
 
 def awaited(coroutine: Coroutine[Any, Any, T]) -> T:
-    """What a coroutine answers, run in a thread of its own: a session's browser keeps a loop running in this one."""
+    """What a coroutine answers, run in a thread of its own: a browser keeps a loop running in this one."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         return thread.submit(asyncio.run, coroutine).result()
 
