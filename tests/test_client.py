@@ -127,7 +127,9 @@ def test_books_report_doctor_and_figures(served: Served) -> None:
         by = ["component"]
         assert {r["component"] for r in client.figure("cost_usd", by=by)["rows"]} >= {"api", "capital"}
         assert client.figure("cost_usd", "csv", by=by, start=START).startswith("component,cost_usd\r\n")
-        assert client.figure("cost_usd", "sql").startswith("SELECT")
+        query = client.figure("cost_usd", "sql")
+        assert query.startswith("-- ")
+        assert "\nSELECT " in query
         assert client.figure("cost_usd", "vl.json", where={"pool": "api"})["mark"]["type"] == "bar"
         assert client.figure("cost_usd", "png")[:4] == b"\x89PNG"
 
