@@ -30,12 +30,13 @@ class InputError(PerTokenError):
 class UnknownNameError(InputError):
     """A name that is in no catalogue.
 
-    Parameters: what the name should name ("GPU", "model"), the name asked for, the known names.
+    Parameters: what the name should name ("GPU", "model"), the name asked for, the known names, the list of
+    `pertoken catalog` to look at where none is near, and the part of the name that counts (empty: all of it).
     """
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "", like: str = "") -> None:
         self.kind, self.name = kind, name
-        self.nearest = nearest(name, known)
+        self.nearest = nearest(like or name, known)
         known_text = (
             f"did you mean {', '.join(self.nearest)}?" if self.nearest else f"see `pertoken catalog {hint}`"
         )

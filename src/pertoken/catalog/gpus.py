@@ -32,12 +32,15 @@ _BASES = ("quoted", "measured", "assumed")
 
 _FILLER = frozenset(
     (
-        *("nvidia", "amd", "intel", "apple", "habana", "instinct", "geforce", "tesla", "blackwell", "hopper"),
+        *("nvidia", "amd", "intel", "apple", "habana", "google", "cloud", "aws", "amazon"),
+        *("instinct", "geforce", "tesla", "blackwell", "hopper"),
         *("gpu", "gpus", "accelerator", "tensor", "core", "oam", "dgx", "hgx", "dlc", "cts", "nps1", "spx"),
         *("hbm2", "hbm2e", "hbm3", "hbm3e", "gddr6", "gddr6x", "gddr7"),
+        *("amds", "cr", "cw", "dgxc", "disagg", "multinode", "nb", "nv", "nvd", "slurm", "trt", "tw"),
     )
 )
-"""Words that name a vendor, a generation or a package but never tell two rows apart."""
+"""Words that name a vendor, a generation, a package or (last line) one of InferenceMAX's clusters but never tell two
+rows apart."""
 _MEMORY_WORD = re.compile(r"(\d+)(gb|gib|g)")
 _POWER_WORD = re.compile(r"(\d+)w")
 
@@ -111,9 +114,8 @@ def gpu(name: str) -> Gpu:
     catalogue, index = _catalogue(), _spellings()
     if (exact := catalogue.get(name)) is not None:
         return exact
-    words = _words(name)
-    core, sizes, watts = _split(words)
-    for key in ("".join(words), "".join(w for w in words if w not in _FILLER)):
+    core, sizes, watts = _split(_words(name))
+    for key in _keys(name):
         if key in index:
             return catalogue[index[key]]
     if core in index:
@@ -121,7 +123,9 @@ def gpu(name: str) -> Gpu:
         if sizes <= _sizes(row) and watts <= {round(row.tdp_w)}:
             return row
     family = [other for other in catalogue if other.lower().split("-")[0] == core]
-    raise UnknownNameError("GPU", name, sorted(family, key=_modules_first) or catalogue, hint="gpus")
+    raise UnknownNameError(
+        "GPU", name, sorted(family, key=_modules_first) or catalogue, hint="gpus", like=core
+    )
 
 
 def _modules_first(name: str) -> tuple[bool, str]:
@@ -130,6 +134,12 @@ def _modules_first(name: str) -> tuple[bool, str]:
 
 def _words(name: str) -> list[str]:
     return re.findall(r"[a-z0-9]+", name.lower().replace("blackwell ultra", ""))
+
+
+def _keys(name: str) -> tuple[str, str]:
+    """A name folded whole, and without the words that never count."""
+    words = _words(name)
+    return "".join(words), "".join(w for w in words if w not in _FILLER)
 
 
 def _split(words: list[str]) -> tuple[str, set[int], set[int]]:
@@ -164,7 +174,7 @@ def _spellings() -> Mapping[str, str]:
     index: dict[str, str] = {}
     for row in _catalogue().values():
         for text in (row.name, *row.spellings):
-            key = "".join(_words(text))
+            key, _ = _keys(text)
             if index.setdefault(key, row.name) != row.name:
                 raise InputError(f"gpus.yaml: spelling {text!r} is claimed by {index[key]} and {row.name}")
     return MappingProxyType(index)
