@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pertoken.errors import MissingRateError
 from pertoken.ledger import Ledger, open_ledger
 from pertoken.ledger._sums import ALONE, BY_DAY, BY_HOUR, BY_MONTH, BY_TENANT, BY_TENANT_HOUR, _choice
 from pertoken.tables import USAGE, Hours, concat, rate_rows, usage_rows
@@ -270,4 +271,85 @@ def test_readers_never_see_half_a_change(ledger: Ledger) -> None:
     assert not failed
     assert seen
     assert set(seen) <= right
+    same(ledger)
+
+
+def test_what_is_changed_together_is_seen_together(ledger: Ledger) -> None:
+    """Whoever asks meanwhile sees the old tokens at the old cost or the new ones at the new, and no sum of both."""
+    day = 9
+    moments = [START + day * DAY + n * HOUR for n in range(24)]
+    versions = [usage(SPAN[24 * day : 24 * (day + 1)], "actual", seed) for seed in (21, 22)]
+
+    def figures() -> Any:
+        found = ledger.metric("usd_per_mtok_output", "joule_per_token_output", where={"book": "actual"})
+        return tuple(found.to_pylist()[0].values())
+
+    def change(to: pa.Table) -> None:
+        with ledger.together():
+            ledger.replace_usage("actual", moments, to)
+            ledger.close("actual", START + day * DAY, START + (day + 1) * DAY)
+
+    right = set()
+    for version in versions:
+        change(version)
+        right.add(figures())
+    seen: list[Any] = []
+    failed: list[BaseException] = []
+    stop = threading.Event()
+
+    def read() -> None:
+        try:
+            while not stop.is_set():
+                seen.append(figures())
+        except BaseException as error:
+            failed.append(error)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for turn in range(8):
+        change(versions[turn % 2])
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert not failed
+    assert seen
+    assert set(seen) <= right
+    assert "usage_by_day" in read_from(ledger, "pool")
+    same(ledger)
+
+
+def test_what_fails_together_is_undone_together(ledger: Ledger) -> None:
+    before = ledger.cost("hour", "pool").to_pylist(), ledger.usage("hour", "meter").to_pylist()
+
+    def change_and_fail() -> None:
+        with ledger.together():
+            ledger.replace_usage("actual", [START], usage(SPAN[:1], "actual", 5))
+            ledger.close("actual", START, START + HOUR)
+            raise RuntimeError("here")
+
+    with pytest.raises(RuntimeError, match="here"):
+        change_and_fail()
+    assert (ledger.cost("hour", "pool").to_pylist(), ledger.usage("hour", "meter").to_pylist()) == before
+    assert ledger._sums is not None
+    assert ledger._sums.stamp % 2 == 0
+    same(ledger)
+    ledger.close("actual", START, START + HOUR)
+    assert "usage_by_day" in read_from(ledger, "pool")
+    same(ledger)
+
+
+def test_hours_that_lack_a_rate_spare_the_others_done_together(ledger: Ledger) -> None:
+    strange = usage_rows(
+        SPAN[1:2], {("output", "energy_kwh:tier9"): 1.0},
+        book="actual", pool="a", model="m", tenant="x", basis="measured",
+    )  # fmt: skip
+    with ledger.together():
+        ledger.replace_usage(
+            "actual", [START, START + HOUR], concat([usage(SPAN[:1], "actual", 5), strange], USAGE)
+        )
+        with pytest.raises(MissingRateError, match="no rate for energy_kwh:tier9"):
+            ledger.close("actual", START, START + 2 * HOUR)
+        ledger.close("actual", START, START + HOUR)
+    assert [row["first_hour"] for row in ledger.unpriced("actual")] == [START + HOUR]
     same(ledger)

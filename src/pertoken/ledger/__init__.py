@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pertoken.errors import InputError
 from pertoken.ledger._book import book_rates, book_usage
-from pertoken.ledger._close import TABLES, close, unpriced
+from pertoken.ledger._close import TABLES, refuse_unpriced, rewrite, unpriced
 from pertoken.ledger._engine import Engine, LedgerBrokenError, connect
 from pertoken.ledger._metric import (
     USAGE_DIMENSIONS,
@@ -45,6 +45,22 @@ class Ledger:
         self._writing = (
             threading.RLock()
         )  # one writer at a time: two that touch the same rows would fail, not wait
+        self._together = False
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is changed inside, by this thread, is there all at once for readers and after a crash, or not at all.
+
+        Days and months are summed once it is over.
+        """
+        with self._writing:
+            with self._engine.transaction() if self._sums is None else self._sums.holding():
+                self._together = True
+                try:
+                    yield
+                finally:
+                    self._together = False
+            self.sum_up(_MONTHS_A_CLOSE)
 
     def add_usage(self, rows: pa.Table) -> None:
         """Append usage rows (`tables.USAGE`). Raises InputError on another schema."""
@@ -124,8 +140,9 @@ class Ledger:
         window = _utc(start), _utc(end)
         where, parameters = where_clause({"book": book} if book else {}, ("book",), window)
         with self._writing:
+            refuse_unpriced(self._engine, where, parameters)
             with self._changing(self._sums.within(book, window) if self._sums else {}):
-                close(self._engine, where, parameters)
+                rewrite(self._engine, where, parameters)
             self.sum_up(_MONTHS_A_CLOSE)
 
     def sum_up(self, most_months: int | None = None) -> None:
@@ -134,7 +151,7 @@ class Ledger:
 
         Questions give the same with and without, sooner with them.
         """
-        if self._sums is not None:
+        if self._sums is not None and not self._together:
             with self._writing:
                 self._sums.sum_up(most_months)
 
@@ -157,7 +174,8 @@ class Ledger:
             with self._dropping(book):
                 self._engine.load("book_rates", priced)
                 self._engine.load("usage_hourly", used)
-                close(self._engine, "book = ?", [book])
+                refuse_unpriced(self._engine, "book = ?", [book])
+                rewrite(self._engine, "book = ?", [book])
             if self._sums is not None:
                 with self._sums.striking(days_in(used)):
                     pass

@@ -92,12 +92,8 @@ class _Prices:
 _IN_FORCE, _OWN = _Prices("rates", False), _Prices("book_rates", True)
 
 
-def close(engine: Engine, window: str, parameters: list[object]) -> None:
-    """Rewrite the cost rows of a window (a WHERE clause over book and hour) from usage and rates.
-
-    For the caller's transaction: the window's old rows go and the new ones come. Idempotent. Raises MissingRateError
-    on usage that no rate prices.
-    """
+def refuse_unpriced(engine: Engine, window: str, parameters: list[object]) -> None:
+    """Raises MissingRateError where a window (a WHERE clause over book and hour) has usage that no rate prices."""
     found = unpriced(engine, window, parameters)
     if found:
         first = found[0]
@@ -106,6 +102,14 @@ def close(engine: Engine, window: str, parameters: list[object]) -> None:
             f"no rate for {first['meter']} in pool {first['pool']!r} in {first['hours']} hours "
             f"from {first['first_hour']:%Y-%m-%d %H:%M} UTC{more}; add a rate, zero if it is free"
         )
+
+
+def rewrite(engine: Engine, window: str, parameters: list[object]) -> None:
+    """Rewrite the cost rows of a window (a WHERE clause over book and hour) from usage and rates.
+
+    For the caller's transaction, once nothing in it is unpriced: the window's old rows go and the new ones come.
+    Idempotent.
+    """
     engine.execute(f"DELETE FROM cost_hourly WHERE {window}", parameters)
     for prices in (_IN_FORCE, _OWN):
         engine.execute(prices.fill(_CLOSE, window), parameters)

@@ -29,7 +29,7 @@ class Engine(Protocol):
         """Append rows whose columns are in the table's order."""
 
     def transaction(self) -> AbstractContextManager[None]:
-        """All statements inside happen, or none."""
+        """All statements inside happen, or none; inside another one of its thread it is a part of that one."""
 
     def close(self) -> None:
         """Release the engine."""
@@ -78,8 +78,12 @@ class _DuckDB:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
+        if getattr(self._local, "begun", False):
+            yield
+            return
         cursor = self._cursor()
         cursor.execute("BEGIN TRANSACTION").fetchall()
+        self._local.begun = True
         try:
             try:
                 yield
@@ -91,6 +95,8 @@ class _DuckDB:
         except _BROKEN as error:
             reason = str(error).splitlines()[0]
             raise LedgerBrokenError(f"the ledger cannot be written: {reason}") from error
+        finally:
+            self._local.begun = False
 
     def close(self) -> None:
         self._connection.close()

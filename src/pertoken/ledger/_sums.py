@@ -106,11 +106,14 @@ class Summed:
     """What of a ledger is summed, kept in step with its rows; for one writer and any number of readers.
 
     `stamp` is even while what is said here is so, and odd while a transaction that strikes something off is under way.
+    What a transaction struck off that came to nothing stays struck off here: its hourly rows are read, which say the
+    same, until they are summed again.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.stamp = 0
+        self._held = False
         self._books: dict[str, _Book] = {}
         for row in engine.query("SELECT book, grain, start FROM summed").to_pylist():
             known = self._books.setdefault(row["book"], _Book())
@@ -221,12 +224,24 @@ class Summed:
             self._books.pop(book, None)
 
     @contextmanager
+    def holding(self) -> Iterator[None]:
+        """One transaction that those inside are parts of."""
+        self._held = True
+        try:
+            with self._engine.transaction():
+                yield
+        finally:
+            self._held = False
+            self.stamp += self.stamp % 2
+
+    @contextmanager
     def _stamped(self, anything: bool) -> Iterator[None]:
-        self.stamp += anything
+        """`stamp` odd meanwhile; where a transaction is held, to its end."""
+        self.stamp += anything and self.stamp % 2 == 0
         try:
             yield
         finally:
-            self.stamp += anything
+            self.stamp += not self._held and self.stamp % 2
 
     def _forget(self, book: str, grain: Grain, starts: Iterable[datetime]) -> None:
         these = list(starts)

@@ -260,12 +260,13 @@ class Books:
             tables += [found.usage, *self._paid_by_the_hour(hour, found.usage, by_hour)]
             if hour in dirty:
                 reached[hour] = read.sequence
-        self.ledger.add_rates(rates)
-        self.ledger.replace_usage(BOOK, hours, concat(tables, USAGE))
-        latest = max(end, self.closed_until or end)
-        changed = restate(self.ledger, self.fleet, BOOK, start, end, latest)
-        self._price_other_months(changed, start, end)
-        unpriced = self._post([(start, end), *changed])
+        with self.ledger.together():  # usage and what it costs: nobody shall see one without the other
+            self.ledger.add_rates(rates)
+            self.ledger.replace_usage(BOOK, hours, concat(tables, USAGE))
+            latest = max(end, self.closed_until or end)
+            changed = restate(self.ledger, self.fleet, BOOK, start, end, latest)
+            self._price_other_months(changed, start, end)
+            unpriced = self._post([(start, end), *changed])
         self._growing.closings += 1
         for hour in sorted(self._looks)[:-_KEPT_LOOKS]:
             del self._looks[hour]
