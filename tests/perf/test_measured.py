@@ -11,7 +11,14 @@ from pertoken.catalog.gpus import gpu
 from pertoken.catalog.models import model
 from pertoken.errors import InputError
 from pertoken.perf import predict
-from pertoken.perf.measured import Points, load_points, predict_measured, read_rows
+from pertoken.perf.measured import (
+    MeasuredRow,
+    Points,
+    load_points,
+    power_of_one,
+    predict_measured,
+    read_rows,
+)
 from pertoken.perf.point import Layout, Point
 
 LLAMA = model("Llama-3.1-8B")
@@ -163,7 +170,7 @@ def test_columns_of_published_tables(tmp_path: Path) -> None:
         "b200,gpt-oss-120b,fp4,vllm,1000,1000,64,8,4,,,,,,,,,,4000\n",
         encoding="utf-8",
     )
-    named, plain, spread, split, drafts, odd = read_rows(path)
+    named, plain, spread, split, drafts, replicas = read_rows(path)
     assert named.layout == Layout(ep=4, dp=4)
     assert np.isinf(named.concurrency)
     assert named.measured == {"tokens_per_s": 1000.0}
@@ -172,4 +179,79 @@ def test_columns_of_published_tables(tmp_path: Path) -> None:
     assert spread.layout == Layout(ep=2, dp=2)
     assert (split.layout, split.prefill_gpus, split.concurrency, split.gpus) == (Layout(tp=8), 2, 32, 20)
     assert "mtp" in drafts.problem
-    assert odd.problem == "8 GPUs, but its degrees make 4"
+    assert (replicas.layout, replicas.gpus, replicas.concurrency) == (Layout(tp=4), 8, 32)
+    assert replicas.measured["tokens_per_s"] == 500
+    assert any("replicas that share the requests" in text for text in replicas.assumed)
+
+
+def read(tmp_path: Path, header: str, *lines: str) -> list[MeasuredRow]:
+    path = tmp_path / "points.csv"
+    path.write_text("\n".join((header, *lines)) + "\n", encoding="utf-8")
+    return read_rows(path)
+
+
+def test_gpus_and_degrees_are_read_as_stated_or_refused(tmp_path: Path) -> None:
+    rows = read(
+        tmp_path,
+        "gpu,model,input_len,output_len,concurrency,n_gpus,tp,ep,dp,dp_attention,tokens_per_s",
+        "h100,gpt-oss-120b,1000,1000,64,8,,,,,4000",  # blank tp: all of them
+        "h100,gpt-oss-120b,1000,1000,64,8,1,8,,,4000",  # tp 1 ep 8: tells of the experts
+        "h100,gpt-oss-120b,1000,1000,64,8,1,1,,,4000",  # eight of one
+        "h100,gpt-oss-120b,1000,1000,64,8,4,,2,,4000",
+        "h100,gpt-oss-120b,1000,1000,64,8,,,,True,4000",
+        "h100,gpt-oss-120b,1000,1000,2,8,1,1,,,4000",
+        "h100,gpt-oss-120b,1000,1000,64,6,4,,,,4000",
+        "h100,gpt-oss-120b,1000,1000,64,8,4,,1,,4000",
+        "8x H100,gpt-oss-120b,1000,1000,64,,8.0,,,,4000",
+        "8xH100,gpt-oss-120b,1000,1000,64,4,,,,,4000",
+        "h100,gpt-oss-120b,1000,1000,64,24,24,,,,4000",
+    )
+    layouts = [(r.layout, r.gpus, r.concurrency) for r in rows]
+    assert layouts[:5] == [
+        (Layout(8), 8, 64), (Layout(8, ep=8), 8, 64), (Layout(1), 8, 8), (Layout(4, dp=2), 8, 64),
+        (Layout(ep=8, dp=8), 8, 64),
+    ]  # fmt: skip
+    assert [r.problem for r in rows[:5]] == [""] * 5
+    assert "tensor parallel over all GPUs" in rows[0].assumed
+    assert rows[5].problem == "fewer requests at a time than its 8 replicas"
+    assert rows[6].problem == "6 GPUs, but its degrees make 4"
+    assert rows[7].problem == "8 GPUs, but its degrees make 4"
+    assert (rows[8].gpu, rows[8].gpus, rows[8].problem) == ("H100", 8, "")
+    assert rows[9].problem == "gpu says 8 GPUs, n_gpus 4"
+    assert "tensor parallel over 24 GPUs" in rows[10].problem
+
+
+def test_a_name_that_begins_with_a_digit_is_no_count(tmp_path: Path) -> None:
+    rows = read(tmp_path, "gpu,model,n_gpus", "4090,m,1", "2xRTX 4090,m,", "7900 XTX,m,1")
+    assert [(r.gpu, r.gpus) for r in rows] == [("4090", 1), ("RTX 4090", 2), ("7900 XTX", 1)]
+
+
+def test_kinds_of_training(tmp_path: Path) -> None:
+    kinds = {
+        "pretrain": "pretrain", "MoE pre-training": "pretrain", "LoRA": "lora", "lora fine-tuning": "lora",
+        "full fine-tune": "full", "full_finetune": "full", "SFT": "full", "finetuning": "full",
+        "inferencex_db_dump": "", "": "",
+    }  # fmt: skip
+    header = "gpu,model,n_gpus,input_len,tokens_per_s,kind,global_batch_size,mfu_pct"
+    rows = read(tmp_path, header, *(f"h100,Llama-3.1-8B,8,8192,9000,{kind},," for kind in kinds))
+    assert [r.training for r in rows] == list(kinds.values())
+    by_number = read(tmp_path, header, "h100,m,8,8192,9000,,128,", "h100,m,8,8192,9000,,,45")
+    assert [r.training for r in by_number] == ["pretrain", "pretrain"]
+    other = read(tmp_path, header, "h100,m,8,8192,9000,QLoRA,8,", "h100,m,8,8192,9000,DPO,8,")
+    assert [r.problem.split(" is")[0] for r in other] == ["kind qlora", "kind dpo"]
+
+
+def test_one_output_token_is_one_however_lengths_are_drawn(tmp_path: Path) -> None:
+    header = "gpu,model,input_len,output_len,concurrency,tokens_per_s,source"
+    one, many = read(tmp_path, header, *(f"h100,m,1000,{n},4,10,InferenceMAX" for n in (1, 100)))
+    assert (one.output_tokens, many.output_tokens) == (1.0, 90.0)
+
+
+def test_power_of_one_gpu_where_that_of_all_would_be_less_than_idle(tmp_path: Path) -> None:
+    header = "gpu,model,input_len,output_len,concurrency,n_gpus,tp,power_w"
+    lines = (f"h100,gpt-oss-120b,1000,1000,64,8,8,{power_w}" for power_w in (600, 4000, 20))
+    own, all_of_them, neither = (power_of_one(r, gpu("h100")) for r in read(tmp_path, header, *lines))
+    assert own.measured["power_w"] == 600
+    assert any("of one GPU" in text for text in own.assumed)
+    assert all_of_them.measured["power_w"] == 500
+    assert neither.measured["power_w"] == 2.5

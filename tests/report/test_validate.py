@@ -160,6 +160,19 @@ def test_the_table_fits_100_columns_and_json_is_plain(tmp_path: Path) -> None:
         assert words in text
     again = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert again["answered"] == 2
+    for score in again["overall"] + again["groups"]:
+        own = [
+            s
+            for s in again["scored"]
+            if all(score[k] in ("", s[k]) for k in ("quantity", "gpu", "engine", "precision"))
+        ]
+        errors = [s["predicted"] / s["measured"] - 1 for s in own]
+        assert len(own) == score["rows"]
+        assert score["mean"] == pytest.approx(sum(map(abs, errors)) / len(own))
+        assert score["bias"] == pytest.approx(sum(errors) / len(own))
+        assert score["coverage"] == pytest.approx(
+            sum(s["low"] <= s["measured"] <= s["high"] for s in own) / len(own)
+        )
     assert again["unanswered"][0]["line"] == 4
     assert {s["quantity"] for s in again["overall"]} == {
         "tokens_per_s", "ttft_s", "tpot_s", "power_w", "joules_per_output_token"}  # fmt: skip

@@ -32,15 +32,19 @@ NUMBER_COLUMNS = (
 )  # fmt: skip
 COLUMNS = (*TEXT_COLUMNS, "concurrency", *NUMBER_COLUMNS)
 BLANK = frozenset({"", "nan", "na", "n/a", "none", "null", "-"})
-TRAINING_KINDS = {
-    "pretrain": "pretrain",
-    "pretraining": "pretrain",
-    "full": "full",
-    "sft": "full",
-    "lora": "lora",
-}
+TRAINING_KINDS = (
+    (re.compile(r"\blora\b|\bpeft\b"), "lora"),
+    (re.compile(r"\bfull\b|\bsft\b|fine ?tun|\bft\b"), "full"),
+    (re.compile(r"pre ?train|\btrain(ing)?\b"), "pretrain"),
+)
+"""What a row's `kind` says of a training run, first match: "LoRA", "full fine-tune", "MoE pretraining"."""
+OTHER_TRAINING = re.compile(r"\bqlora\b|\bdpo\b|\bppo\b|\bgrpo\b|\brl(hf)?\b")
+"""Training whose work is another: a base in four bits, samples drawn in between."""
+TRAINING_COLUMNS = ("global_batch_size", "mfu_pct")
+"""Numbers that only a training run has."""
 MAX_BYTES = 200_000_000
 _YES = frozenset({"true", "yes", "1", "1.0"})
+_COUNTED = re.compile(r"(\d+)(?: [x×] |[x×] ?)(?=[^\d\W])(.+)", re.IGNORECASE)
 _DEGREES = re.compile(r"(dep|tep|tp|pp|ep|dp)[ =_-]?(\d+)", re.IGNORECASE)
 
 RANDOM_LENGTH_SHARE = 0.9
@@ -69,9 +73,6 @@ which the measured throughput of most H100 rows is explained: chat turns are sho
 file, an image is some hundred to a thousand patches, a video a few thousand."""
 TASK_MEDIA = {"image-chat": "image", "video-chat": "video", "audio-chat": "audio", "omni-chat": "video"}
 """What prompts of a task carry beside text."""
-"""Assumed prompt tokens of ML.ENERGY's tasks, whose input lengths are not published: questions and chat turns
-are short, fill-in-the-middle prompts carry a file, an image is some hundred patches to a thousand, a video
-several thousand."""
 
 
 @dataclass(frozen=True)
@@ -208,9 +209,8 @@ def _number(path: Path, line: int, name: str, value: str) -> float:
 
 
 def _row(cells: _Cells) -> MeasuredRow:
-    training = TRAINING_KINDS.get(cells.text.get("kind", "").lower(), "")
-    if not training and "global_batch_size" in cells.number:
-        training = "pretrain"
+    miscounted = _take_count(cells)
+    training = _training_kind(cells)
     placed = _Placed(Layout(), gpus=cells["n_gpus"]) if training else _layout(cells)
     share = _length_share(cells)
     inputs, length = _input_tokens(cells, share)
@@ -223,9 +223,9 @@ def _row(cells: _Cells) -> MeasuredRow:
         source=cells.text.get("source", ""),
         gpus=placed.gpus,
         input_tokens=cells["input_len"] if training else inputs,
-        output_tokens=cells["output_len"] * share,
+        output_tokens=max(cells["output_len"] * share, min(cells["output_len"], 1.0)),
         cached_tokens=cells.number.get("cached_input_len", 0.0) * share,
-        concurrency=cells.first("avg_running_batch", "concurrency", "batch_size") * placed.share,
+        concurrency=_requests(cells) * placed.share,
         layout=placed.layout,
         prefill_gpus=placed.prefill_gpus,
         accepted_per_step=cells.number.get("accepted_per_step", 1.0),
@@ -240,12 +240,29 @@ def _row(cells: _Cells) -> MeasuredRow:
         prefill_tp=cells.whole("prefill_tp")
         if placed.prefill_gpus and "decode_workers" in cells.number
         else 0,
-        assumed=tuple(_assumed(cells, training, share, length)),
-        problem=placed.problem or _missing(cells, training, inputs),
+        assumed=tuple(_assumed(cells, training, share, length, placed.assumed)),
+        problem=miscounted or placed.problem or _missing(cells, training, inputs),
     )
 
 
-def _assumed(cells: _Cells, training: str, share: float, length: str) -> Iterator[str]:
+def _take_count(cells: _Cells) -> str:
+    """Moves a count before the GPU's name ("8x H100") to n_gpus; says so where n_gpus is another."""
+    if not (counted := _COUNTED.fullmatch(cells.text.get("gpu", ""))):
+        return ""
+    count, cells.text["gpu"] = float(counted[1]), counted[2]
+    if cells.number.setdefault("n_gpus", count) == count:
+        return ""
+    return f"gpu says {count:g} GPUs, n_gpus {cells['n_gpus']:g}"
+
+
+def _training_kind(cells: _Cells) -> str:
+    """What kind of training run a row is; empty for serving."""
+    words = re.sub(r"[-_]", " ", cells.text.get("kind", "").lower())
+    named = next((kind for pattern, kind in TRAINING_KINDS if pattern.search(words)), "")
+    return named or ("pretrain" if any(name in cells.number for name in TRAINING_COLUMNS) else "")
+
+
+def _assumed(cells: _Cells, training: str, share: float, length: str, layout: str) -> Iterator[str]:
     """What a row leaves open and is taken for granted."""
     if length:
         yield length
@@ -257,6 +274,8 @@ def _assumed(cells: _Cells, training: str, share: float, length: str) -> Iterato
         yield "precision bf16" if training else "the precision of the checkpoint as published"
     if not training and "engine" not in cells.text:
         yield "engine vllm"
+    if layout:
+        yield layout
 
 
 def _length_share(cells: _Cells) -> float:
@@ -286,11 +305,13 @@ def _missing(cells: _Cells, training: str, inputs: float) -> str:
         needed |= {
             "input_len": not math.isnan(inputs),
             "output_len": cells["output_len"] >= 1,
-            "concurrency": cells.first("avg_running_batch", "concurrency", "batch_size") >= 1,
+            "concurrency": _requests(cells) >= 1,
         }
     missing = [name for name, there in needed.items() if not there]
     if missing:
         return f"no {', no '.join(missing)}"
+    if other := OTHER_TRAINING.search(cells.text.get("kind", "").lower()):
+        return f"kind {other[0]} is not predicted: pretraining, full fine-tuning and LoRA are"
     drafts = cells.text.get("spec_decoding", "").lower()
     if drafts not in ("", "false", "off") and "accepted_per_step" not in cells.number:
         return f"speculative decoding ({drafts}) without accepted_per_step: the drafts kept are not known"
@@ -327,45 +348,64 @@ def _gpu_power_w(cells: _Cells, gpus: float) -> float:
 
 class _Placed(NamedTuple):
     """A row's (decoding) replica, GPUs of it that only prefill, all GPUs of the row, the replica's share of
-    them, and what is wrong if anything."""
+    them, what is wrong if anything, and what was taken for granted."""
 
     layout: Layout
     prefill_gpus: float = 0.0
     gpus: float = math.nan
     share: float = 1.0
     problem: str = ""
+    assumed: str = ""
 
 
 def _layout(cells: _Cells) -> _Placed:
     if cells.text.get("mode", "").lower().startswith("disagg") or cells.yes("disagg"):
         return _split_layout(cells)
-    n = cells["n_gpus"]
+    n, assumed = cells["n_gpus"], ""
     if "parallelism" in cells.text:
         layout = _named_layout(cells.text["parallelism"])
     elif "moe_tp" in cells.number or "moe_ep" in cells.number:
         layout = _expert_layout(cells)
         n = float(layout.gpus)
     else:
-        layout = _plain_layout(cells)
+        layout, assumed = _plain_layout(cells)
     if math.isnan(n):
         n = float(layout.gpus)
-    problem = "" if n == layout.gpus else f"{n:g} GPUs, but its degrees make {layout.gpus}"
     if layout.tp > MAX_TP or layout.tp & (layout.tp - 1):
         problem = f"tensor parallel over {layout.tp} GPUs: no engine runs that, the real split is not stated"
-    return _Placed(layout, 0.0, n, 1.0, problem)
+        return _Placed(layout, 0.0, n, 1.0, problem)
+    return _Placed(layout, 0.0, n, 1.0, "", assumed) if n == layout.gpus else _replicas(cells, layout, n)
 
 
-def _plain_layout(cells: _Cells) -> Layout:
-    """tp, pp, ep, dp as given; what n_gpus has beyond them is tensor parallel (a table that says tp 1 and ep
-    8 on 8 GPUs tells of the experts alone). With ``dp_attention`` tp counts the group whose attention is
-    replicated."""
+def _replicas(cells: _Cells, layout: Layout, n: float) -> _Placed:
+    """GPUs that are several times tp × pp, without a word on dp: replicas that share the row's requests."""
+    told = "parallelism" in cells.text or {"dp", "moe_tp", "moe_ep"} & cells.number.keys()
+    if told or cells.yes("dp_attention") or n % layout.gpus or layout.gpus % layout.ep:
+        return _Placed(layout, 0.0, n, 1.0, f"{n:g} GPUs, but its degrees make {layout.gpus}")
+    few = _requests(cells) < n / layout.gpus
+    problem = f"fewer requests at a time than its {n / layout.gpus:g} replicas" if few else ""
+    return _Placed(
+        layout, 0.0, n, layout.gpus / n, problem, "GPUs beyond tp × pp are replicas that share the requests"
+    )
+
+
+def _requests(cells: _Cells) -> float:
+    """Requests in flight over all of a row's GPUs; NaN where it does not say."""
+    return cells.first("avg_running_batch", "concurrency", "batch_size")
+
+
+def _plain_layout(cells: _Cells) -> tuple[Layout, str]:
+    """tp, pp, ep, dp as given, and what was assumed. GPUs beyond them are tensor parallel where tp is blank, or
+    1 beside an ep (a table that says tp 1 and ep 8 on 8 GPUs tells of the experts alone). With
+    ``dp_attention`` tp counts the group whose attention is replicated."""
     tp, pp, ep, dp = (max(cells.whole(name), 1) for name in ("tp", "pp", "ep", "dp"))
     n = cells.whole("n_gpus")
     if cells.yes("dp_attention"):
-        return Layout(1, pp, tp, tp)
-    if tp == 1 and n > pp * dp and n % (pp * dp) == 0:
-        tp = n // (pp * dp)
-    return Layout(tp, pp, ep, dp)
+        group = tp if "tp" in cells.number else max(n // pp, 1)
+        return Layout(1, pp, group, group), ""
+    if tp > 1 or ("tp" in cells.number and ep == 1) or n <= pp * dp or n % (pp * dp):
+        return Layout(tp, pp, ep, dp), ""
+    return Layout(n // (pp * dp), pp, ep, dp), "" if "tp" in cells.number else "tensor parallel over all GPUs"
 
 
 def _named_layout(text: str) -> Layout:
@@ -404,7 +444,9 @@ def _split_layout(cells: _Cells) -> _Placed:
     workers, tp = cells["decode_workers"], cells.whole("decode_tp")
     if workers >= 1 and tp >= 1 and cells["prefill_workers"] * cells["prefill_tp"] >= 1:
         prefill = cells["prefill_workers"] * cells["prefill_tp"]
-        return _Placed(Layout(tp), prefill / workers, prefill + workers * tp, 1 / workers)
+        few = _requests(cells) < workers
+        problem = f"fewer requests at a time than its {workers:g} decode workers" if few else ""
+        return _Placed(Layout(tp), prefill / workers, prefill + workers * tp, 1 / workers, problem)
     prefill, decode = cells["prefill_gpus"], cells["decode_gpus"]
     if not (prefill >= 1 and decode >= 1):
         return _Placed(Layout(), problem="disaggregated without prefill and decode GPU counts")

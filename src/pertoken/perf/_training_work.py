@@ -4,6 +4,7 @@ here."""
 from __future__ import annotations
 
 import math
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -17,12 +18,16 @@ from pertoken.units import BYTES_PER_GB
 KINDS = ("pretrain", "full", "lora")
 CHECKPOINTING = ("", "none", "selective", "full")
 PRECISION_NAMES = {
-    "bf16": "bf16", "bfloat16": "bf16", "amp_bf16": "bf16", "fp16": "bf16", "amp_fp16": "bf16",
-    "fp8": "fp8", "amp_fp8": "fp8", "fp8-cs": "fp8", "fp8-mx": "fp8", "fp8-sc": "fp8", "fp8-ds": "fp8",
-    "mxfp8": "fp8", "fp4": "fp4", "nvfp4": "fp4", "mxfp4": "fp4",
+    "bf16": "bf16", "bfloat16": "bf16", "fp16": "bf16", "float16": "bf16", "half": "bf16",
+    "fp8": "fp8", "float8": "fp8", "mxfp8": "fp8", "fp4": "fp4", "nvfp4": "fp4", "mxfp4": "fp4",
 }  # fmt: skip
-"""Foreign name of a training precision to ours; ``fp4`` is what is run under that name: GEMMs in four and
-eight bits mixed, so its work is counted at the eight-bit peak and the gain is a fitted factor."""
+"""Foreign name of a training precision to ours, without what `_RECIPE` strips; ``fp4`` is what is run under that
+name: GEMMs in four and eight bits mixed, so its work is counted at the eight-bit peak and the gain is a fitted
+factor."""
+_RECIPE = re.compile(
+    r"^(torch\.|amp_)|(?<=8)[-_ ](cs|mx|sc|ds|current|delayed|block|blockwise|tensorwise|rowwise|hybrid|e4m3|e4m3fn)$"
+)
+"""What frameworks put around a precision: a namespace before it, how FP8 is scaled after it."""
 
 MEMORY_FRACTION = 0.92
 """Share of a GPU's memory a training process may fill."""
@@ -95,7 +100,7 @@ def training_precision(name: str) -> str:
     >>> [training_precision(n) for n in ("amp_bf16", "FP8-MX", "fp8/fp4 mixed (see submission config)")]
     ['bf16', 'fp8', 'fp4']
     """
-    text = name.strip().lower()
+    text = _RECIPE.sub("", name.strip().lower())
     if "mixed" in text and "fp4" in text:
         return "fp4"
     if (found := PRECISION_NAMES.get(text)) is None:

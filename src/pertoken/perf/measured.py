@@ -86,8 +86,26 @@ def _configuration(row: MeasuredRow) -> tuple[MeasuredRow, tuple[str, str, str, 
         name, native = found.name, found.native_precision
     except UnknownNameError:
         name, native = row.model, "bf16"
-    row = replace(row, precision=row.precision or native)
-    return row, (name, gpu(row.gpu).name, precision_name(row.precision), engine_family(row.engine))
+    device = gpu(row.gpu)
+    row = power_of_one(replace(row, precision=row.precision or native), device)
+    return row, (name, device.name, precision_name(row.precision), engine_family(row.engine))
+
+
+BELOW_IDLE = 0.7
+"""Share of a loaded, idle GPU's power that no busy one draws: below it a row's power was of one GPU."""
+
+
+def power_of_one(row: MeasuredRow, gpu: Gpu) -> MeasuredRow:
+    """The row with `power_w` read as of one GPU, and said so, where the power of all would leave each below idle."""
+    each = row.measured.get("power_w", math.inf)
+    if (
+        row.gpus <= 1
+        or each >= BELOW_IDLE * gpu.idle_w
+        or not gpu.idle_w <= each * row.gpus <= 1.1 * gpu.tdp_w
+    ):
+        return row
+    said = "power_w is of one GPU: of all of them each would draw less than at rest"
+    return replace(row, measured={**row.measured, "power_w": each * row.gpus}, assumed=(*row.assumed, said))
 
 
 def serving_points(rows: Sequence[MeasuredRow]) -> Point:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import io
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.console import Console, Group, RenderableType
-from rich.text import Text
+from rich.console import Console, RenderableType
 
 from pertoken.catalog.gpus import Gpu, gpu
 from pertoken.catalog.models import Model, model, model_from_config
@@ -22,34 +22,14 @@ from pertoken.errors import CannotServeError, InputError, NoEvidenceError, PerTo
 from pertoken.perf import predict, utilisations
 from pertoken.perf._training_work import training_precision
 from pertoken.perf._work import engine_family, precision_name
-from pertoken.perf.measured import MeasuredRow, read_rows, serving_points
+from pertoken.perf.measured import MeasuredRow, power_of_one, read_rows, serving_points
 from pertoken.perf.point import Floats, Interval, Layout, Point
 from pertoken.perf.power import gpu_power_w
 from pertoken.perf.tasks import ENGINE, predict_task, task_names
 from pertoken.perf.training import predict_training, training_point
-from pertoken.report._fact_table import right, table_of
+from pertoken.report._validate_table import QUANTITIES, WIDTH, validation_table
 
-WIDTH = 100
 WORST = 10
-QUANTITIES = {
-    "tokens_per_s": "output tokens per second per GPU",
-    "ttft_s": "time to first token",
-    "tpot_s": "time per output token",
-    "power_w": "power of one GPU",
-    "joules_per_output_token": "J per output token, GPU boundary",
-    "training_tokens_per_s": "trained tokens per second per GPU",
-    "mfu_fraction": "model FLOPs utilisation",
-}
-SHORT = {
-    "tokens_per_s": "tokens/s",
-    "ttft_s": "TTFT",
-    "tpot_s": "TPOT",
-    "power_w": "power",
-    "joules_per_output_token": "J/output token",
-    "training_tokens_per_s": "trained tok/s",
-    "mfu_fraction": "MFU",
-}
-"""The same where columns are narrow."""
 
 
 class Scored(NamedTuple):
@@ -128,21 +108,22 @@ class Validation:
     scored: tuple[Scored, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON: everything but the single rows that were answered well."""
+        """Plain values, for JSON; ``scored`` holds every quantity of every row, from which the scores follow."""
         return {
             "path": self.path,
             "rows": self.rows,
             "answered": self.answered,
             "overall": [asdict(s) for s in self.overall],
             "groups": [asdict(s) for s in self.groups],
-            "worst": [s._asdict() | {"error": s.error} for s in self.worst],
+            "worst": [_plain(s) for s in self.worst],
             "unanswered": [asdict(u) for u in self.unanswered],
             "assumed": dict(self.assumed),
+            "scored": [_plain(s) for s in self.scored],
         }
 
     def render(self) -> RenderableType:
         """The tables for a rich console of 100 columns."""
-        return _render(self)
+        return validation_table(self)
 
     def __str__(self) -> str:
         console = Console(width=WIDTH, file=io.StringIO(), force_terminal=False)
@@ -168,14 +149,13 @@ def validate(points_csv: Path | str, models_dir: Path | str | None = None) -> Va
     rows = read_rows(path)
     scored: list[Scored] = []
     unanswered: dict[int, Unanswered] = {}
-    for key, members in _grouped(rows, unanswered, folder).items():
+    groups = _grouped(rows, unanswered, folder)
+    for key, members in groups.items():
         answer = _training if key.training else _serving
         scored += answer(key, members, unanswered)
     lines = {s.line for s in scored}
-    assumed: dict[str, int] = {}
-    for row in rows:
-        for text in row.assumed if row.line in lines else ():
-            assumed[text] = assumed.get(text, 0) + 1
+    read = sorted((row for members in groups.values() for row in members), key=lambda row: row.line)
+    assumed = Counter(text for row in read if row.line in lines for text in row.assumed)
     return Validation(
         path=str(points_csv),
         rows=len(rows),
@@ -187,6 +167,10 @@ def validate(points_csv: Path | str, models_dir: Path | str | None = None) -> Va
         assumed=assumed,
         scored=tuple(sorted(scored, key=lambda s: s.line)),
     )
+
+
+def _plain(s: Scored) -> dict[str, Any]:
+    return s._asdict() | {"error": s.error, "covered": s.covered}
 
 
 class _Key(NamedTuple):
@@ -216,7 +200,8 @@ def _grouped(
         if not reason:
             try:
                 key = _key(row, by_name, folder)
-                groups.setdefault(key, []).append(replace(row, precision=key.precision))
+                own = power_of_one(replace(row, precision=key.precision), key.gpu)
+                groups.setdefault(key, []).append(own)
             except PerTokenError as error:
                 reason = str(error)
         if reason:
@@ -448,57 +433,3 @@ def _worst(scored: Sequence[Scored]) -> tuple[Scored, ...]:
     for s in sorted(scored, key=lambda s: order.index(s.quantity)):
         first.setdefault(s.line, s)
     return tuple(sorted(first.values(), key=lambda s: (-abs(s.error), s.line))[:WORST])
-
-
-def _render(v: Validation) -> RenderableType:
-    head = f"{v.path}: {v.answered} of {v.rows} rows scored, {len(v.unanswered)} without an answer"
-    parts: list[RenderableType] = [Text(head, style="bold")]
-    parts += [Text(f"assumed in {n} rows: {text}") for text, n in v.assumed.items()]
-    if v.overall:
-        parts += [
-            Text("\nAll rows (error of predicted over measured; cover: share within the 80 % interval)")
-        ]
-        parts += [_score_table(v.overall, whole=True)]
-        parts += [Text("By GPU, engine and precision"), _score_table(v.groups, whole=False)]
-        parts += [Text("Worst rows"), _worst_table(v.worst)]
-    if v.unanswered:
-        parts += [Text("Without an answer"), _unanswered_table(v.unanswered)]
-    return Group(*parts)
-
-
-def _percent(value: float, signed: bool = False) -> str:
-    return f"{100 * value:+.1f} %" if signed else f"{100 * value:.1f} %"
-
-
-def _score_table(scores: Sequence[Score], *, whole: bool) -> RenderableType:
-    names = ["quantity"] if whole else ["quantity", "GPU", "engine", "format"]
-    table = table_of(*names, *right("rows", "mean", "median", "p90", "bias", "cover"))
-    for s in scores:
-        label = QUANTITIES[s.quantity] if whole else SHORT[s.quantity]
-        own = [label] if whole else [label, s.gpu, s.engine, s.precision]
-        figures = (_percent(s.mean), _percent(s.median), _percent(s.p90), _percent(s.bias, signed=True))
-        table.add_row(*own, str(s.rows), *figures, f"{100 * s.coverage:.0f} %")
-    return table
-
-
-def _worst_table(worst: Sequence[Scored]) -> RenderableType:
-    table = table_of(
-        "line", "what", "GPU, engine, model", "setting", *right("measured", "predicted", "error")
-    )
-    for s in worst:
-        where = f"{s.gpu} {s.engine} {s.precision} {s.model.split('/')[-1]}"
-        figures = (f"{s.measured:.4g}", f"{s.predicted:.4g}", f"{100 * s.error:+.0f} %")
-        table.add_row(str(s.line), SHORT[s.quantity], where, s.setting, *figures)
-    return table
-
-
-def _unanswered_table(unanswered: Sequence[Unanswered]) -> RenderableType:
-    """One line per reason with its rows' count and first lines."""
-    by_reason: dict[str, list[Unanswered]] = {}
-    for u in unanswered:
-        by_reason.setdefault(u.reason, []).append(u)
-    table = table_of(*right("rows"), "lines", "why")
-    for reason, members in sorted(by_reason.items(), key=lambda kv: -len(kv[1])):
-        lines = ", ".join(str(u.line) for u in members[:4]) + (" …" if len(members) > 4 else "")
-        table.add_row(str(len(members)), lines, reason)
-    return table
