@@ -87,6 +87,34 @@ PUBLISHED = {
     "nvidia/NVIDIA-Nemotron-3-Super-120B-A12B": 120_600_000_000,
     "XiaomiMiMo/MiMo-V2-Flash": 309_000_000_000,
     "stepfun-ai/Step-3.7-Flash": 196_000_000_000,
+    # older ones: safetensors totals as above, unless a paper is named
+    "openai/gpt-3-175b": 175_000_000_000,  # arXiv 2005.14165, table 2.1
+    "EleutherAI/gpt-j-6b": 6_050_882_784,
+    "tiiuae/falcon-180B": 179_522_565_120,
+    "huggyllama/llama-65b": 65_285_660_672,
+    "codellama/CodeLlama-34b-hf": 33_743_970_304,
+    "01-ai/Yi-34B": 34_388_917_248,
+    "databricks/dbrx-base": 131_596_523_520,
+    "CohereLabs/c4ai-command-r-plus": 103_810_674_688,
+    "nvidia/Nemotron-4-340B-Base": 341_000_000_000,  # arXiv 2406.11704: 340 B
+    "mistralai/Codestral-22B-v0.1": 22_247_282_688,
+    "allenai/OLMo-2-1124-13B": 13_716_198_400,
+    "ibm-granite/granite-3.3-8b-instruct": 8_170_848_256,  # granite-3.1, four tokens fewer
+    "deepseek-ai/deepseek-llm-67b-base": 67_425_001_472,
+    "deepseek-ai/deepseek-coder-33b-base": 33_342_991_360,
+    "google/gemma-2-2b-it": 2_614_341_888,
+    "google/gemma-2-9b-it": 9_241_705_984,
+    "google/gemma-2-27b-it": 27_227_128_320,
+    "microsoft/Phi-3-mini-4k-instruct": 3_821_079_552,
+    "microsoft/Phi-3-medium-128k-instruct": 13_960_238_080,
+    "Qwen/Qwen1.5-72B": 72_287_920_128,
+    "Qwen/Qwen2-57B-A14B": 57_409_006_592,
+    "Qwen/Qwen2.5-3B": 3_085_938_688,
+    "Qwen/Qwen2.5-VL-3B-Instruct": 3_754_622_976,
+    "Qwen/Qwen2.5-VL-7B-Instruct": 8_292_166_656,
+    "Qwen/Qwen2.5-VL-32B-Instruct": 33_452_718_336,
+    "Qwen/Qwen2.5-VL-72B-Instruct": 73_410_777_344,
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": 1_777_088_000,
     # llm-foundry, scripts/train/benchmarking, at 2,048 tokens
     "mosaicml/mpt-125m": 125_000_000,
     "mosaicml/mpt-1b": 1_315_000_000,
@@ -110,6 +138,8 @@ ACTIVE = {
     "Qwen/Qwen3-Coder-480B-A35B-Instruct": (35, 1),  # model card
     "Qwen/Qwen3.5-397B-A17B": (17, 1),  # model card
     "Qwen/Qwen3.5-122B-A10B": (10, 1),  # model card
+    "databricks/dbrx-base": (36, 1),  # model card
+    "Qwen/Qwen2-57B-A14B": (14, 1),  # arXiv 2407.10671
     "meta-llama/Llama-4-Scout-17B-16E": (17, 1),  # model card
     "meta-llama/Llama-4-Maverick-17B-128E": (17, 1),  # model card
     "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B": (3.6, 0.1),  # arXiv 2512.20856, with embeddings
@@ -330,6 +360,14 @@ def test_parts_sum_to_the_whole(m: Model) -> None:
         ("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B", "bf16"),
         ("llama-3.1-8b-instruct", "meta-llama/Llama-3.1-8B", "bf16"),
         ("llama3.1:8b", "meta-llama/Llama-3.1-8B", "bf16"),
+        ("llama31_405b", "meta-llama/Llama-3.1-405B", "bf16"),
+        ("llama2-70b-99.9", "meta-llama/Llama-2-70b", "bf16"),
+        ("amd/Llama-3.3-70B-Instruct-MXFP4-Preview", "meta-llama/Llama-3.3-70B-Instruct", "fp4"),
+        ("amd/gpt-oss-120b-w-mxfp4-a-fp8", "openai/gpt-oss-120b", "fp4"),
+        ("Qwen/Qwen2-72B-Instruct", "Qwen/Qwen2.5-72B", "bf16"),
+        ("lmsys/vicuna-13b-v1.5", "meta-llama/Llama-2-13b", "bf16"),
+        ("microsoft/Phi-3-mini-128k-instruct", "microsoft/Phi-3.5-mini-instruct", "bf16"),
+        ("nvidia/Nemotron-4-340B-Instruct", "nvidia/Nemotron-4-340B-Base", "bf16"),
         ("Meta-Llama-3.1-8B", "meta-llama/Llama-3.1-8B", "bf16"),
         ("meta-llama/Meta-Llama-3-8B-Instruct", "meta-llama/Meta-Llama-3-8B", "bf16"),
         ("Llama-2-70b-chat-hf", "meta-llama/Llama-2-70b", "bf16"),

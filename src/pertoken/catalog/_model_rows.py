@@ -16,8 +16,11 @@ from pertoken.errors import UnknownNameError
 _MAKERS = frozenset({"meta", "nvidia", "amd", "ibm", "google"})
 """Words some publishers put before the model's own name."""
 
-_TUNED = frozenset({"instruct", "base", "chat", "it", "hf", "thinking", "pt", "text"})
-"""Words for a tuning that leaves the architecture as it is."""
+_TUNED = frozenset(
+    {"instruct", "base", "chat", "it", "hf", "thinking", "pt", "text", "preview", "99", "99.9"}
+)
+"""Words for a tuning, a preview or an accuracy target of MLPerf (``llama2-70b-99.9``) that leave the architecture as
+it is."""
 
 _QUANTISED = {
     "fp8": "fp8",
@@ -42,6 +45,8 @@ _QUANTISED = {
 _HOW = frozenset({"static", "dynamic", "block", "pertensor", "kv", "v2", "tensor", "per"})
 """Words that say how a checkpoint was quantised; they count as such only after a precision."""
 
+_WEIGHTS_AND_ACTIVATIONS = re.compile(r"-w-(\w+)-a-\w+$")
+"""Quark's names: gpt-oss-120b-w-mxfp4-a-fp8 is stored in MXFP4."""
 _DATE = re.compile(r"2[3-9](0[1-9]|1[0-2])|(0[1-9]|1[0-2])([0-2]\d|3[01])|20\d{6}")
 _RUNS = re.compile(r"\d+(?:\.\d+)*[bmtke]?(?![a-z])|\d+(?:\.\d+)*|[a-z]+")
 
@@ -138,6 +143,7 @@ def _words(name: str) -> list[str]:
     ['nemotron', 'nano', '9b', 'v2']
     """
     last = name.strip().rpartition("/")[2].lower().replace("quantized.", "")
+    last = _WEIGHTS_AND_ACTIVATIONS.sub(r"-\1", last)
     words = [w for w in re.split(r"[-_\s:@]+", last) if w]
     return words[1:] if len(words) > 1 and words[0] in _MAKERS else words
 
