@@ -319,6 +319,62 @@ def test_a_routers_usage_finds_the_pools_that_serve_its_model() -> None:
     assert [f.kind for f in lost.findings if f.kind == "unmatched"] == ["unmatched"]
 
 
+@pytest.mark.parametrize(
+    ("engine", "event"),
+    [
+        ("meta-llama/Llama-3.3-70B-Instruct", "llama-3.3-70b-instruct"),  # case, maker
+        ("tiny", "hosted_vllm/Tiny"),
+        ("meta-llama/Llama-3.3-70B-Instruct", "llama3.3:70b"),  # a variant the catalogue knows
+        ("RedHatAI/Llama-3.3-70B-Instruct-FP8-dynamic", "Llama-3.3-70B"),  # the one there is
+    ],
+)
+def test_events_of_a_model_under_another_name_are_of_that_model(engine: str, event: str) -> None:
+    """The tenant gets its tokens and its GPU-hours, under the engine's name; also where the event knew no pool."""
+    for pool in ("h100", ""):
+        found = run(
+            told("engine/a", *ENGINE, model=engine),
+            told(
+                "usage/x",
+                ("input_tokens", 800.0),
+                ("output_tokens", 500.0),
+                model=event,
+                tenant="blue",
+                pool=pool,
+            ),
+        )
+        assert by(found.usage, "output_tokens", "model", "tenant") == {(engine, "blue"): 500}
+        assert by(found.usage, "gpu_hours", "tenant") == {"blue": 4, "(idle)": 4}
+        assert [f.kind for f in found.findings] == ["no_energy"]
+
+
+def test_a_name_that_might_be_two_models_is_left_and_told() -> None:
+    served = ("nvidia/Llama-3.3-70B-Instruct-FP8", "nvidia/Llama-3.3-70B-Instruct-FP4")
+    found = run(
+        *(told("engine/a", *ENGINE, model=model, key=model) for model in served),
+        told("usage/x", ("output_tokens", 100.0), model="llama-3.3-70b", tenant="blue"),
+    )
+    assert by(found.usage, "output_tokens", "tenant") == {"": 1000}
+    assert [(f.kind, f.amount) for f in found.findings if f.kind != "no_energy"] == [("unmatched", 100.0)]
+
+
+def test_engines_that_name_one_model_differently_are_told() -> None:
+    found = run(
+        told("engine/a", *ENGINE, model="meta-llama/Llama-3.3-70B-Instruct"),
+        told("engine/b", *ENGINE, model="llama-3.3-70b"),
+    )
+    (finding,) = (f for f in found.findings if f.kind == "two_names")
+    assert finding.text == (
+        "'llama-3.3-70b' and 'meta-llama/Llama-3.3-70B-Instruct' are one model: "
+        "give their sources `names` that make them one"
+    )
+
+
+def test_a_flood_of_model_names_is_looked_up_in_part() -> None:
+    events = [told("usage/x", ("requests", 1.0), model=f"no such model {i}", key=str(i)) for i in range(300)]
+    found = run(told("engine/a", *ENGINE), *events)
+    assert by(found.usage, "output_tokens", "model") == {"m": 500}
+
+
 def test_an_api_pool_has_tokens_and_no_hours() -> None:
     counts = (
         ("input_tokens", 70.0),

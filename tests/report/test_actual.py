@@ -142,14 +142,14 @@ def two_books(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def add(ledger: Ledger, book: str, usd: float, tokens: float) -> None:
+def add(ledger: Ledger, book: str, usd: float, tokens: float, model: str = "m") -> None:
     ledger.add_usage(
         usage_rows(
             HOURS,
             {("output", "gpu_hours"): 1.0, ("output", "output_tokens"): tokens},
             book=book,
             pool="h100",
-            model="m",
+            model=model,
             tenant="shop",
             basis="measured",
         )
@@ -173,6 +173,29 @@ def test_from_the_ledger_and_in_words(two_books: Path) -> None:
     assert "actual against plan:shop, 2026-12-01 00:00 to 2026-12-02 00:00 UTC; USD" in text
     assert "+12.00" in text
     assert found.to_dict()["total"]["variance_usd"] == "12.000000000"
+
+
+def test_one_model_under_two_names_is_said(tmp_path: Path) -> None:
+    """The plan has the catalogue's name, the engine its own: two lines, and a word on how they become one."""
+    ledger = open_ledger(tmp_path / "ledger.duckdb")
+    for book, model in (
+        ("plan:shop", "meta-llama/Llama-3.3-70B-Instruct"),
+        ("actual", "llama-3.3-70b"),
+        ("actual", "m"),
+    ):
+        add(ledger, book, 2.0, 1000, model)
+    ledger.shut()
+    found = report(tmp_path, ["plan:shop", "actual"], ["model"])
+    assert [line.group for line in found.lines] == [
+        ("llama-3.3-70b",),
+        ("m",),
+        ("meta-llama/Llama-3.3-70B-Instruct",),
+    ]
+    assert found.notes == (
+        "'llama-3.3-70b' of actual and 'meta-llama/Llama-3.3-70B-Instruct' of plan:shop are one model: give its "
+        "sources names: {llama-3.3-70b: meta-llama/Llama-3.3-70B-Instruct} and close the hours again",
+    )
+    assert not report(tmp_path, ["plan:shop", "actual"], ["pool"]).notes
 
 
 def test_what_cannot_be_compared_is_said(two_books: Path) -> None:

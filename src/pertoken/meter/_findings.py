@@ -23,6 +23,7 @@ FINDINGS: dict[str, str] = {
     "gap": "a source was silent",
     "disagree": "two sources count the same thing differently",
     "unmatched": "usage events of a model no engine of the pool serves",
+    "two_names": "engines of a pool name one model differently",
     "unknown_pool": "records of a pool the fleet does not have",
     "no_gpu_hours": "tokens, but nothing says how many GPUs were held",
     "no_energy": "GPUs held, but no reading of their energy",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 
 import pyarrow as pa
 
 from pertoken.errors import InputError
+from pertoken.meter._models import renamed
 from pertoken.meter._split import MICRO, quantised
 from pertoken.meter.records import TOTALS
 from pertoken.scenario import Api, Fleet
@@ -32,6 +33,22 @@ class Tally:
         self._rows: dict[tuple[str, str, str, str, str, str], float] = defaultdict(float)
         self._placed: Tokens = defaultdict(lambda: defaultdict(int))
         self._cache: dict[str, Tokens] = {}
+
+    def unify(self) -> None:
+        """Give a model one name in this pool, that of the engines (else the gateway), where others tell another."""
+        names = self.names_of({m for (kind, _, m, *_) in self._rows if kind in ("usage", "gateway")})
+        if names:
+            rows, self._rows = self._rows, defaultdict(float)
+            for (kind, source, model, tenant, phase, meter), quantity in rows.items():
+                same = names.get(model, model) if kind in ("usage", "gateway") else model
+                self._rows[kind, source, same, tenant, phase, meter] += quantity
+
+    def names_of(self, models: Collection[str]) -> dict[str, str]:
+        """Those of the models that are served here under another name, with that name."""
+        served: set[str] = set()
+        for record in ("engine", "gateway"):
+            served = served or {m for (kind, _, m, *_) in self._rows if kind == record and m}
+        return renamed(models, served) if served else {}
 
     def add(self, source: str, model: str, tenant: str, phase: str, meter: str, quantity: float) -> None:
         """One row of totals."""
@@ -188,6 +205,9 @@ def tallies(totals: pa.Table, fleet: Fleet) -> dict[datetime, dict[str, Tally]]:
     columns = [totals.column(name).to_pylist() for name in TOTALS.names]
     for hour, source, pool, model, tenant, phase, meter, _, quantity in zip(*columns, strict=True):
         tally_of(found[hour], pool, fleet).add(source, model, tenant, phase, meter, quantity)
+    for pools in found.values():
+        for tally in pools.values():
+            tally.unify()
     return dict(found)
 
 

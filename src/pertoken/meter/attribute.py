@@ -165,12 +165,14 @@ def _placed(pools: dict[str, Tally], fleet: Fleet) -> dict[str, float]:
     if loose is None:
         return {}
     unplaced: dict[str, float] = defaultdict(float)
+    models = {model for model, _ in loose.tokens("usage")}
+    names = defaultdict(dict, {name: tally.names_of(models) for name, tally in pools.items()})
     for (model, meter), told in loose.tokens("usage").items():
         weights: dict[str, float] = {}
         for name in fleet.pools:
             tally = pools.get(name)
             if tally is not None and not tally.tokens("usage", own=True):
-                count = tally.counted(model, meter)
+                count = tally.counted(names[name].get(model, model), meter)
                 if count:
                     weights[name] = count
         if not weights:
@@ -181,7 +183,7 @@ def _placed(pools: dict[str, Tally], fleet: Fleet) -> dict[str, float]:
             continue
         for tenant, count in told.items():
             for name, part in split(count, weights, MICRO).items():
-                tally_of(pools, name, fleet).place(model, tenant, meter, part)
+                tally_of(pools, name, fleet).place(names[name].get(model, model), tenant, meter, part)
     return dict(unplaced)
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -25,6 +25,7 @@ from typing import Any, Protocol
 
 from pertoken.errors import InputError, UnknownNameError
 from pertoken.ledger import Ledger
+from pertoken.meter._models import renamed
 from pertoken.units import SERVED_TOKEN_METERS, TOKEN_METERS, base_meter
 
 DIMENSIONS = ("pool", "model", "tenant")
@@ -277,7 +278,12 @@ def compare_books(
         told = "; ".join(f"{b} {s[0]:%Y-%m-%d %H:%M} to {s[1]:%Y-%m-%d %H:%M} UTC" for b, s in spans.items())
         raise InputError(f"the books have no hours in common in that window: {told}")
     facts = {book: ask(book).facts(book, keys, first, last) for book in (forecast, actual)}
-    return variance(facts[forecast], facts[actual], by=keys, start=first, end=last, books=(forecast, actual))
+    found = variance(facts[forecast], facts[actual], by=keys, start=first, end=last, books=(forecast, actual))
+    if "model" not in keys:
+        return found
+    at = keys.index("model")
+    named = {book: {group[at] for group in facts[book].tokens()} for book in (actual, forecast)}
+    return replace(found, notes=(*found.notes, *_alike(named)))
 
 
 class Source(Protocol):
@@ -315,6 +321,16 @@ def _notes(forecast: Facts, actual: Facts) -> Iterable[str]:
         yield (
             f"only {which} has a demand charge in these hours: it stands at the first hour of its billing month; "
             "choose whole months to compare it"
+        )
+
+
+def _alike(named: Mapping[str, set[str]]) -> Iterable[str]:
+    """One model under two names stands in two lines: said, with what makes it one."""
+    (book, mine), (beside, theirs) = named.items()
+    for name, other in renamed(mine - theirs, theirs - mine).items():
+        yield (
+            f"{name!r} of {book} and {other!r} of {beside} are one model: give its sources "
+            f"names: {{{name}: {other}}} and close the hours again"
         )
 
 

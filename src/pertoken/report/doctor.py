@@ -17,24 +17,15 @@ from typing import Any, Literal
 from pertoken.errors import InputError
 from pertoken.fleet import RunningFleet
 from pertoken.meter import State
-from pertoken.meter.attribute import BOOK, Finding
+from pertoken.meter.attribute import BOOK, FINDINGS, Finding
 from pertoken.report.books import HOUR, NVML, SCRAPED, WRITTEN, Books, Look
 
 Severity = Literal["wrong", "look"]
 KINDS: dict[str, str] = {
     "silent": "a source that should tell and does not",
     "unpriced": "usage that no rate prices: its hours stay open",
-    "disagree": "two sources count the same thing differently",
-    "gap": "a source was silent for a while",
-    "unmatched": "usage events of a model no engine serves",
-    "unknown_pool": "records of a pool the fleet does not have",
+    **FINDINGS,
     "unknown_instance": "remote-written series of an instance the fleet file does not name",
-    "no_gpu_hours": "tokens, but nothing says how many GPUs were held",
-    "no_energy": "GPUs held, but no reading of their energy",
-    "overcommitted": "instances claim more GPUs than the pool has",
-    "twice": "one engine reaches us two ways: one is booked",
-    "unused": "records of a priced meter that nothing here books",
-    "assumed_phase": "nothing but token counts says what prefill and decode took",
     "journal": "the journal was damaged, or takes nothing",
     "disk": "little space is left",
     "clock": "the clock jumped, or senders' clocks are off",
