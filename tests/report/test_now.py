@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from pertoken.fleet import load_fleet
+from pertoken.report._written import shown
 from pertoken.report.books import Books, open_books
-from pertoken.report.now import TILES, Day, Sums, Tile, closed_day, lately_sums, shown, so_far_sums
+from pertoken.report.now import TILES, Day, Sums, Tile, closed_day, lately_sums, so_far_sums
 from tests.report.test_so_far import FLEET, HOUR, START, record, scraped
 
 BY_NAME = {tile.name: tile for tile in TILES}

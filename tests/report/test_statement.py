@@ -187,7 +187,7 @@ def test_a_month_is_local_and_says_what_is_missing(fleet: RunningFleet, ledger: 
     assert month.notes == ("Provisional: the month is closed up to 2026-11-03 00:00 UTC.",)
     put(ledger, "l4", "a", "n", {"energy_kwh": 1})
     assert month_named("2026-11", fleet, ledger, None).notes == (
-        "48 hours hold usage that no rate prices yet: their cost is missing.",
+        "48 hours with usage that no rate prices yet: its cost is missing.",
     )
 
 

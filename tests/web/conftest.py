@@ -66,13 +66,21 @@ def fleet(tmp_path: Path) -> RunningFleet:
 
 
 @pytest.fixture
-def client_of(tmp_path: Path, fleet: RunningFleet, clock: Clock) -> Iterator[Callable[..., Client]]:
+def grace_s() -> float:
+    """How long after its end an hour closes [s]; by itself in no test that does not want it."""
+    return 3600.0
+
+
+@pytest.fixture
+def client_of(
+    tmp_path: Path, fleet: RunningFleet, clock: Clock, grace_s: float
+) -> Iterator[Callable[..., Client]]:
     """Makes a client of a service on this test's folder; options go to `create_app`."""
     opened: list[Client] = []
 
     def make(*, limits: Limits | None = None, require_tokens: bool = False, **options: Any) -> Client:
         books = open_books(fleet, tmp_path / "data")
-        service = Service(books, tmp_path, clock=clock, grace_s=3600.0)
+        service = Service(books, tmp_path, clock=clock, grace_s=grace_s)
         app = create_app(
             service, Tokens(tmp_path / "data"), require_tokens=require_tokens, limits=limits, **options
         )

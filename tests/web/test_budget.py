@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,6 @@ import pytest
 
 from pertoken.errors import InputError
 from pertoken.fleet import RunningFleet, load_fleet
-from pertoken.report.books import open_books
-from pertoken.web.app import create_app
 from pertoken.web.service import Service
 from pertoken.web.tokens import Tokens
 from tests.web.conftest import FLEET, NOW_S, Client, Clock
@@ -42,26 +40,8 @@ def fleet(tmp_path: Path) -> RunningFleet:
 
 
 @pytest.fixture
-def client_of(tmp_path: Path, fleet: RunningFleet, clock: Clock) -> Iterator[Callable[..., Client]]:
-    """Makes a client of a service whose hours close when the test says so."""
-    opened: list[Client] = []
-
-    def make(require_tokens: bool = False) -> Client:
-        service = Service(open_books(fleet, tmp_path / "data"), tmp_path, clock=clock, grace_s=60.0)
-        app = create_app(service, Tokens(tmp_path / "data"), require_tokens=require_tokens)
-        client = Client(app, base_url="http://127.0.0.1:8700")
-        client.__enter__()
-        opened.append(client)
-        return client
-
-    yield make
-    for client in opened:
-        client.__exit__(None, None, None)
-
-
-@pytest.fixture
-def client(client_of: Callable[..., Client]) -> Client:
-    return client_of()
+def grace_s() -> float:
+    return 60.0
 
 
 def spend(client: Client, clock: Clock, **headers: str) -> None:

@@ -6,7 +6,7 @@ import csv
 import html
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -21,10 +21,8 @@ from playwright.sync_api import Browser
 
 from pertoken.fleet import RunningFleet, load_fleet
 from pertoken.report._terms import hours_between, rates_of
-from pertoken.report.books import open_books
 from pertoken.tables import usage_rows
 from pertoken.web._question import split_names
-from pertoken.web.app import create_app
 from pertoken.web.pages.budgets import STATEMENT_TWINS, TWINS
 from pertoken.web.service import Service
 from pertoken.web.tokens import Tokens
@@ -79,23 +77,21 @@ def fill(service: Service) -> None:
 
 
 @pytest.fixture
-def client_of(tmp_path: Path, fleet: RunningFleet, clock: Clock) -> Iterator[Callable[..., Client]]:
-    """Makes a client of a service with five weeks behind it."""
-    opened: list[Client] = []
+def grace_s() -> float:
+    return 60.0
 
-    def make(require_tokens: bool = False) -> Client:
+
+@pytest.fixture
+def client_of(client_of: Callable[..., Client], clock: Clock) -> Callable[..., Client]:
+    """Makes a client of a service with five weeks behind it."""
+
+    def make(**options: Any) -> Client:
         clock.at_s = NOW_S + 120
-        service = Service(open_books(fleet, tmp_path / "data"), tmp_path, clock=clock, grace_s=60.0)
-        app = create_app(service, Tokens(tmp_path / "data"), require_tokens=require_tokens)
-        client = Client(app, base_url="http://127.0.0.1:8700")
-        client.__enter__()
-        opened.append(client)
-        fill(service)
+        client = client_of(**options)
+        fill(client.app.state.service)  # type: ignore[attr-defined]
         return client
 
-    yield make
-    for client in opened:
-        client.__exit__(None, None, None)
+    return make
 
 
 @pytest.fixture

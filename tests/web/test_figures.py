@@ -110,7 +110,7 @@ def test_names_are_escaped_and_the_policy_is_strict(filled: Client) -> None:
 
 def test_what_cannot_be_shown_is_refused(filled: Client) -> None:
     for address, status in {
-        "/figure/nothing": 400,
+        "/figure/nothing": 404,
         "/figure/cost_usd.exe": 404,
         "/figure/cost_usd?by=hour,pool,model": 400,
         "/figure/cost_usd?by=rate": 400,

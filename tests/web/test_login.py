@@ -78,7 +78,7 @@ def test_a_removed_token_opens_nothing_more(guarded: Client, token: str, tmp_pat
 def test_an_error_is_a_page_to_who_looks(guarded: Client, token: str) -> None:
     sign_in(guarded, token)
     page = guarded.get("/figure/<b>", headers=HTML)
-    assert page.status_code == 400
+    assert page.status_code == 404
     assert "<b>" not in page.text
     assert "&lt;b&gt;" in page.text
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
-from pertoken.report._page import PALETTE
+from pertoken.report._page import PALETTE, UTC_AXES
+from pertoken.report._written import utc_text
 from pertoken.report.budgets import Standing, cumulative
 
 _SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
@@ -67,15 +67,12 @@ def burn(standing: Standing) -> dict[str, Any]:
     """A budget through its period: what was spent up to each hour, the forecast's fan, and the amount as a line."""
     columns = ("actual", "expected", "low", "high")
     values = [
-        {"at": _utc(row["at"])} | {k: None if row[k] is None else float(row[k]) for k in columns}
+        {"at": utc_text(row["at"])} | {k: None if row[k] is None else float(row[k]) for k in columns}
         for row in thinned(cumulative(standing))
     ]
     unit, period = standing.budget.unit, standing.ground.period
-    span = [_utc(period.start), _utc(period.end)]
-    x = {
-        "field": "at", "type": "temporal", "title": "UTC",
-        "scale": {"type": "utc", "domain": span}, "axis": {"labelOverlap": True},
-    }  # fmt: skip
+    span = [utc_text(period.start), utc_text(period.end)]
+    x = {"field": "at", **UTC_AXES["hour"], "title": "UTC", "scale": {"type": "utc", "domain": span}}
 
     def y(field: str) -> dict[str, Any]:
         return {"field": field, "type": "quantitative", "title": f"{unit} since the period began"}
@@ -124,7 +121,3 @@ def _coloured(name: str) -> dict[str, Any]:
         "scale": _COLOURS,
         "legend": {"title": None, "orient": "top", "symbolOpacity": 1},
     }
-
-
-def _utc(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
+from pertoken.report._written import counted, percent
+
 _WIDTH = 40
 
 
@@ -37,7 +39,7 @@ def _one(budget: Mapping[str, Any]) -> str:
     lines = [
         f"{budget['name']} ({'; '.join(about)}, to {_when(budget['period_end'])})",
         f"  {_bar(amount, spent, Decimal(forecast['expected']) if forecast else spent)}",
-        f"  spent     {shown(spent)} of {shown(amount)} {budget['unit']} ({budget['spent_fraction']:.1%}), "
+        f"  spent     {shown(spent)} of {shown(amount)} {budget['unit']} ({percent(budget['spent_fraction'])}), "
         f"{shown(budget['remaining'])} left",
     ]
     if forecast:
@@ -50,7 +52,7 @@ def _one(budget: Mapping[str, Any]) -> str:
     lines.append(f"  runs out  {_when(budget['runs_out']) if budget['runs_out'] else 'it lasts'}")
     if budget["unpriced_hours"]:
         lines.append(
-            f"  {budget['unpriced_hours']} hours hold usage without a price: what they cost is missing"
+            f"  {counted(budget['unpriced_hours'], 'hour')} with usage without a price: what it costs is missing"
         )
     if budget["note"]:
         lines.append(f"  {budget['note']}")

@@ -15,7 +15,8 @@ from typing import Literal
 
 import msgspec
 
-from pertoken.report.budgets import Standing, plain
+from pertoken.report._written import plain
+from pertoken.report.budgets import Standing
 
 Kind = Literal["actual", "forecast"]
 _SLACK = Decimal("0.02")

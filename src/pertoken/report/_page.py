@@ -22,6 +22,21 @@ PHASE_COLOURS = {
     "waste": PALETTE[3],
 }
 
+UTC_AXES: dict[str, dict[str, Any]] = {
+    step: {
+        "type": "temporal",
+        "title": f"{step} (UTC)",
+        "scale": {"type": "utc"},
+        "axis": {"labelExpr": label, "labelOverlap": True},
+    }
+    for step, label in {
+        "hour": "utcFormat(datum.value, utchours(datum.value) + utcminutes(datum.value) ? '%H:%M' : '%b %d')",
+        "day": "utcFormat(datum.value, '%b %d')",
+        "month": "utcFormat(datum.value, '%b %Y')",
+    }.items()
+}
+"""What lies under a figure over time, by its step: hours of 24, with the date at midnight."""
+
 
 @dataclass(frozen=True)
 class Text:

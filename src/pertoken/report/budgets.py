@@ -31,6 +31,7 @@ from pertoken.report._forecast import HOURS_PER_WEEK, MOST_WEEKS, Floats, Outloo
 from pertoken.report._scope import ByHour, Running, Scope, exact, running_of
 from pertoken.report._spread import weights_of
 from pertoken.report._terms import months_of
+from pertoken.report._written import plain, utc_text
 from pertoken.report.books import HOUR, Books
 from pertoken.units import DAYS_PER_WEEK, HOURS_PER_DAY, MONTHS_PER_YEAR, SECONDS_PER_HOUR, site_pool
 
@@ -154,8 +155,8 @@ class Standing:
             "name": budget.name, "unit": budget.unit, "amount": plain(budget.amount), "hard": budget.hard,
             "tenant": budget.tenant, "models": list(budget.models), "pools": list(budget.pools),
             "idle_included": budget.with_idle, "period": budget.period, "timezone": budget.timezone,
-            "period_start": _utc_text(ground.period.start), "period_end": _utc_text(ground.period.end),
-            "as_of": _utc_text(self.as_of), "closed_until": _utc_text(ground.until),
+            "period_start": utc_text(ground.period.start), "period_end": utc_text(ground.period.end),
+            "as_of": utc_text(self.as_of), "closed_until": utc_text(ground.until),
             "spent": plain(self.spent), "spent_closed": plain(ground.closed), "spent_running": plain(self.running),
             "spent_fraction": self.spent_fraction, "remaining": plain(self.remaining),
             "burn_per_hour": {k: None if v is None else plain(v) for k, v in ground.burn.items()},
@@ -165,7 +166,7 @@ class Standing:
                 "interval": "80 %", "method": forecast.method, "basis": forecast.basis,
             },
             "forecast_missing": _NOT_YET if forecast is None else "",
-            "runs_out": None if self.runs_out is None else _utc_text(self.runs_out),
+            "runs_out": None if self.runs_out is None else utc_text(self.runs_out),
             "unpriced_hours": ground.unpriced_hours, "basis": "measured", "note": ground.ahead.note,
         }  # fmt: skip
 
@@ -423,13 +424,3 @@ def _gap(start: datetime, end: datetime) -> int:
 def _amount(budget: Budget, value: float) -> Decimal:
     """A forecast as an amount: USD to the cent, tokens whole."""
     return Decimal(value).quantize(Decimal("0.01") if budget.usd is not None else Decimal(1))
-
-
-def plain(value: Decimal) -> str:
-    """Plain digits without an exponent and without trailing zeros."""
-    text = format(value, "f")
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def _utc_text(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

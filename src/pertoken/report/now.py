@@ -229,23 +229,6 @@ def lately_sums(lately: Lately, where: Where) -> Sums:
     return found
 
 
-def shown(value: float | None) -> str:
-    """A figure with four digits that count, thousands apart; a dash where there is none.
-
-    >>> shown(0.12268518), shown(1234567.8), shown(12.0), shown(None), shown(0.00000012), shown(0.0)
-    ('0.1227', '1,234,568', '12.00', '–', '1.2e-07', '0')
-    """
-    if value is None:
-        return "–"
-    size = abs(value)
-    if not size:
-        return "0"
-    if size < 1e-4:
-        return f"{value:.2g}"
-    digits = 0 if size >= 1e3 else 1 if size >= 1e2 else 2 if size >= 1e1 else 3 if size >= 1 else 4
-    return f"{value:,.{digits}f}"
-
-
 def _of_ledger(ledger: Ledger, where: Where, start: datetime, end: datetime) -> dict[datetime, Sums]:
     asked: dict[str, Any] = {"where": {"book": [BOOK], **where}, "start": start, "end": end}
     found: dict[datetime, Sums] = {}

@@ -40,6 +40,7 @@ TO_DO: dict[str, str] = {
     "no_energy": "scrape dcgm-exporter or Kepler, or read NVML",
     "overcommitted": "correct the pool's count or its targets' gpus",
     "twice": "drop one of the two from the fleet file",
+    "two_names": "give the targets the same model name, by `names` or `model` in the fleet file",
     "unused": "see the reason behind it: what is not booked is not paid for in the books either",
     "assumed_phase": "use an engine that tells prefill and decode time, or name its GPU so that it can be predicted",
     "journal": "free or mend its disk; what was acknowledged stays, unless the text says otherwise",

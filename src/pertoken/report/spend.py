@@ -16,7 +16,8 @@ from typing import Any
 
 from pertoken.errors import InputError, UnknownNameError
 from pertoken.ledger import Ledger
-from pertoken.report._page import CATEGORY_COLOURS, PALETTE, PHASE_COLOURS
+from pertoken.report._page import CATEGORY_COLOURS, PALETTE, PHASE_COLOURS, UTC_AXES
+from pertoken.report._written import utc_text
 from pertoken.units import CATEGORIES, COMPONENTS, HOURS_PER_DAY, IDLE, METERS, METRICS, PHASES, base_meter
 
 COST = "cost_usd"
@@ -128,15 +129,14 @@ class OverTime:
     def to_dicts(self) -> list[dict[str, str]]:
         """For JSON and CSV; USD as text, exact."""
         return [
-            {self.step: f"{at:%Y-%m-%dT%H:%M:%SZ}", "band": band, COST: format(usd, "f")}
-            for at, band, usd in self.rows
+            {self.step: utc_text(at), "band": band, COST: format(usd, "f")} for at, band, usd in self.rows
         ]
 
     def to_vega(self) -> dict[str, Any]:
         """Bars stacked over time, a colour for each band."""
         bands = _in_order({band for _, band, _ in self.rows}, BANDS)
         values = [
-            {"at": f"{at:%Y-%m-%dT%H:%M:%SZ}", "band": band, "usd": float(usd), "order": bands.index(band)}
+            {"at": utc_text(at), "band": band, "usd": float(usd), "order": bands.index(band)}
             for at, band, usd in self.rows
         ]
         unit = {"hour": "utcyearmonthdatehours", "day": "utcyearmonthdate", "month": "utcyearmonth"}[
@@ -148,7 +148,7 @@ class OverTime:
             "data": {"values": values},
             "mark": {"type": "bar", "binSpacing": 0},
             "encoding": {
-                "x": {"field": "at", "type": "temporal", "timeUnit": unit, "title": f"{self.step} (UTC)"},
+                "x": {"field": "at", "timeUnit": unit, **UTC_AXES[self.step]},
                 "y": {"field": "usd", "type": "quantitative", "title": f"USD per {self.step}", "stack": "zero"},
                 "color": {
                     "field": "band", "type": "nominal", "title": None, "sort": bands,
@@ -234,7 +234,7 @@ class Explained:
             }
             for line in self.lines
         ]  # fmt: skip
-        key = {k: f"{v:%Y-%m-%dT%H:%M:%SZ}" if isinstance(v, datetime) else v for k, v in self.key.items()}
+        key = {k: utc_text(v) if isinstance(v, datetime) else v for k, v in self.key.items()}
         cost = None if self.cost_usd is None else format(self.cost_usd, "f")
         return {**key, "lines": lines, "exact_usd": format(self.exact_usd, "f"), COST: cost}
 
@@ -250,6 +250,40 @@ def explain(ledger: Ledger, book: str, hour: datetime, key: Mapping[str, str]) -
     (row,) = ledger.cost(where=asked, start=hour, end=hour + timedelta(hours=1)).to_pylist()
     exact = sum((line.cost_usd for line in lines), Decimal(0))
     return Explained({"book": book, "hour": hour, **key}, lines, exact, row[COST])
+
+
+@dataclass(frozen=True)
+class OneSided:
+    """Pools in a ratio's denominator that are not in its numerator, which was not measured there."""
+
+    pools: tuple[str, ...]
+    others: tuple[str, ...]
+    """Those that are in both."""
+    missing: str
+    """Meters of the numerator."""
+
+
+def one_sided(ledger: Ledger, measure: str, asked: Asked) -> OneSided | None:
+    """What makes a ratio of quantities too small: an API's tokens, say, whose energy nobody can measure.
+
+    None where nothing does, or where the ratio has no numerator at all; a cost is never missing: its hour stays open.
+    """
+    if measure == COST or "cost" in (metric := METRICS[measure]).numerator:
+        return None
+    above, below = (
+        {term.partition("@")[0] for term in terms.split("+")}
+        for terms in (metric.numerator, metric.denominator)
+    )
+    where = {**asked["where"], "meter": [*above, *below]}
+    found: dict[bool, set[str]] = {True: set(), False: set()}
+    for row in ledger.usage("pool", "meter", **{**asked, "where": where}).to_pylist():
+        for side, meters in ((True, above), (False, below)):
+            if row["quantity"] and base_meter(row["meter"]) in meters:
+                found[side].add(row["pool"])
+    lacking, both = found[False] - found[True], found[False] & found[True]
+    if not lacking or not found[True]:
+        return None
+    return OneSided(tuple(sorted(lacking)), tuple(sorted(both)), ", ".join(sorted(above)))
 
 
 class Others(Enum):
@@ -309,16 +343,15 @@ class Crossed:
 
     def _axis(self) -> dict[str, Any]:
         if self.by[0] == "hour":
-            return {
-                "field": "row",
-                "type": "temporal",
-                "timeUnit": "utcyearmonthdatehours",
-                "title": "hour (UTC)",
-            }
+            return {"field": "row", "timeUnit": "utcyearmonthdatehours", **UTC_AXES["hour"]}
         rows = [label(self.by[0], row) for row in self.rows]
-        angle = 0 if sum(map(len, rows)) <= _LETTERS_ACROSS else -40
-        axis = {"labelAngle": angle, "labelLimit": 160}
-        return {"field": "row", "type": "nominal", "title": self.by[0], "sort": rows, "axis": axis}
+        return {
+            "field": "row",
+            "type": "nominal",
+            "title": self.by[0],
+            "sort": rows,
+            "axis": names_axis(rows),
+        }
 
     def _bars(self) -> dict[str, Any]:
         mark: dict[str, Any] = {"type": "bar"}
@@ -354,6 +387,12 @@ class Crossed:
             "mark": {"type": "rect"}, "encoding": {"x": x, "y": y, "color": colour},
             "height": max(120, 22 * steps),
         }  # fmt: skip
+
+
+def names_axis(names: Iterable[str]) -> dict[str, Any]:
+    """An axis of names under a figure: level where they are short, else aslant."""
+    level = sum(map(len, names)) <= _LETTERS_ACROSS
+    return {"labelAngle": 0 if level else -40, "labelLimit": 160}
 
 
 def _colours(names: Iterable[Name]) -> list[str]:

@@ -10,11 +10,9 @@ tenants and nobody, then of each tenant's over its lines, so that what is read a
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
@@ -30,6 +28,7 @@ from pertoken.ledger._driven import driven
 from pertoken.meter.attribute import BOOK
 from pertoken.report._page import Block, Table, Text, html_page, write_whole
 from pertoken.report._spread import apportioned, rounded, weights_of
+from pertoken.report._written import counted, csv_text, utc_text, utc_told
 from pertoken.report.books import HOUR
 from pertoken.units import IDLE, METERS, MONTHS_PER_YEAR, TOKEN_METERS, base_meter
 
@@ -47,6 +46,9 @@ _SPREAD = {"by_gpu_hours": "spread by GPU hours", "by_cost": "spread by cost"}
 NOT_SPREAD = (
     "Idle GPUs and what the site costs are left out of this statement; the fleet's policy spreads them."
 )
+HEAD = ("Pool", "Model", "Phase", "Component", "Quantity", "USD", "Basis")
+TOKENS_HEAD = ("Model", "Meter", "Tokens")
+CAPTION = "Cost [USD] by pool, model, phase and component, to the cent; the CSV has all digits"
 Key = tuple[str, str, str, str, str]
 """Pool, model, phase, category, component."""
 
@@ -68,6 +70,11 @@ class Line:
     basis: str
 
     @property
+    def told_phase(self) -> str:
+        """The phase, and whether it is of what nobody used: a site's demand charge has the phases that drew it."""
+        return self.phase if self.what == "own" or self.phase == "idle" else f"idle, {self.phase}"
+
+    @property
     def quantity(self) -> str:
         """Quantities with their units, for people."""
         return ", ".join(_told(meter, amount) for meter, amount in self.quantities)
@@ -85,14 +92,19 @@ class Month:
     unpriced_hours: int
 
     @property
+    def span(self) -> str:
+        """Its hours, for people."""
+        return f"{utc_told(self.start)} to {utc_told(self.end)} ({self.timezone})"
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Why its sums may still change."""
         found = []
         if self.closed_until < self.end:
-            found.append(f"Provisional: the month is closed up to {self.closed_until:%Y-%m-%d %H:%M} UTC.")
+            found.append(f"Provisional: the month is closed up to {utc_told(self.closed_until)}.")
         if self.unpriced_hours:
             found.append(
-                f"{self.unpriced_hours} hours hold usage that no rate prices yet: their cost is missing."
+                f"{counted(self.unpriced_hours, 'hour')} with usage that no rate prices yet: its cost is missing."
             )
         return tuple(found)
 
@@ -118,6 +130,24 @@ class Statement:
         """All lines, to the cent."""
         return sum((line.shown_usd for line in self.lines), Decimal("0.00"))
 
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        """The lines under `HEAD`, for people."""
+        return [
+            (o.pool, o.model or "–", o.told_phase, o.component, o.quantity, f"{o.shown_usd:,.2f}", o.basis)
+            for o in self.lines
+        ]
+
+    @property
+    def sum_row(self) -> tuple[str, ...]:
+        """What the lines add up to, under `HEAD`."""
+        return ("Total", "", "", "", "", f"{self.shown_usd:,.2f}", "")
+
+    @property
+    def token_rows(self) -> list[tuple[str, ...]]:
+        """Tokens under `TOKENS_HEAD`, for people."""
+        return [(model or "–", meter, f"{amount:,.0f}") for model, meter, amount in self.tokens]
+
     @classmethod
     def from_dict(cls, told: Mapping[str, Any]) -> Statement:
         """The statement that `to_dict` gave."""
@@ -140,9 +170,9 @@ class Statement:
         """For JSON: amounts as text, exact."""
         return {
             "tenant": self.tenant, "month": self.month.name, "timezone": self.month.timezone,
-            "closed_until": f"{self.month.closed_until:%Y-%m-%dT%H:%M:%SZ}",
+            "closed_until": utc_text(self.month.closed_until),
             "unpriced_hours": self.month.unpriced_hours,
-            "start": f"{self.month.start:%Y-%m-%dT%H:%M:%SZ}", "end": f"{self.month.end:%Y-%m-%dT%H:%M:%SZ}",
+            "start": utc_text(self.month.start), "end": utc_text(self.month.end),
             "usd": _text(self.usd), "usd_to_the_cent": _text(self.shown_usd), "policy": self.policy,
             "notes": list(self.month.notes),
             "lines": [
@@ -165,12 +195,10 @@ class Statement:
         rows = []
         for line in self.lines:
             amounts = {meter: _text(amount) for meter, amount in line.quantities}
-            names = [
-                _safe(text) for text in (self.tenant, self.month.name, *(getattr(line, k) for k in keys))
-            ]
+            names = [self.tenant, self.month.name, *(getattr(line, k) for k in keys)]
             told = [amounts.get(meter, "") for meter in meters]
             rows.append([*names, *told, _text(line.usd), _text(line.shown_usd), line.basis])
-        return _csv(head, rows)
+        return csv_text(head, rows)
 
     def to_csv(self, path: Path) -> None:
         """Write the CSV."""
@@ -189,19 +217,10 @@ class Statement:
         return "\n".join([*head, *lines, "", self.policy, *self.month.notes])
 
     def _blocks(self) -> list[Block]:
-        head = ("Pool", "Model", "Phase", "Component", "Quantity", "USD", "Basis")
-        rows = [
-            (o.pool, o.model or "–", "idle" if o.what == "idle" else o.phase, o.component, o.quantity,
-             f"{o.shown_usd:,.2f}", o.basis)
-            for o in self.lines
-        ]  # fmt: skip
-        rows.append(("Total", "", "", "", "", f"{self.shown_usd:,.2f}", ""))
-        tokens = [(m or "–", meter, f"{q:,.0f}") for m, meter, q in self.tokens]
-        span = f"{self.month.start:%Y-%m-%d %H:%M} to {self.month.end:%Y-%m-%d %H:%M} UTC ({self.month.timezone})"
         return [
-            Text("", [span, self.policy, *self.month.notes]),
-            Table("Cost [USD], to the cent; the CSV has all digits", head, rows, (4, 5)),
-            Table("Tokens", ("Model", "Meter", "Tokens"), tokens, (2,)),
+            Text("", [self.month.span, self.policy, *self.month.notes]),
+            Table(CAPTION, HEAD, [*self.rows, self.sum_row], (4, 5)),
+            Table("Tokens", TOKENS_HEAD, self.token_rows, (2,)),
         ]
 
 
@@ -255,10 +274,10 @@ class Chargeback:
     def csv(self) -> str:
         """A row per tenant, then what is nobody's."""
         rows = [
-            [_safe(s.tenant), s.what, *(_text(v) for v in (s.own_usd, s.idle_usd, s.usd, s.shown_usd))]
+            [s.tenant, s.what, *(_text(v) for v in (s.own_usd, s.idle_usd, s.usd, s.shown_usd))]
             for s in (*self.tenants, *self.nobodys)
         ]
-        return _csv(["tenant", "what", "own_usd", "idle_usd", "usd", "usd_to_the_cent"], rows)
+        return csv_text(["tenant", "what", "own_usd", "idle_usd", "usd", "usd_to_the_cent"], rows)
 
 
 def month_named(text: str, fleet: RunningFleet, ledger: Ledger, closed_until: datetime | None) -> Month:
@@ -414,7 +433,7 @@ def _border(number: int, zone: ZoneInfo) -> datetime:
 def _told(meter: str, amount: Decimal) -> str:
     """A quantity with its unit; tokens and requests whole."""
     unit = METERS[meter].unit
-    return f"{amount:,.0f} {unit}" if unit in ("token", "request") else f"{amount:,.3f} {unit}"
+    return counted(round(amount), unit) if unit in ("token", "request") else f"{amount:,.3f} {unit}"
 
 
 def _nano(usd: Decimal) -> int:
@@ -435,18 +454,5 @@ def _text(value: Decimal) -> str:
 
 
 def _place(line: Line) -> str:
-    parts = (line.pool, line.model, "idle" if line.what == "idle" else line.phase, line.component)
+    parts = (line.pool, line.model, line.told_phase, line.component)
     return " · ".join(part for part in parts if part)
-
-
-def _safe(text: str) -> str:
-    """A name that begins like a formula would be one to a spreadsheet."""
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
-
-
-def _csv(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\r\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    return out.getvalue()

@@ -9,7 +9,8 @@ import msgspec
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from pydantic import BaseModel
 
-from pertoken.report.budgets import Standing, plain
+from pertoken.report._written import plain, utc_text
+from pertoken.report.budgets import Standing
 from pertoken.web._doors import Reader, ServiceHere, answers, caller_with, service_of
 from pertoken.web.tokens import Caller
 from pertoken.web.watch import Fit, Watch
@@ -131,11 +132,12 @@ async def budget(
     """Whether a tenant's next request fits, from memory: it counts what was metered up to `as_of`, nothing under way.
 
     `usd` is held against budgets in USD, `tokens` against those in tokens; with neither, whether anything is left.
-    Budgets of models or pools count where `model` or `pool` names one of theirs.
+    Budgets of models or pools count where `model` or `pool` names one of theirs. Of a budget of more than the tenant,
+    a tenant's token hears whether anything is left, whatever the amount.
     """
     if caller.tenant and caller.tenant != tenant:
         raise HTTPException(403, "a tenant's token may ask for its own budget alone")
-    found = watch_of(request).fits(tenant, model, pool, usd, tokens)
+    found = watch_of(request).fits(tenant, model, pool, usd, tokens, own=bool(caller.tenant))
     if found is None:
         raise _NOT_YET
     return Response(
@@ -163,7 +165,7 @@ def _answer(tenant: str, fits: list[Fit], allowed: bool, own: bool) -> dict[str,
         "allowed": allowed,
         "reason": reason,
         **{key: one.get(key) for key in ("budget", "unit", "remaining", "hard", "period_end")},
-        "as_of": _moment(fits[0].standing) if fits else None,
+        "as_of": utc_text(fits[0].standing.as_of) if fits else None,
         "budgets": shown,
     }
 
@@ -177,9 +179,5 @@ def _one(fit: Fit, hidden: bool) -> dict[str, Any]:
         "shared": not standing.budget.tenant,
         "unit": None if hidden else standing.budget.unit,
         "remaining": None if hidden else plain(standing.remaining),
-        "period_end": None if hidden else f"{standing.ground.period.end:%Y-%m-%dT%H:%M:%SZ}",
+        "period_end": None if hidden else utc_text(standing.ground.period.end),
     }
-
-
-def _moment(standing: Standing) -> str:
-    return f"{standing.as_of:%Y-%m-%dT%H:%M:%SZ}"

@@ -15,6 +15,7 @@ from fastapi import Depends, Query
 from pertoken.client import quoted
 from pertoken.errors import InputError
 from pertoken.meter.attribute import BOOK
+from pertoken.report._written import utc_text
 from pertoken.web._doors import Moment, Reader
 
 FILTERS = ("book", "pool", "model", "tenant")
@@ -132,5 +133,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Decimal):
         return format(value, "f")
     if isinstance(value, datetime):
-        return value.strftime("%Y-%m-%dT%H:%M:%SZ")
+        return utc_text(value)
     return value

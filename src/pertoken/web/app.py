@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from pertoken import __version__
-from pertoken.errors import InputError, PerTokenError
+from pertoken.errors import InputError, PerTokenError, nearest
 from pertoken.meter.journal import JournalBrokenError, JournalFullError
 from pertoken.web import _ask, _books, _budget, _frame, _ingest, exporter, figures, pages
 from pertoken.web._doors import COOKIE
@@ -171,6 +171,19 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+def _told(request: Request, error: StarletteHTTPException) -> str:
+    """What was wrong, where the router itself refused: it says no more than a status does."""
+    path = request.url.path[:80]
+    if error.status_code == 404 and error.detail == "Not Found":
+        near = nearest(path, [page for page, *_ in _frame.NAVIGATION if page != "/"], count=1)
+        return f"there is nothing at {path!r}: " + (
+            f"did you mean {near[0]}?" if near else "see /openapi.json, or /"
+        )
+    if error.status_code == 405 and error.detail == "Method Not Allowed":
+        return f"{path!r} takes no {request.method}: see /openapi.json"
+    return str(error.detail)
+
+
 async def _guarded(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
     answer = await go_on(request)
     answer.headers["X-Content-Type-Options"] = "nosniff"
@@ -194,7 +207,7 @@ def _errors(app: FastAPI) -> None:
 
     @app.exception_handler(StarletteHTTPException)
     async def _refused(request: Request, error: StarletteHTTPException) -> Response:
-        return plain(request, error.status_code, str(error.detail), error.headers)
+        return plain(request, error.status_code, _told(request, error), error.headers)
 
     # Which disk it is, and why, is the owner's affair: doctor tells.
     @app.exception_handler(JournalFullError)

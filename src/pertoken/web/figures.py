@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import csv
-import io
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,10 +13,11 @@ from typing import Any
 import pyarrow as pa
 from fastapi import APIRouter, HTTPException, Request, Response
 
-from pertoken.errors import InputError, UnknownNameError
+from pertoken.errors import InputError, nearest
 from pertoken.ledger import Ledger
-from pertoken.report._page import PALETTE
-from pertoken.report.spend import label
+from pertoken.report._page import PALETTE, UTC_AXES, png
+from pertoken.report._written import counted, csv_text
+from pertoken.report.spend import label, names_axis, one_sided
 from pertoken.units import METRICS
 from pertoken.web._doors import ServiceHere
 from pertoken.web._frame import page
@@ -28,18 +26,11 @@ from pertoken.web._question import COST_FILTERS, FILTERS, Looking, Question, pla
 router = APIRouter(include_in_schema=False)
 TWINS = (".json", ".csv", ".vl.json", ".png", ".sql")
 COST = "cost_usd"
-_HOURS = {
-    "type": "temporal", "title": "hour (UTC)", "scale": {"type": "utc"},
-    "axis": {
-        "labelExpr": "utcFormat(datum.value, utchours(datum.value) + utcminutes(datum.value) ? '%H:%M' : '%b %d')",
-    },
-}  # fmt: skip
-"""Hours of 24, and the date at midnight."""
 _DRAWN_ROWS = 5_000
 _DIGITS = 6
 """Of a ratio, on its page."""
+_SHOWN_ROWS = 500
 _NAMES = (COST, *METRICS)
-_NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
 _METRIC_KEYS = ("hour", "pool", "model", "tenant", "book")
 _COST_KEYS = ("component", "category", "phase", *_METRIC_KEYS)
 
@@ -90,6 +81,10 @@ class Asked:
         asked = self.question if name == COST else self.question.without(*COST_FILTERS)
         return f"/figure/{name}?{asked.query(by=[])}"
 
+    def of_pools(self, pools: Sequence[str]) -> str:
+        """The figure of these pools alone."""
+        return f"/figure/{self.name}?{self.question.query(pool=pools)}"
+
     def within(self, row: Mapping[str, Any]) -> str:
         """The figure of one row alone; empty where no filter can name it."""
         found = self.question.within(row)
@@ -102,7 +97,8 @@ async def figure(request: Request, service: ServiceHere, address: str, question:
     name, dot, rest = address.partition(".")
     twin = dot + rest
     if name not in _NAMES:
-        raise UnknownNameError("figure", name, _NAMES)
+        near = nearest(name, _NAMES) or _NAMES
+        raise HTTPException(404, f"there is no figure {name[:50]!r}; there is {', '.join(near)}")
     if twin and twin not in TWINS:
         raise HTTPException(404, f"a figure ends in one of {', '.join(TWINS)}, or in nothing")
     if len(question.by) > 2:
@@ -131,19 +127,26 @@ def _answer(request: Request, ledger: Ledger, asked: Asked, twin: str) -> Respon
     if twin == ".vl.json":
         return Response(json.dumps(_spec(asked, rows)), media_type="application/json")
     if twin == ".png":
-        import vl_convert
+        return Response(png(_spec(asked, rows)), media_type="image/png")
+    return _page(request, ledger, asked, rows)
 
-        png = vl_convert.vegalite_to_png({**_spec(asked, rows), "width": 640}, scale=2)
-        return Response(png, media_type="image/png")
+
+def _page(request: Request, ledger: Ledger, asked: Asked, rows: list[dict[str, Any]]) -> Response:
+    lacking = one_sided(ledger, asked.name, asked.question.asked)
     return page(
         request,
         "figure.html",
         title=asked.name,
+        lacking=lacking,
+        whole=asked.of_pools(lacking.others) if lacking else "",
+        caption=counted(len(rows), "row")
+        if len(rows) <= _SHOWN_ROWS
+        else f"The first {_SHOWN_ROWS} of {len(rows):,} rows; .csv has them all",
         f=asked,
         spec=_spec(asked, rows) if any(row[asked.name] is not None for row in rows) else None,
         rows=[
             ({**row, **_shown(asked, row), asked.name: _told(row[asked.name])}, asked.within(row))
-            for row in rows
+            for row in rows[:_SHOWN_ROWS]
         ],
         names=_NAMES,
         twins=TWINS,
@@ -164,7 +167,7 @@ def _told(value: str | float | None) -> str:
     if value is None:
         return "–"
     if isinstance(value, str):
-        return value
+        return f"{Decimal(value):,f}"
     return f"{Decimal(f'{value:.{_DIGITS}g}'):,f}"
 
 
@@ -195,7 +198,9 @@ def _spec(asked: Asked, rows: list[dict[str, Any]]) -> dict[str, Any]:
         }
     }
     if keys:
-        kind = dict(_HOURS) if over_time else {"title": keys[0], "type": "nominal"}
+        kind = dict(UTC_AXES["hour"]) if over_time else {
+            "title": keys[0], "type": "nominal", "axis": names_axis({str(row[keys[0]]) for row in values}),
+        }  # fmt: skip
         encoding["x"] = {"field": keys[0], **kind}
     if len(keys) > 1:
         encoding["color"] = {"field": keys[1], "type": "nominal", "scale": {"range": list(PALETTE)}}
@@ -204,7 +209,9 @@ def _spec(asked: Asked, rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
         "data": {"values": values},
-        "mark": {"type": "line", "point": True} if over_time and not adds else {"type": "bar"},
+        "mark": {"type": "line", "point": True}
+        if over_time and not adds
+        else {"type": "bar", "color": PALETTE[0]},
         "encoding": encoding,
         "width": "container",
         "height": 300,
@@ -212,18 +219,8 @@ def _spec(asked: Asked, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def csv_of(head: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV. A name that begins like a formula, which it would be to a spreadsheet, gets a ``'`` before it."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\r\n")
-    writer.writerow(head)
-    for row in rows:
-        writer.writerow([_cell(row[key]) for key in head])
-    return out.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    formula = str(value)[:1] in ("=", "+", "-", "@", "\t", "\r") and not _NUMBER.fullmatch(str(value))
-    return f"'{value}" if formula else value
+    """These columns of rows as CSV."""
+    return csv_text(head, ([row[key] for key in head] for row in rows))
 
 
 def sql_of(ledger: Ledger, asked: Mapping[str, tuple[str, Sequence[str], Mapping[str, Any]]]) -> Response:

@@ -23,7 +23,8 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import StreamingResponse
 
 from pertoken.errors import PerTokenError
-from pertoken.report.now import TILES, Sums, Tile, Where, lately_sums, shown, so_far_sums
+from pertoken.report._written import shown
+from pertoken.report.now import TILES, Sums, Tile, Where, lately_sums, so_far_sums
 from pertoken.web._doors import ServiceHere
 from pertoken.web._question import Looking, Question
 from pertoken.web.service import Service

@@ -81,12 +81,14 @@ class Watch:
         return self._standings
 
     def fits(
-        self, tenant: str, model: str, pool: str, usd: Decimal, tokens: int
+        self, tenant: str, model: str, pool: str, usd: Decimal, tokens: int, own: bool = False
     ) -> tuple[list[Fit], bool] | None:
         """By budget that a tenant's request falls under, whether it fits; and whether the hard ones allow it.
 
         A budget of models (pools) is asked where the request names one of them. Without an amount in its unit a budget
-        says whether anything is left. None until the budgets were first looked at.
+        says whether anything is left; so does one of more than the tenant where its `own` token asks, which
+        could else find out the remainder by asking for ever closer amounts. None until the budgets were first
+        looked at.
         """
         if self._standings is None:
             return None
@@ -96,6 +98,8 @@ class Watch:
             if (budget.models and model not in budget.models) or (budget.pools and pool not in budget.pools):
                 continue
             need = usd if budget.usd is not None else Decimal(tokens)
+            if own and not budget.tenant:
+                need = Decimal(0)
             found.append(Fit(standing, standing.remaining > 0 and need <= standing.remaining))
         return found, all(fit.fits for fit in found if fit.standing.budget.hard)
 

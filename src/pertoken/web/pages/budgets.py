@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import csv
-import io
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -16,21 +14,25 @@ from zoneinfo import ZoneInfo
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 
 from pertoken.client import quoted
-from pertoken.errors import InputError
-from pertoken.fleet import Budget
+from pertoken.errors import InputError, nearest
+from pertoken.fleet import COUNTED, Budget
+from pertoken.meter.attribute import BOOK
 from pertoken.report._budget_figures import bars, burn
 from pertoken.report._crossings import Event
-from pertoken.report.budgets import Standing, cumulative, grounds, plain, stand
-from pertoken.report.statement import Month, chargeback, month_named, statement
-from pertoken.units import MONTHS_PER_YEAR, TOKENS_PER_MTOK
+from pertoken.report._page import png
+from pertoken.report._written import counted, csv_text, percent, plain, utc_text, utc_told
+from pertoken.report.budgets import Standing, cumulative, grounds, stand
+from pertoken.report.statement import CAPTION, HEAD, TOKENS_HEAD, Month, chargeback, month_named, statement
+from pertoken.units import IDLE, MONTHS_PER_YEAR, TOKENS_PER_MTOK
 from pertoken.web._budget import seen_by
 from pertoken.web._doors import Moment, Reader, ServiceHere, WholeReader
 from pertoken.web._frame import page
+from pertoken.web.figures import sql_of
 from pertoken.web.service import Service
 from pertoken.web.tokens import Caller
 
 router = APIRouter(include_in_schema=False)
-TWINS = (".json", ".csv", ".vl.json", ".png")
+TWINS = (".json", ".csv", ".vl.json", ".png", ".sql")
 STATEMENT_TWINS = (".json", ".csv")
 _EVENTS = 50
 _FIRST_YEAR = 1970
@@ -72,13 +74,11 @@ async def budget(
     twin = dot + rest
     if twin and twin not in TWINS:
         raise HTTPException(404, f"a budget's figure ends in one of {', '.join(TWINS)}, or in nothing")
-    wanted = [
-        b
-        for b in service.fleet.budgets
-        if b.name == name and (not caller.tenant or b.tenant == caller.tenant)
-    ]
+    mine = [b for b in service.fleet.budgets if not caller.tenant or b.tenant == caller.tenant]
+    wanted = [b for b in mine if b.name == name]
     if not wanted:
-        raise HTTPException(404, "there is no such budget, or it is not yours: see /budgets")
+        known = ", ".join(nearest(name, [b.name for b in mine])) or "see /budgets"
+        raise HTTPException(404, f"there is no budget {name[:50]!r}, or it is not yours: {known}")
     return await asyncio.to_thread(_one, request, service, caller, wanted[0], at, twin)
 
 
@@ -124,24 +124,19 @@ def _one(
 ) -> Response:
     standing = _standing(service, wanted, at)
     if twin == ".json":
-        rows = [{k: _plain(v) for k, v in row.items()} for row in cumulative(standing)]
-        answer = standing.to_dict() | {"url": _url(standing), "path": rows}
+        answer = standing.to_dict() | {"url": _url(standing), "path": _path(standing)}
         return Response(json.dumps(answer), media_type="application/json")
     if twin == ".csv":
-        rows = [{k: _plain(v) for k, v in row.items()} for row in cumulative(standing)]
-        out = io.StringIO()
-        writer = csv.DictWriter(out, ("at", "actual", "expected", "low", "high"), lineterminator="\r\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return Response(out.getvalue(), media_type="text/csv")
+        head = ("at", "actual", "expected", "low", "high")
+        rows = ([row[key] for key in head] for row in _path(standing))
+        return Response(csv_text(head, rows), media_type="text/csv")
+    if twin == ".sql":
+        return sql_of(service.books.ledger, _asked(standing))
     spec = burn(standing)
     if twin == ".vl.json":
         return Response(json.dumps(spec), media_type="application/json")
     if twin == ".png":
-        import vl_convert
-
-        png = vl_convert.vegalite_to_png({**spec, "width": 640}, scale=2)
-        return Response(png, media_type="image/png")
+        return Response(png(spec), media_type="image/png")
     history = [
         e for e in service.budgets.alarm.history() if e.budget == wanted.name and e.tenant == wanted.tenant
     ]
@@ -153,12 +148,13 @@ def _one(
         title=f"Budget {budget.name}",
         s=standing,
         spec=spec,
+        unpriced=counted(ground.unpriced_hours, "hour") if ground.unpriced_hours else "",
         tiles=_tiles(standing),
         scope=_scope(budget),
         idle=_idle(service, budget),
-        start=_when(ground.period.start),
-        end=_when(ground.period.end),
-        closed_until=_when(ground.until),
+        start=utc_told(ground.period.start),
+        end=utc_told(ground.period.end),
+        closed_until=utc_told(ground.until),
         behind=_behind(standing),
         charged=_statement_url(budget.tenant, None, name=_month_of(service, standing.as_of))
         if budget.tenant and budget.with_idle
@@ -180,7 +176,7 @@ def _standing(service: Service, wanted: Budget, at: datetime | None) -> Standing
     if at.year < _FIRST_YEAR:
         raise InputError(f"at {at.isoformat()[:40]} lies before any hour that was metered")
     if at > service.now():
-        raise InputError(f"at {at.isoformat()[:40]} lies ahead: it is {_when(service.now())} here")
+        raise InputError(f"at {at.isoformat()[:40]} lies ahead: it is {utc_told(service.now())} here")
     moment = at.astimezone(UTC).replace(microsecond=0)
     found = grounds(service.books, service.fleet, moment, [wanted])
     if not found:
@@ -214,7 +210,6 @@ def _all(request: Request, service: Service, twin: str, asked: str) -> Response:
         title=f"Statements of {month.name}",
         found=found,
         month=month,
-        span=_span(month),
         months=_months(service, month),
         rows=rows,
         total=("Ledger", "", "", f"{found.shown_usd:,.2f}"),
@@ -234,31 +229,28 @@ def _tenants(
             raise
         return page(
             request, "statement.html", title=f"Statement of {tenant or '(no name)'}, {month.name}", found=None,
-            why=str(error), month=month, span=_span(month), months=months, twins=[], rows=[], total=(), tokens=[],
-            notes=(), exact="",
+            why=str(error), month=month, months=months, twins=[], rows=[], total=(), tokens=[],
+            notes=(), exact="", caption=CAPTION, head=HEAD, tokens_head=TOKENS_HEAD,
         )  # fmt: skip
     if twin == ".json":
         return Response(json.dumps(found.to_dict()), media_type="application/json")
     if twin == ".csv":
         return Response(found.csv(), media_type="text/csv")
-    rows = [
-        (o.pool, o.model or "–", "idle" if o.what == "idle" else o.phase, o.component, o.quantity,
-         f"{o.shown_usd:,.2f}", o.basis)
-        for o in found.lines
-    ]  # fmt: skip
     return page(
         request,
         "statement.html",
         title=f"Statement of {tenant}, {month.name}",
         found=found,
-        exact=plain(found.usd),
+        exact=f"{found.usd:,f}",
+        caption=CAPTION,
+        head=HEAD,
+        tokens_head=TOKENS_HEAD,
         why="",
         month=month,
-        span=_span(month),
         months=months,
-        rows=rows,
-        total=("Total", "", "", "", "", f"{found.shown_usd:,.2f}", ""),
-        tokens=[(model or "–", meter, f"{amount:,.0f}") for model, meter, amount in found.tokens],
+        rows=found.rows,
+        total=found.sum_row,
+        tokens=found.token_rows,
         twins=[(t[1:], _statement_url(tenant, month, t)) for t in STATEMENT_TWINS],
         notes=month.notes,
     )
@@ -317,11 +309,11 @@ def _row(standing: Standing) -> Sequence[Any]:
         unit,
         short(budget.amount),
         short(standing.spent),
-        f"{standing.spent_fraction:.1%}",
+        percent(standing.spent_fraction),
         "–" if forecast is None else short(forecast.expected),
         "–" if forecast is None else f"{short(forecast.low)} to {short(forecast.high)}",
-        "it lasts" if standing.runs_out is None else _short_when(standing.runs_out),
-        _short_when(standing.ground.period.end),
+        "it lasts" if standing.runs_out is None else _shortutc_told(standing.runs_out),
+        _shortutc_told(standing.ground.period.end),
     )
 
 
@@ -339,13 +331,18 @@ def _tiles(standing: Standing) -> list[tuple[str, str, str, str]]:
     amount = _amount(budget, budget.amount)
     refused = "hard: requests are refused at 0" if budget.hard else "soft: requests go on at 0"
     pace = "" if ratio is None else f"{ratio:.2f} × the pace that lasts to the end"
-    out = "it lasts" if standing.runs_out is None else _when(standing.runs_out)
+    out = "it lasts" if standing.runs_out is None else utc_told(standing.runs_out)
     return [
-        ("Spent", _number(budget, standing.spent), budget.unit, f"{standing.spent_fraction:.1%} of {amount}"),
+        (
+            "Spent",
+            _number(budget, standing.spent),
+            budget.unit,
+            f"{percent(standing.spent_fraction)} of {amount}",
+        ),
         ("Remaining", _number(budget, standing.remaining), budget.unit, refused),
         ("Forecast", expected, budget.unit, between),
         ("Burn, last 24 h", "–" if day is None else _number(budget, day), f"{budget.unit} per h", pace),
-        ("Runs out", out, "", f"period ends {_when(ground.period.end)}"),
+        ("Runs out", out, "", f"period ends {utc_told(ground.period.end)}"),
     ]
 
 
@@ -381,9 +378,29 @@ def _behind(standing: Standing) -> str:
     return f"/v1/{kind}?{urlencode(asked)}"
 
 
+def _asked(standing: Standing) -> dict[str, tuple[str, list[str], dict[str, Any]]]:
+    """What the ledger is asked for the period's closed hours; the forecast is no sum and has no statement."""
+    budget, ground = standing.budget, standing.ground
+    span = {"start": ground.period.start, "end": min(ground.until, ground.period.end)}
+    where: dict[str, Any] = {"book": [BOOK]}
+    where |= {key: names for key, names in (("model", budget.models), ("pool", budget.pools)) if names}
+    own = where | ({"tenant": [budget.tenant]} if budget.tenant else {})
+    if budget.usd is None:
+        tokens_ = {**own, "meter": list(COUNTED[budget.counts])}
+        return {f"spent by hour [{budget.unit}]": ("quantity", ["hour"], {"where": tokens_, **span})}
+    found = {"spent by hour [USD]": ("cost_usd", ["hour"], {"where": own, **span})}
+    idle = {"where": {**where, "tenant": [IDLE]}, **span}
+    if budget.tenant and budget.with_idle:
+        about = "idle by hour and pool [USD], of which the tenant bears its part as statements spread it"
+        found[about] = ("cost_usd", ["hour", "pool"], idle)
+    elif not budget.tenant and not budget.with_idle:
+        found["idle by hour [USD], to be taken off"] = ("cost_usd", ["hour"], idle)
+    return found
+
+
 def _url(standing: Standing, twin: str = "") -> str:
     """The permalink: as the closed hours tell it at this time."""
-    return f"/budgets/{quote(standing.budget.name)}{twin}?{urlencode({'at': f'{standing.as_of:%Y-%m-%dT%H:%M:%SZ}'})}"
+    return f"/budgets/{quote(standing.budget.name)}{twin}?{urlencode({'at': utc_text(standing.as_of)})}"
 
 
 def _later(service: Service, caller: Caller, found: Sequence[Standing]) -> list[str]:
@@ -395,7 +412,7 @@ def _later(service: Service, caller: Caller, found: Sequence[Standing]) -> list[
 
 def _event(event: Event, fires: bool) -> Sequence[Any]:
     state = "resolved" if event.state == "resolved" else "fires" if fires else "fired"
-    return (_when(event.at), (event.budget, f"/budgets/{quote(event.budget)}"), state, event.text)
+    return (utc_told(event.at), (event.budget, f"/budgets/{quote(event.budget)}"), state, event.text)
 
 
 def _money(value: Decimal) -> str:
@@ -410,19 +427,16 @@ def _amount(budget: Budget, value: Decimal) -> str:
     return f"{_number(budget, value)} {budget.unit}"
 
 
-def _short_when(moment: datetime) -> str:
+def _shortutc_told(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%m-%d %H:%M}"
 
 
-def _when(moment: datetime) -> str:
-    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
-
-
-def _span(month: Month) -> str:
-    return f"{_when(month.start)} to {_when(month.end)} ({month.timezone})"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Decimal):
-        return plain(value)
-    return value.strftime("%Y-%m-%dT%H:%M:%SZ") if isinstance(value, datetime) else value
+def _path(standing: Standing) -> list[dict[str, str | None]]:
+    """The way through the period, as text."""
+    return [
+        {
+            key: utc_text(v) if isinstance(v, datetime) else None if v is None else plain(v)
+            for key, v in row.items()
+        }
+        for row in cumulative(standing)
+    ]

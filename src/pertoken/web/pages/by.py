@@ -25,6 +25,7 @@ from pertoken.report.spend import (
     Value,
     crossed,
     label,
+    one_sided,
 )
 from pertoken.units import METRICS
 from pertoken.web._doors import ServiceHere
@@ -81,6 +82,7 @@ def _answer(request: Request, ledger: Ledger, drill: Drill, first_row: int) -> R
     tenant = request.state.caller.tenant
     inside = _inside(drill, found.by)
     heat = draw == "heat" if draw else not found.adds and len(found.by) > 1
+    lacking = one_sided(ledger, measure, drill.asked)
     figure = Asked(measure, replace(drill.effective, by=keys))
     return page(
         request,
@@ -90,6 +92,8 @@ def _answer(request: Request, ledger: Ledger, drill: Drill, first_row: int) -> R
         found=found,
         figure=figure,
         spec=found.to_vega(heat) if found.rows else None,
+        lacking=lacking,
+        whole=f"/by?{drill.query(pool=lacking.others)}" if lacking else "",
         heat=heat,
         rows=[_row(found, name, inside) for name in found.rows],
         total=_row(found, None, inside),

@@ -6,15 +6,14 @@ import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime
 from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request, Response
 
 from pertoken.meter.attribute import BOOK
-from pertoken.report._page import PALETTE, png
+from pertoken.report._page import PALETTE, UTC_AXES, png
+from pertoken.report._written import shown, utc_text
 from pertoken.report.energy import BOUNDARIES, TOKENS, Energy, Price, SiteFacts, energy_of, site_facts
-from pertoken.report.now import shown
 from pertoken.units import PHASES
 from pertoken.web._doors import Reader, ServiceHere
 from pertoken.web._drill import Drill, Drilling
@@ -193,21 +192,14 @@ def _local(price: Price) -> str:
 
 def _spec(found: Energy) -> dict[str, Any]:
     """kWh of each hour or day, pools on top of one another."""
-    values = [{"at": _iso(at), "pool": pool, "kwh": kwh} for at, pool, kwh in found.series]
+    values = [{"at": utc_text(at), "pool": pool, "kwh": kwh} for at, pool, kwh in found.series]
     unit = "yearmonthdatehours" if found.step == "hour" else "yearmonthdate"
     return {
         "$schema": _VEGA,
         "data": {"values": values},
         "mark": {"type": "bar"},
         "encoding": {
-            "x": {
-                "field": "at",
-                "type": "temporal",
-                "timeUnit": f"utc{unit}",
-                "title": f"{found.step} (UTC)",
-                "scale": {"type": "utc"},
-                "axis": {"format": "%b %d %H:%M" if found.step == "hour" else "%b %d"},
-            },
+            "x": {"field": "at", "timeUnit": f"utc{unit}", **UTC_AXES[found.step]},
             "y": {
                 "field": "kwh",
                 "type": "quantitative",
@@ -250,7 +242,7 @@ def _twin(service: Service, drill: Drill, twin: str, own: bool) -> Response:
             },
         )
     found = _found(service, drill)
-    rows = [{found.step: _iso(at), "pool": pool, "energy_kwh": kwh} for at, pool, kwh in found.series]
+    rows = [{found.step: utc_text(at), "pool": pool, "energy_kwh": kwh} for at, pool, kwh in found.series]
     if twin == "csv":
         return Response(csv_of([found.step, "pool", "energy_kwh"], rows), media_type="text/csv")
     if twin == "vl.json":
@@ -271,8 +263,4 @@ def _twin(service: Service, drill: Drill, twin: str, own: bool) -> Response:
     if not own:
         answer["pue"] = found.pue()
         answer["sites"] = [asdict(site) for site in _sites(service, own)]
-    return Response(json.dumps(answer, default=_iso), media_type="application/json")
-
-
-def _iso(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return Response(json.dumps(answer, default=utc_text), media_type="application/json")

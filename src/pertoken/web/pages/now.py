@@ -12,8 +12,10 @@ from datetime import datetime, timedelta
 
 from fastapi import APIRouter, FastAPI, Request, Response
 
-from pertoken.report.now import HOURS_BACK, Day, Tile, closed_day, shown
+from pertoken.report._written import shown
+from pertoken.report.now import HOURS_BACK, Day, Tile, closed_day
 from pertoken.report.so_far import window_s
+from pertoken.report.spend import one_sided
 from pertoken.web._doors import ServiceHere
 from pertoken.web._frame import page, prepare
 from pertoken.web._question import Looking, Question
@@ -44,6 +46,7 @@ def _prepare(service: Service) -> None:
 
 
 router = APIRouter(include_in_schema=False, lifespan=_prepared)
+_JOULES = "joule_per_token_total"
 _HEIGHT = 28
 _STEP = 4
 
@@ -75,9 +78,11 @@ async def now(request: Request, service: ServiceHere, question: Looking) -> Resp
     where = scope_of(question)
     end = _hour(service)
     unpriced, closed_until = list(service.books.unpriced), service.books.closed_until
-    day = await asyncio.to_thread(closed_day, service.books.ledger, where, end, unpriced, until=closed_until)
+    ledger = service.books.ledger
+    day = await asyncio.to_thread(closed_day, ledger, where, end, unpriced, until=closed_until)
     tiles = tiles_of(where)
     window = replace(question, start=day.start, end=day.end, where={"book": ["actual"], **where})
+    lacking = await asyncio.to_thread(one_sided, ledger, _JOULES, window.asked)
     return page(
         request,
         "now.html",
@@ -86,6 +91,8 @@ async def now(request: Request, service: ServiceHere, question: Looking) -> Resp
         heads=[f"{tile.title} [{tile.unit}]" for tile in tiles],
         rows=_rows(tiles, day, window),
         day=day,
+        lacking=lacking,
+        whole=f"/?{Question(where={**where, 'pool': lacking.others}).query()}" if lacking else "",
         question=question,
         query=Question(where=where).query(),
         own=bool(request.state.caller.tenant),

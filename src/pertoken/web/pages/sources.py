@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from pertoken.report.doctor import Diagnosis, examine
-from pertoken.report.now import shown
+from pertoken.report._written import counted, utc_told
+from pertoken.report.doctor import KINDS, Complaint, Diagnosis, examine
 from pertoken.report.sources import TO_DO, WAYS, Source, Target, sources_of
 from pertoken.units import HOURS_PER_DAY, MINUTES_PER_HOUR, SECONDS_PER_HOUR
 from pertoken.web._doors import ServiceHere, WholeReader
@@ -100,13 +100,18 @@ def _groups(diagnosis: Diagnosis) -> list[tuple[str, str, list[list[str]]]]:
     found = []
     for severity, caption in about.items():
         rows = [
-            [c.kind, c.pool or "–", c.text, f"{c.hours}" if c.hours > 1 else "–", TO_DO[c.kind]]
+            [c.kind, c.pool or "–", _found(c), f"{c.hours}" if c.hours > 1 else "–", TO_DO[c.kind]]
             for c in diagnosis.complaints
             if c.severity == severity
         ]
         if rows:
             found.append((severity, caption, rows))
     return found
+
+
+def _found(complaint: Complaint) -> str:
+    """What was found; a finding that says nothing but what to do has that in the column beside it."""
+    return KINDS[complaint.kind] if complaint.text == TO_DO[complaint.kind] else complaint.text
 
 
 def _row(source: Source) -> list[str]:
@@ -141,9 +146,12 @@ def _journal(service: Service, problem: str) -> list[tuple[str, Any]]:
     lost = sum(size for *_, size in recovery.damaged)
     return [
         ("Takes what is sent", f"no: {problem}" if problem else "yes"),
-        ("When it was opened", f"{recovery.segments} segments, {shown(float(recovery.rows))} records"),
-        ("Cut at its end then", f"{recovery.torn_bytes} bytes that were never acknowledged"),
-        ("Damaged", f"{lost} bytes that were acknowledged" if lost else "nothing"),
+        (
+            "When it was opened",
+            f"{counted(recovery.segments, 'segment')}, {counted(recovery.rows, 'record')}",
+        ),
+        ("Cut at its end then", f"{counted(recovery.torn_bytes, 'byte')} that were never acknowledged"),
+        ("Damaged", f"{counted(lost, 'byte')} that were acknowledged" if lost else "nothing"),
         ("Records are kept from", f"{kept}" if kept else "the first one on"),
         ("Running since", _since(service.health.started_s, service.now())),
     ]
@@ -151,4 +159,4 @@ def _journal(service: Service, problem: str) -> list[tuple[str, Any]]:
 
 def _since(started_s: float, now: datetime) -> str:
     running = timedelta(seconds=max(0.0, now.timestamp() - started_s))
-    return f"{now - running:%Y-%m-%d %H:%M} UTC, {_length(running.total_seconds())}"
+    return f"{utc_told(now - running)}, {_length(running.total_seconds())}"

@@ -15,6 +15,7 @@ from pertoken.client import quoted
 from pertoken.errors import InputError
 from pertoken.ledger import Ledger
 from pertoken.meter.attribute import BOOK
+from pertoken.report._page import png
 from pertoken.report._waterfall import BooksHere, Span, in_common, pair, to_vega, waterfall
 from pertoken.report.actual import DIMENSIONS, DRIVERS, Line, Variance, compare_books
 from pertoken.web._doors import Moment, ServiceHere, WholeReader
@@ -194,6 +195,4 @@ def _twin(ledger: Ledger, choice: Choice, twin: str) -> Response:
     spec = to_vega(waterfall(found.total))
     if twin == "vl.json":
         return Response(json.dumps(spec), media_type="application/json")
-    import vl_convert
-
-    return Response(vl_convert.vegalite_to_png({**spec, "width": 640}, scale=2), media_type="image/png")
+    return Response(png(spec), media_type="image/png")

@@ -14,6 +14,7 @@ from fastapi import APIRouter, HTTPException, Request, Response
 
 from pertoken.errors import InputError
 from pertoken.ledger import Ledger
+from pertoken.report._page import png
 from pertoken.report.spend import BANDS, COST, ROW_KEYS, UNUSED, breakdown, explain, label, over_time
 from pertoken.web._doors import ServiceHere
 from pertoken.web._drill import Drill, Drilling
@@ -106,10 +107,7 @@ def _twin(ledger: Ledger, drill: Drill, twin: str) -> Response:
         return Response(json.dumps(answer), media_type="application/json")
     if twin == "vl.json":
         return Response(json.dumps(bands.to_vega()), media_type="application/json")
-    import vl_convert
-
-    png = vl_convert.vegalite_to_png({**bands.to_vega(), "width": 800}, scale=2)
-    return Response(png, media_type="image/png")
+    return Response(png(bands.to_vega()), media_type="image/png")
 
 
 @dataclass(frozen=True)
