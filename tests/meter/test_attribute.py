@@ -257,6 +257,23 @@ def test_energy_is_boards_plus_host_times_pue_and_idle_takes_its_idle_power() ->
     assert busy["output"] == pytest.approx(3 * busy["input"], abs=2e-6)
 
 
+def test_energy_of_boards_nobody_read_is_told_as_missing() -> None:
+    boards = (("gpu_energy_kwh", 4.0), ("gpu_seen_seconds", 4 * 3600.0))
+    (finding,) = (
+        f for f in run(told("engine/a", *ENGINE), told("device/d", *boards, model="")).findings
+        if f.kind == "no_energy"
+    )  # fmt: skip
+    assert finding.text.startswith("boards were read in 4.000 of 8.000 GPU·h")
+    assert finding.amount == 4
+    for more in (
+        told("device/e", ("gpu_seen_seconds", 3.8 * 3600.0), model=""),  # nearly all
+        told("node/k", ("it_energy_kwh", 6.0), model=""),  # the machine was read whole
+        told("device/e", ("gap_seconds", 1800.0), model=""),  # a silence, told as such
+    ):
+        found = run(told("engine/a", *ENGINE), told("device/d", *boards, model=""), more).findings
+        assert "no_energy" not in [f.kind for f in found]
+
+
 def test_a_whole_node_and_its_boards_are_the_same_joules() -> None:
     tables = [
         told("engine/a", *ENGINE),

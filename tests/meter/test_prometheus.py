@@ -370,6 +370,36 @@ def test_each_engine_tells_its_meters(sample: str, kind: str, meters: set[str]) 
     assert meters <= told
 
 
+def test_a_page_of_engine_and_boards_is_both_seen() -> None:
+    """NIM and Triton show their GPUs on the engine's page: each kind is seen, and both are silent together."""
+    text = (
+        'nv_inference_request_success{{model="m"}} {0}\nnv_gpu_utilization{{gpu_uuid="A"}} 0.5\n'
+        'nv_energy_consumption{{gpu_uuid="A"}} {0}\nnv_energy_consumption{{gpu_uuid="B"}} {0}\n'
+    )
+    table = scrapes(text.format(10), text.format(20))
+    found = {(r["source"], r["meter"]): r["quantity"] for r in table.to_pylist()}
+    assert found["engine/a", "seen_seconds"] == 15
+    assert found["engine/a", "held_gpus"] == 30
+    assert found["device/a", "seen_seconds"] == 15
+    assert found["device/a", "gpu_seen_seconds"] == 30
+    assert found["device/a", "active_seconds"] == 7.5
+    silent = scrapes(text.format(10), text.format(20), step_s=600.0, start_s=T0)
+    gaps = {(r["source"], r["quantity"]) for r in silent.to_pylist() if r["meter"] == "gap_seconds"}
+    assert gaps == {("engine/a", 600.0), ("device/a", 600.0)}
+
+
+def test_requests_are_known_by_their_latencies_where_nothing_else_counts_them() -> None:
+    """SGLang of some versions has no counter of requests: its histograms count them, the best one there."""
+    first = 'sglang:time_to_first_token_seconds_count{{model_name="m"}} {}\n'
+    whole = 'sglang:e2e_request_latency_seconds_count{{model_name="m"}} {}\n'
+    counted = 'sglang:num_requests_total{{model_name="m"}} {}\n'
+    assert sums(scrapes(first.format(5), first.format(12)))["requests", "m"] == 7
+    both = first + whole
+    assert sums(scrapes(both.format(5, 5), both.format(12, 11)))["requests", "m"] == 6
+    every = first + whole + counted
+    assert sums(scrapes(every.format(5, 5, 5), every.format(12, 11, 15)))["requests", "m"] == 10
+
+
 def test_series_of_names_that_are_not_ours_are_ignored() -> None:
     assert rules_of("python_gc_objects_collected_total") == ()
     assert scrapes("go_goroutines 5\n", "go_goroutines 9\n").num_rows == 0

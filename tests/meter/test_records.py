@@ -52,11 +52,35 @@ def test_what_does_not_belong_is_named(change: dict[str, Any], message: str) -> 
 
 
 def test_a_name_that_is_nearly_right_is_offered() -> None:
-    with pytest.raises(UnknownNameError) as caught:
+    with pytest.raises(
+        InputError, match=r"unknown meter 'outputtokens': did you mean output_tokens"
+    ) as caught:
         records({**GOOD, "meter": "outputtokens"}, 1)
-    assert "output_tokens" in caught.value.nearest
+    assert isinstance(caught.value.__cause__, UnknownNameError)
+    with pytest.raises(InputError, match="unknown meter 'zzz': one of input_tokens, "):
+        records({**GOOD, "meter": "zzz"}, 1)
     with pytest.raises(InputError, match="columns"):
         checked(pa.table({"a": [1]}))
+
+
+@pytest.mark.parametrize("bad", [0, 1, 6, 99])
+@pytest.mark.parametrize(
+    ("column", "value", "says"),
+    [
+        ("quantity", -1.0, "a quantity of -1.0"),
+        ("meter", "", "neither a meter nor a usage block"),
+        ("phase", "zzz", "unknown phase 'zzz': one of input"),
+    ],
+)
+def test_the_first_record_that_does_not_belong_is_named(bad: int, column: str, value: Any, says: str) -> None:
+    rows = {
+        "ts": [1.0] * 100, "source": "usage/a", "key": [f"k{i}" for i in range(100)], "meter": ["requests"] * 100,
+        "phase": ["output"] * 100, "quantity": [1.0] * 100,
+    }  # fmt: skip
+    for at in (bad, 99):
+        rows[column] = [*rows[column][:at], value, *rows[column][at + 1 :]]
+    with pytest.raises(InputError, match=f"the record of key 'k{bad}': .*{says}"):
+        records(rows, 100)
 
 
 def test_a_clock_that_jumped_is_refused() -> None:

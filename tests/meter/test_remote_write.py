@@ -262,6 +262,28 @@ def test_metrics_of_a_collector_count_as_a_scrape_and_token_usage_as_a_gateway()
     assert sum(r["quantity"] for r in rows if r["source"] == "gateway/otlp") == 14
 
 
+@pytest.mark.parametrize(
+    ("name", "form", "refused"),
+    [
+        ("vllm:generation_tokens", "sum", True),
+        ("vllm:request_prefill_time_seconds", "histogram", True),
+        ("http.server.duration", "histogram", False),  # none of ours: whatever it is like
+    ],
+)
+def test_deltas_of_counters_we_count_are_refused_and_never_dropped(
+    name: str, form: str, refused: bool
+) -> None:
+    points = [{"asDouble": 5, "sum": 5, "timeUnixNano": int(T0 * 1e9)}]
+    metric = {"name": name, form: {"aggregationTemporality": 1, "dataPoints": points}}
+    sent = json.dumps({"resourceMetrics": [{"scopeMetrics": [{"metrics": [metric]}]}]}).encode()
+    options: dict[str, Any] = {"source": "gateway/o", "now_s": T0}
+    if refused:
+        with pytest.raises(InputError, match=f"{name} must come with cumulative temporality"):
+            otlp.read_metrics(sent, "application/json", {}, {}, **options)
+    else:
+        assert otlp.read_metrics(sent, "application/json", {}, {}, **options)[0].num_rows == 0
+
+
 @settings(max_examples=200)
 @given(st.binary(max_size=120), st.sampled_from([*otlp.CONTENT_TYPES, "text/plain"]))
 def test_any_otlp_body_is_read_or_refused(raw: bytes, kind: str) -> None:

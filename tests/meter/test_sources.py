@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pertoken.errors import InputError, MissingExtraError, UnknownNameError
+from pertoken.errors import InputError, MissingExtraError
 from pertoken.meter import concat, files, nvml, open_journal, training
 from pertoken.meter._counters import State
 from pertoken.meter.prometheus import Target
@@ -106,6 +106,28 @@ def test_litellm_spend_logs(tmp_path: Path, suffix: str) -> None:
     assert [r.partition(":")[0] for r in refused] == ["row 4", "row 5"]
 
 
+def test_a_routers_alias_hides_no_deployment(tmp_path: Path) -> None:
+    """LiteLLM's group is a name for several deployments: pool, price and engine are the deployment's."""
+    base = {
+        "prompt_tokens": 5,
+        "completion_tokens": 1,
+        "endTime": "2026-11-24T07:00:03Z",
+        "model_group": "prod",
+    }
+    lines = [
+        {**base, "request_id": "r1", "model": "groq/llama-x", "custom_llm_provider": "groq"},
+        {**base, "request_id": "r2", "model": "hosted_vllm/org/tiny", "custom_llm_provider": "hosted_vllm"},
+        {**base, "request_id": "r3", "model": ""},
+    ]
+    path = tmp_path / "spend.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    found, refused = rows(path, "litellm", pools={("groq", "llama-x"): "api"}, pool="h100")
+    assert not refused
+    assert {(r["key"], r["pool"], r["model"]) for r in found} == {
+        ("r1", "api", "llama-x"), ("r2", "h100", "org/tiny"), ("r3", "h100", "prod"),
+    }  # fmt: skip
+
+
 def test_api_answers_alone_and_from_a_batch(tmp_path: Path) -> None:
     usage = {"prompt_tokens": 10, "completion_tokens": 5}
     lines = [
@@ -191,6 +213,16 @@ def test_opencost_gpu_hours_are_spread_over_their_window(tmp_path: Path) -> None
     assert len(refused) == 1
 
 
+def test_what_no_namespace_held_is_idle_or_nobodys(tmp_path: Path) -> None:
+    path = tmp_path / "allocation.json"
+    hour = {"start": "2026-11-24T06:00:00Z", "end": "2026-11-24T07:00:00Z", "gpuHours": 2.0}
+    path.write_text(json.dumps({"data": [dict.fromkeys(("__idle__", "__unallocated__", "blue"), hour)]}))
+    found, _ = rows(path, "opencost", pool="h100")
+    assert {r["key"].partition("@")[0]: r["tenant"] for r in found} == {
+        "/__idle__": "(idle)", "/__unallocated__": "", "/blue": "blue",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_our_own_columns(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"usage{suffix}"
@@ -227,11 +259,14 @@ def test_one_bad_row_spoils_itself_alone(tmp_path: Path) -> None:
     path.write_text("key,meter,quantity\na,requests,1\nb,request,1\nc,requests,2\nd,requests,-1\n")
     found, refused = rows(path, "pertoken", pool="h100")
     assert counts(found) == {("a", "requests"): 1, ("c", "requests"): 2}
-    assert len(refused) == 2
+    assert refused == [
+        "the record of key 'b': unknown meter 'request': did you mean requests, requests_in_slo, aborted_requests?",
+        "the record of key 'd': a quantity of -1.0 cannot be counted: it must lie between 0 and 1e+12",
+    ]
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UnknownNameError, match="litellm"):
+    with pytest.raises(InputError, match="unknown file format 'litelm': one of litellm, openai"):
         rows(tmp_path / "a.json", "litelm")
     with pytest.raises(InputError, match=r"nothing\.json"):
         rows(tmp_path / "nothing.json", "openai")

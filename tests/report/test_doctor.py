@@ -171,6 +171,17 @@ def test_hours_nobody_closed_are_named(books: Books) -> None:
     assert "2026-11-24 09:00 UTC is the oldest" in complaint.text
 
 
+def test_a_late_record_is_no_complaint_where_the_service_closes_its_hour_in_a_minute(books: Books) -> None:
+    books.close_due(NOW)
+    told_at(books, NOW - 3 * HOUR, "output_tokens", 5, "usage/gw", "api")
+    assert len([c for c in examine(books, NOW).complaints if c.kind == "closing"]) == 1
+    assert not [
+        c for c in examine(books, NOW, process=Process(closes=True)).complaints if c.kind == "closing"
+    ]
+    hung = examine(books, NOW + 2 * HOUR, process=Process(closes=True))
+    assert [c.hours for c in hung.complaints if c.kind == "closing"] == [1]
+
+
 def test_every_finding_of_attribution_has_a_place_here() -> None:
     assert set(FINDINGS) <= set(KINDS)
 

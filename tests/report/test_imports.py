@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from pertoken.errors import InputError, UnknownNameError
+from pertoken.errors import InputError
 from pertoken.report.imports import FileOf
-from pertoken.web.serve import import_file
+from pertoken.web.serve import diagnose, import_file
 
 FLEET = """
 pools:
@@ -41,6 +41,18 @@ def test_a_file_is_taken_once_and_its_bad_rows_are_said(fleet: Path, tmp_path: P
     assert (again["records"], again["duplicates"]) == (0, 3)
 
 
+def test_a_file_of_yesterday_owes_nothing_today(fleet: Path, tmp_path: Path) -> None:
+    """A gateway that fell silent is told of; a file has said all it had to."""
+    moment = datetime.now(UTC) - timedelta(hours=5)
+    file = tmp_path / "usage.jsonl"
+    file.write_text(
+        json.dumps({"key": "a", "ts": moment.timestamp(), "input_tokens": 10, "output_tokens": 5})
+    )
+    import_file(tmp_path / "data", fleet, file, FileOf("pertoken", pool="other", name="november"))
+    found = diagnose(tmp_path / "data", fleet)["complaints"]
+    assert not [c["text"] for c in found if c["kind"] == "silent"]
+
+
 def test_a_pool_the_fleet_does_not_have_is_said(fleet: Path, tmp_path: Path) -> None:
     moment = datetime(2026, 11, 23, 7, tzinfo=UTC).timestamp()
     row = {"key": "a", "ts": moment, "model": "m", "pool": "othr", "input_tokens": 10, "output_tokens": 5}
@@ -59,7 +71,7 @@ def test_a_training_log_and_what_is_refused(fleet: Path, tmp_path: Path) -> None
     assert found["records"] == 2
     with pytest.raises(InputError, match="--pool"):
         import_file(tmp_path / "data", fleet, log, FileOf("training"))
-    with pytest.raises(UnknownNameError, match="csvv"):
+    with pytest.raises(InputError, match=r"unknown file format 'csvv': one of .*litellm.* training"):
         import_file(tmp_path / "data", fleet, log, FileOf("csvv"))
     with pytest.raises(InputError, match="no file"):
         import_file(tmp_path / "data", fleet, tmp_path / "none", FileOf("litellm"))

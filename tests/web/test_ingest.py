@@ -81,6 +81,12 @@ def test_a_body_of_unknown_length_is_bounded_too(client_of: Callable[..., Client
     [
         (b"[{", "application/json", 400, "cannot be read"),
         (b'[{"key":"a","meter":"ouput_tokens","quantity":1}]', "application/json", 400, "output_tokens"),
+        (
+            b'[{"key":"a"},{"key":"b","meter":"requests"}]',
+            "application/json",
+            400,
+            "key 'a': it has neither a meter",
+        ),
         (b'[{"key":"","meter":"output_tokens","quantity":1}]', "application/json", 400, "empty key"),
         (b'[{"key":"a","meter":"output_tokens","quantity":-1}]', "application/json", 400, "between 0 and"),
         (

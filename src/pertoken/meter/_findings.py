@@ -26,7 +26,7 @@ FINDINGS: dict[str, str] = {
     "two_names": "engines of a pool name one model differently",
     "unknown_pool": "records of a pool the fleet does not have",
     "no_gpu_hours": "tokens, but nothing says how many GPUs were held",
-    "no_energy": "GPUs held, but no reading of their energy",
+    "no_energy": "GPUs held, but no reading of their energy, or of some of them alone",
     "overcommitted": "instances claim more GPUs than the pool has",
     "twice": "one engine reaches us two ways: one is booked",
     "unused": "records of a priced meter that nothing here books",

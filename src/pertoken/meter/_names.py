@@ -87,6 +87,8 @@ _SGLANG = {
     "generation_tokens": (_engine("output_tokens"),),
     "cached_tokens": (_engine("cached_input_tokens"),),
     "num_requests": (_engine("requests"),),
+    "e2e_request_latency_seconds_count": (_engine("requests", rank=1),),
+    "time_to_first_token_seconds_count": (_engine("requests", rank=2),),
     "num_aborted_requests": (_engine("aborted_requests"),),
     "num_retracted_requests": (_engine("preemptions"),),
     "num_running_reqs": (_engine("running_seconds", "running"),),

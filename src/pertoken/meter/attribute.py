@@ -29,7 +29,7 @@ from pertoken.meter._split import MICRO, quantised, split
 from pertoken.meter._tally import Tally, tallies, tally_of
 from pertoken.scenario import Api, Fleet, Pool
 from pertoken.tables import USAGE
-from pertoken.units import METERS, base_meter
+from pertoken.units import METERS, SECONDS_PER_HOUR, base_meter
 
 __all__ = [
     "BOOK", "FINDINGS", "Attribution", "Finding", "Predictor", "Served", "Work", "attribute", "stray_pool",
@@ -39,6 +39,8 @@ __all__ = [
 BOOK = "actual"
 _BOOKED = (("bill", "gpu_hours"), ("training", "gpu_hours"), ("site", "energy_kwh"))
 """Priced meters that are split, by the kind of source they are taken from."""
+_MOSTLY = 0.95
+"""Share of the GPU-hours held in which boards must have been read for their energy to be that of the pool."""
 Row = tuple[str, str, str, str, int, str]
 """(model, tenant, phase, meter, millionths, basis)."""
 
@@ -146,8 +148,14 @@ def _energy(
     if not gpu_hours:
         return []
     found = energies(tally, pool, fleet.sites[pool.site], gpu_hours)
-    if not found and pool.price.term in ("owned", "colocated"):
-        notes.tell("no_energy", "scrape dcgm-exporter or Kepler, or read NVML")
+    if pool.price.term in ("owned", "colocated"):
+        held, seen = sum(gpu_hours.values()), tally.sum("device", "gpu_seen_seconds") / SECONDS_PER_HOUR
+        whole = tally.sum("node", "it_energy_kwh") or tally.sum("site", "energy_kwh")
+        if not found:
+            notes.tell("no_energy", "scrape dcgm-exporter or Kepler, or read NVML")
+        elif not whole and not tally.gaps() and seen < _MOSTLY * held:
+            text = f"boards were read in {seen:.3f} of {held:.3f} GPU·h: what the others took is not in the energy"
+            notes.tell("no_energy", text, held - seen)
     rows = []
     for energy in found:
         parts = split(quantised(energy.total), energy.weights) if quantised(energy.total) else {}

@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import msgspec
 import pyarrow as pa
 
-from pertoken.errors import InputError, UnknownNameError
+from pertoken.errors import InputError
 from pertoken.meter._usage_block import UsageBlock
 from pertoken.meter.events import Event, from_events
 from pertoken.meter.records import records
 from pertoken.scenario import Api, Fleet
-from pertoken.units import SECONDS_PER_HOUR
+from pertoken.units import IDLE, SECONDS_PER_HOUR
 
 BATCH = 50_000
 MAX_JSON_BYTES = 512 * 1024 * 1024
@@ -33,7 +33,7 @@ NAME_MAP: dict[str, dict[str, tuple[str, ...]]] = {
     "litellm": {
         "key": ("request_id",),
         "ts": ("endTime", "startTime"),
-        "model": ("model_group", "model"),
+        "model": ("model", "model_group"),  # the deployment; the group is a router's alias for several
         "provider": ("custom_llm_provider",),
         "tenant": ("team_id", "end_user", "user", "api_key"),
         "prompt_tokens": ("prompt_tokens",),
@@ -101,11 +101,11 @@ def read(path: Path, format_name: str, where: Where, *, now_s: float) -> Iterato
     """The records of a file in batches.
 
     Parameters: path (.json, .jsonl, .ndjson, .csv or .parquet); format_name, one of `FORMATS`; now_s [POSIX
-    s] for rows without a time. Raises UnknownNameError for a format, InputError for a file that cannot be
-    opened at all.
+    s] for rows without a time. Raises InputError for a format that is none, or a file that cannot be opened at
+    all.
     """
     if format_name not in NAME_MAP:
-        raise UnknownNameError("file format", format_name, FORMATS, hint="formats")
+        raise InputError(f"unknown file format {format_name!r}: one of {', '.join(FORMATS)}")
     if format_name == "opencost":
         yield _opencost(_json_file(path), where)
         return
@@ -137,9 +137,7 @@ def _batch(good: list[Event], refused: list[str], where: Where, now_s: float) ->
         return FileBatch(from_events(good, source=where.source, now_s=now_s, pool=where.pool), refused)
     except InputError as error:
         if len(good) == 1:
-            return FileBatch(
-                from_events([], source=where.source, now_s=now_s), [*refused, f"{good[0].key}: {error}"]
-            )
+            return FileBatch(from_events([], source=where.source, now_s=now_s), [*refused, str(error)])
     middle = len(good) // 2
     first = _batch(good[:middle], refused, where, now_s)
     second = _batch(good[middle:], first.refused, where, now_s)
@@ -224,7 +222,7 @@ def _event(row: Any, format_name: str, where: Where, usage: UsageBlock | None) -
         key=key,
         ts=_time(_first(row, format_name, "ts")),
         pool=pools.get((provider, model)) or pools.get((provider, bare)) or where.pool,
-        model=(where.names or {}).get(model, model),
+        model=(where.names or {}).get(model, bare),
         tenant=_text(row, format_name, "tenant"),
         usage=usage,
     )
@@ -345,6 +343,10 @@ _TO_EVENT: dict[str, Callable[[Any, Where], Event | None]] = {
 }
 
 
+_NOBODYS = {"__idle__": IDLE, "__unallocated__": ""}
+"""OpenCost's names of what no namespace holds, and ours."""
+
+
 def _opencost(found: Any, where: Where) -> FileBatch:
     """OpenCost's allocation API: GPU-hours per namespace, spread evenly over the hours of each window.
 
@@ -379,6 +381,7 @@ def _allocation(name: str, allocation: Any) -> Iterator[tuple[float, str, str, f
     properties = allocation.get("properties") or {}
     hours = float(allocation.get(NAME_MAP["opencost"]["gpu_hours"][0]) or 0.0)
     tenant = str(properties.get(NAME_MAP["opencost"]["tenant"][0]) or name)
+    tenant = _NOBODYS.get(tenant, tenant)
     start, end = (_moment(allocation[edge]) for edge in ("start", "end"))
     if not start < end or end - start > timedelta(days=366):
         raise InputError(f"its window from {start} to {end} is none")

@@ -20,10 +20,11 @@ import pyarrow as pa
 from pertoken.errors import InputError
 from pertoken.meter import events
 from pertoken.meter._counters import State
+from pertoken.meter._names import rules_of
 from pertoken.meter._usage_block import UsageBlock
 from pertoken.meter.prometheus import Target, by_instance
 from pertoken.meter.records import concat, records
-from pertoken.units import GIGA
+from pertoken.units import GIGA, MILLISECONDS_PER_SECOND
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
 CONTENT_TYPES = ("application/x-protobuf", "application/json")
@@ -267,11 +268,15 @@ def _readings(
     """A metric's points under their Prometheus names: a histogram is its ``_sum`` and ``_count``."""
     for field in ("gauge", "sum", "histogram"):
         data = _field(metric, field)
-        if data is None or (field != "gauge" and _temporality(data) != _CUMULATIVE):
+        if data is None:
+            continue
+        if field != "gauge" and _temporality(data) != _CUMULATIVE:
+            if rules_of(f"{metric.name}_sum" if field == "histogram" else metric.name):
+                raise InputError(f"{metric.name} must come with cumulative temporality: set it at the sender")
             continue
         for point in data.data_points:
             labels = {**instance, **_attributes(point.attributes)}
-            ms = int(_seconds(point.time_unix_nano) * 1000)
+            ms = int(_seconds(point.time_unix_nano) * MILLISECONDS_PER_SECOND)
             if field == "histogram":
                 yield {**labels, "__name__": f"{metric.name}_sum"}, [(ms, _number(point.sum))]
                 yield {**labels, "__name__": f"{metric.name}_count"}, [(ms, _number(point.count))]

@@ -131,18 +131,19 @@ def _watched(readings: Iterable[Reading], state: State, now_s: float) -> list[Qu
     rules = [(r, rule) for r in readings for rule in rules_of(r.series.name) if rule.how != "start"]
     if not rules or not state.last_s:
         return []
-    kind = rules[0][1].kind
     length = now_s - state.last_s
     interval = (state.last_s, now_s)
-    if length > MAX_GAP_S:
-        return [Quantity(kind, "gap_seconds", "", "", {}, *interval, length, "measured")]
-    found = [Quantity(kind, "seen_seconds", "", "", {}, *interval, length, "measured")]
-    if kind == "device":
+    # A page may tell of an engine and of its GPUs (NIM, Triton): each is seen.
+    kinds = dict.fromkeys(rule.kind for _, rule in rules)
+    meter = "gap_seconds" if length > MAX_GAP_S else "seen_seconds"
+    found = [Quantity(kind, meter, "", "", {}, *interval, length, "measured") for kind in kinds]
+    if meter == "seen_seconds":
         gpus: dict[str, dict[str, str]] = {}
-        for reading, _ in rules:
-            gpus.setdefault(device_of(reading.series), dict(reading.series.labels))
+        for reading, rule in rules:
+            if rule.kind == "device":
+                gpus.setdefault(device_of(reading.series), dict(reading.series.labels))
         found += [
-            Quantity(kind, "gpu_seen_seconds", "", gpu, labels, *interval, length, "measured")
+            Quantity("device", "gpu_seen_seconds", "", gpu, labels, *interval, length, "measured")
             for gpu, labels in gpus.items()
         ]
     return found

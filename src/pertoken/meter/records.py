@@ -6,7 +6,7 @@ so a delivery repeated is the same record. `source` is ``kind/name``; the kind s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -170,10 +170,31 @@ def concat(tables: Iterable[pa.Table]) -> pa.Table:
 def checked(table: pa.Table) -> pa.Table:
     """The table, if every row may enter the journal.
 
-    Raises InputError on missing values, quantities that are negative, not finite or beyond 1e12, names
-    longer than 512 characters, sources without a known kind, unknown phases and meters.
+    Raises InputError, naming the first such row by its key, on missing values, quantities that are negative, not
+    finite or beyond 1e12, names longer than 512 characters, sources without a known kind, unknown phases and
+    meters.
     """
     check_columns(table)
+    try:
+        return _checked(table)
+    except InputError as error:
+        bad = table
+        while bad.num_rows > 1:  # by halves: what is refused costs at most twice what is taken
+            half = bad.slice(0, bad.num_rows // 2)
+            try:
+                _checked(half)
+                bad = bad.slice(half.num_rows)
+            except InputError:
+                bad = half
+        key = str(bad.column("key")[0].as_py())[:100]
+        try:
+            _checked(bad)
+        except InputError as its:
+            raise InputError(f"the record of key {key!r}: {its}") from its
+        raise AssertionError("a table is bad and each half of it good") from error
+
+
+def _checked(table: pa.Table) -> pa.Table:
     check_quantities(table.column("quantity").to_numpy())
     texts = {name: pc.unique(table.column(name)).to_pylist() for name in TEXT_COLUMNS if name != "key"}
     check_texts({name: [str(v) for v in values] for name, values in texts.items()})
@@ -211,16 +232,23 @@ def check_texts(texts: Mapping[str, Iterable[str]]) -> None:
         for value in values:
             if len(value.encode()) > LONGEST_NAME:
                 raise InputError(f"a {name} is longer than {LONGEST_NAME} bytes: {value[:40]!r}…")
+            if name == "meter" and not value:
+                raise InputError("it has neither a meter nor a usage block: give one of them")
             if name == "meter" and base_meter(value) not in METERS and value not in EVIDENCE:
-                raise UnknownNameError("meter", value, [*METERS, *EVIDENCE], hint="meters")
+                raise _unknown("meter", value, [*METERS, *EVIDENCE])
             if name == "phase" and value not in PHASES:
-                raise UnknownNameError("phase", value, PHASES, hint="meters")
+                raise _unknown("phase", value, PHASES)
             if name == "basis" and value.partition(":")[0] not in BASES:
-                raise UnknownNameError("basis", value, BASES, hint="meters")
+                raise _unknown("basis", value, BASES)
             if name == "source":
                 kind, slash, rest = value.partition("/")
                 if kind not in KINDS or not slash or not rest:
                     raise InputError(f"source {value!r} is not kind/name with a kind of {', '.join(KINDS)}")
+
+
+def _unknown(kind: str, name: str, known: Collection[str]) -> InputError:
+    error = UnknownNameError(kind, name, known)
+    return error if error.nearest else InputError(f"unknown {kind} {name[:100]!r}: one of {', '.join(known)}")
 
 
 def totals(table: pa.Table) -> pa.Table:

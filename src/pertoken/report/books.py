@@ -38,6 +38,8 @@ from pertoken.units import IDLE, base_meter, site_pool
 HOUR = timedelta(hours=1)
 SCRAPED, WRITTEN, NVML = "scrape/", "written/", "nvml/"
 """Prefixes of the counter states that the journal's marks hold, by how the counters reach us."""
+IMPORTED = "import/"
+"""Prefix of the marks of sources that were imported from files: they owe nothing more."""
 _UNTIL = "close/until"
 """Mark of the journal: the first hour that was never closed."""
 _KEPT = "close/kept-from"
@@ -92,6 +94,10 @@ class Books:
         Raises JournalFullError or JournalBrokenError where nothing was kept, InputError on rows that do not belong.
         """
         return self.journal.append(stepped(rows, self.fleet), marks=marks)
+
+    def take_file(self, rows: pa.Table) -> Appended:
+        """`take` of records that were read from a file."""
+        return self.take(rows, from_file(rows))
 
     def due(self, now: datetime) -> list[datetime]:
         """Hours that a close is owed: complete ones never closed, and any before now that got late records."""
@@ -357,6 +363,11 @@ def open_books(fleet: RunningFleet, folder: str | Path, predictor: Predictor | N
         ledger = open_ledger(place / LEDGER_FILE)
         stack.pop_all()
     return Books(journal, ledger, fleet, place, predictor)
+
+
+def from_file(rows: pa.Table) -> dict[str, bytes]:
+    """Marks that say of the sources of records that they were read from a file."""
+    return {IMPORTED + str(source): b"" for source in rows.column("source").unique().to_pylist()}
 
 
 def hours_in(start: datetime, end: datetime) -> list[datetime]:

@@ -18,7 +18,7 @@ from pertoken.errors import InputError
 from pertoken.fleet import RunningFleet
 from pertoken.meter import State
 from pertoken.meter.attribute import BOOK, FINDINGS, Finding
-from pertoken.report.books import HOUR, NVML, SCRAPED, WRITTEN, Books, Look
+from pertoken.report.books import HOUR, IMPORTED, NVML, SCRAPED, WRITTEN, Books, Look
 
 Severity = Literal["wrong", "look"]
 KINDS: dict[str, str] = {
@@ -63,6 +63,8 @@ class Complaint:
 class Process:
     """What only a running service knows."""
 
+    closes: bool = False
+    """Whether it closes hours by itself, those that late records came to within a minute."""
     clock_jumps: Sequence[tuple[float, float]] = ()
     unknown_instances: dict[str, int] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
@@ -127,7 +129,7 @@ def examine(books: Books, now: datetime, *, hours: int = 24, process: Process | 
     looks = {hour: books.look(hour) for hour in [*window, current]}
     found = [
         *_silent(books, now, alive),
-        *_silent_senders(looks, current),
+        *_silent_senders(books, looks, current),
         *_unpriced(books),
         *_findings(
             f for hour, look in looks.items() for f in look.findings if hour < current or f.kind in _AT_ONCE
@@ -173,11 +175,12 @@ def _scraped(fleet: RunningFleet) -> set[str]:
     return {SCRAPED + (target.name or urlsplit(target.url).netloc) for target in fleet.sources.scrape}
 
 
-def _silent_senders(looks: Mapping[datetime, Look], current: datetime) -> Iterable[Complaint]:
+def _silent_senders(books: Books, looks: Mapping[datetime, Look], current: datetime) -> Iterable[Complaint]:
     """Senders of events that told something in the window and nothing in its last two hours or since."""
     last: dict[str, datetime] = {}
+    files = {name.removeprefix(IMPORTED) for name in books.journal.marks if name.startswith(IMPORTED)}
     for hour, look in looks.items():
-        last |= {source: hour for source in look.sources if source.startswith("usage/")}
+        last |= {name: hour for name in look.sources if name.startswith("usage/") and name not in files}
     for source, hour in sorted(last.items()):
         if hour < current - 2 * HOUR:
             since = (hour + HOUR).strftime("%Y-%m-%d %H:%M UTC")
@@ -234,7 +237,11 @@ def _clock(alive: Process) -> Iterable[Complaint]:
 def _open_hours(books: Books, now: datetime, alive: Process) -> Iterable[Complaint]:
     if alive.closing:
         yield Complaint("closing", alive.closing)
-    late = [h for h in books.due(now - timedelta(minutes=15)) if h not in books.unpriced]
+    until = books.closed_until
+    late = [
+        hour for hour in books.due(now - timedelta(minutes=15))
+        if hour not in books.unpriced and not (alive.closes and until and hour < until)
+    ]  # fmt: skip
     if late:
         text = f"{late[0]:%Y-%m-%d %H:%M UTC} is the oldest: run `pertoken close`, or start `pertoken serve`"
         yield Complaint("closing", text, hours=len(late))

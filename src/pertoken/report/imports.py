@@ -40,10 +40,11 @@ def batches(
     """Records of a file part by part, why rows were refused, and the share [0 to 1] of it that is done at most.
 
     Parameters: fleet, whose API pools take calls by provider and model (None: all go to `what.pool`); now, for rows
-    without a time. Raises UnknownNameError on a format or pool that is none, InputError on a file that cannot be read.
+    without a time. Raises UnknownNameError on a pool that is none, InputError on a format that is none or a file
+    that cannot be read.
     """
     if what.format_name not in FORMATS:
-        raise UnknownNameError("file format", what.format_name, FORMATS, hint="formats")
+        raise InputError(f"unknown file format {what.format_name!r}: one of {', '.join(FORMATS)}")
     if fleet is not None and what.pool and what.pool not in fleet.pools:
         raise UnknownNameError("pool", what.pool, list(fleet.pools))
     if not path.is_file():

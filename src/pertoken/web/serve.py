@@ -249,7 +249,7 @@ def _stray(name: str, pools: Collection[str] | None) -> str:
 def _take(folder: Path, books: Books | None, rows: pa.Table) -> dict[str, Any]:
     """As the service answers: records now durable, those that already were, those of pools the fleet lacks."""
     if books is not None:
-        done = books.take(rows)
+        done = books.take_file(rows)
         strays = stray_pools(rows, books.fleet.pools)
         return {"records": done.rows, "duplicates": done.duplicates, "unknown_pools": strays}
     sink = pa.BufferOutputStream()

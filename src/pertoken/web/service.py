@@ -19,7 +19,7 @@ from pertoken.meter import State, Target, events, nvml, otlp, prometheus
 from pertoken.meter.attribute import stray_pools
 from pertoken.meter.journal import JournalBrokenError, JournalFullError
 from pertoken.meter.records import refuse_times
-from pertoken.report.books import NVML, WRITTEN, Books, Closed
+from pertoken.report.books import NVML, WRITTEN, Books, Closed, from_file
 from pertoken.report.doctor import Process
 from pertoken.web.scrape import Scraper
 from pertoken.web.watch import Watch
@@ -123,7 +123,8 @@ class Service:
 
     def take_records(self, body: bytes) -> Received:
         """Journal whole records, as `pertoken import` sends them."""
-        return self._append(events.read_records(body))
+        rows = events.read_records(body)
+        return self._append(rows, from_file(rows))
 
     def take_spans(self, body: bytes, content_type: str, sender: str, tenant: str) -> Received:
         """Journal OTLP spans as usage events."""
@@ -252,6 +253,7 @@ class Service:
         """How the running service fares, for `doctor`."""
         health = self.health
         return Process(
+            closes=True,
             clock_jumps=tuple(health.clock_jumps),
             unknown_instances=dict(health.unknown_instances),
             refused=dict(health.refused),
