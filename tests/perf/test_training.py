@@ -17,12 +17,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pertoken.catalog.gpus import gpu
+from pertoken.catalog.gpus import gpu, gpus
 from pertoken.catalog.models import model
 from pertoken.errors import CannotServeError, InputError
 from pertoken.perf._training_work import training_layout, training_work
 from pertoken.perf.point import TrainingPoint
 from pertoken.perf.training import (
+    MOST_OF_PEAK,
     best_checkpoint_minutes,
     model_flops,
     predict_training,
@@ -111,6 +112,12 @@ def test_mixture_of_experts_is_slower_than_its_active_weights_alone() -> None:
     dense = predict_training(model("Llama-3.2-3B"), gpu("B200"), TrainingPoint(8, 4096, 512, precision="fp8"))
     assert moe.tokens_per_s.value < dense.tokens_per_s.value
     assert moe.mfu.value < dense.mfu.value
+
+
+@pytest.mark.parametrize("name", gpus())
+def test_no_gpu_trains_beyond_what_its_matrix_units_can(name: str) -> None:
+    job = TrainingPoint(8, 4096, 1024, checkpointing="none")
+    assert 0.02 < float(predict_training(model("mpt-1b"), gpu(name), job).mfu.value) < MOST_OF_PEAK
 
 
 def test_power_lies_between_idle_and_limit() -> None:

@@ -50,6 +50,12 @@ FAMILY = {"blackwell-ultra": "blackwell"}
 precisions."""
 
 
+MOST_OF_PEAK = 0.8
+"""Share of the bf16 peak that no GPU's GEMMs go beyond, however many watts it has per FLOP: the best measured (A100,
+B300) reach 0.74. Cards with much memory or graphics beside few tensor cores (H20, A40, RTX 3090) draw their watts for
+those."""
+
+
 class Efficiencies(NamedTuple):
     """How far from ideal each part is; a field is a float, or an array of rows."""
 
@@ -185,11 +191,13 @@ def efficiencies(fit: Mapping[str, Any], gpu: Gpu, precision: str, kind: str) ->
     budget.
 
     log e = base + architecture + GPU + precision + power × log(watts per FLOP relative to the architecture's
-    reference); an architecture nobody measured takes its vendor's value.
+    reference), the first three and the last at most log `MOST_OF_PEAK`; an architecture nobody measured takes its
+    vendor's value.
     """
     shared, family = fit["shared"], family_of(gpu)
     own = fit["architecture"].get(family, fit["vendor"].get(gpu.vendor, fit["vendor"]["other"]))
     own += fit["gpu"].get(gpu.name, 0.0) + shared["power"] * _watts_log_ratio(fit, gpu, family)
+    own = min(own, math.log(MOST_OF_PEAK) - shared["base"])
     log_gemm = shared["base"] + own + fit["precision"][precision]
     if kind == "lora" and precision == "fp4":
         log_gemm += shared["lora_fp4"]
