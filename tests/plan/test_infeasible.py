@@ -129,7 +129,7 @@ def test_out_of_time_says_so(make: Make) -> None:
 
 
 def test_shadow_prices_are_differences(make: Make) -> None:
-    """Each price against the change of the relaxation's optimum for a small step."""
+    """Tokens against the change of the relaxation's optimum for a small step, all else for a whole one."""
     i = make(site_cap_kw=np.full((1, 4), 1.7), job_tokens=np.array([2.2e6]), job_deadline=np.array([3]))
     prices = shadow_prices(i)
 
@@ -145,8 +145,21 @@ def test_shadow_prices_are_differences(make: Make) -> None:
     assert (least(replace(i, requests=more)) - base) / tokens == pytest.approx(
         prices.usd_per_mtok["chat"][1], rel=1e-3
     )
-    cap = replace(i, site_cap_kw=i.site_cap_kw + step)
-    assert (base - least(cap)) / step == pytest.approx(prices.usd_per_kw["home"], rel=1e-3, abs=1e-6)
+    cap = replace(i, site_cap_kw=i.site_cap_kw + 1)
+    assert base - least(cap) == pytest.approx(prices.usd_per_kw["home"], rel=1e-6, abs=1e-9)
+    assert prices.usd_per_kw["home"] > 0
+    free = replace(i.rates[2], pool="rent held", usd_per_unit=np.zeros(4))
+    energy = replace(i.rates[3], pool="rent held")
+    one = replace(
+        i,
+        held_names=("own", "rent held", "api"),
+        held_least=np.array([2, 1, 0]),
+        held_most=np.array([2, 1, 0]),
+        machines_most=i.machines_most + np.array([[0.0], [1.0], [0.0]]),
+        rates=(*i.rates, free, energy),
+    )
+    assert base - least(one) == pytest.approx(prices.usd_per_gpu["rent"], rel=1e-6)
+    assert 0 < prices.usd_per_gpu["rent"] < 3.0 * 4
     trained = replace(i, job_tokens=i.job_tokens + step * 1e6)
     assert (least(trained) - base) / step == pytest.approx(prices.usd_per_mtok_trained["train"], rel=1e-3)
     later = replace(i, job_deadline=i.job_deadline + 1)

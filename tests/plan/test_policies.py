@@ -118,7 +118,7 @@ def test_elsewhere_only_where_nothing_fits_on_premises() -> None:
     assert free.schedule.load[on_prem].sum() < s.load[on_prem].sum()
     assert first.objective >= free.objective * (1 - 0.001)
     assert first.gap is not None
-    assert first.gap <= 0.001
+    assert first.gap <= 0.005  # the program's 0.001, and power at part load beyond its line
     assert books(first) == pytest.approx(first.objective, rel=1e-6)
     rivals = {a.name: a.cost_usd for a in savings(first)}
     assert rivals["on premises not first"] == pytest.approx(free.objective, rel=0.03)

@@ -14,6 +14,7 @@ from pertoken.plan._power_rows import billed_kw
 from pertoken.units import base_meter
 
 Solve = Callable[[Instance], Schedule]
+Bill = Callable[[Instance, Schedule], Instance]
 
 
 @dataclass(frozen=True)
@@ -25,23 +26,27 @@ class Alternative:
     note: str = ""
 
 
-def alternatives(instance: Instance, solve: Solve, terms: tuple[str, ...] = ()) -> list[Alternative]:
+def alternatives(
+    instance: Instance, solve: Solve, bill: Bill, terms: tuple[str, ...] = ()
+) -> list[Alternative]:
     """The plan's rivals, each solved with the same program.
 
-    Parameters: solve: gives the schedule of an instance or raises; terms: price term of each pool
+    Parameters: solve: gives the schedule of an instance or raises; bill: the instance with energy in the tiers a
+    schedule falls in; terms: price term of each pool
     (``owned``, ``on_demand``, ``api``, …), empty where unknown.
     """
     policed, instance = instance, replace(instance, on_prem=None)
-    found = [_single(instance, solve)]
+    pays = _Payer(solve, bill)
+    found = [_single(instance, pays)]
     if terms:
         cloud = np.array([term not in ("owned", "colocated") for term in terms])
         if cloud.any() and not cloud.all():
-            found.append(_restricted(instance, cloud, "always cloud", solve))
+            found.append(_restricted(instance, cloud, "always cloud", pays))
     if instance.peaks or _varies(instance):
-        found.append(_ignoring_tariff(instance, solve))
+        found.append(_ignoring_tariff(instance, pays))
     if policed.on_prem is not None:
         every = np.ones(len(instance.pool_names), dtype=np.bool_)
-        found.append(_restricted(instance, every, "on premises not first", solve))
+        found.append(_restricted(instance, every, "on premises not first", pays))
     return found
 
 
@@ -53,7 +58,8 @@ def with_flows(instance: Instance, flows: Bools) -> Instance:
         replace(m, flows=m.flows[flows], of=m.of[flows]) for m in instance.limits if m.of[flows].any()
     )
     step = tuple(q for q, kept in zip(instance.flow_step, flows, strict=False) if kept)
-    return replace(instance, limits=limits, flow_step=step, **cut)
+    hourly = None if instance.flow_hour_kw is None else instance.flow_hour_kw[flows]
+    return replace(instance, limits=limits, flow_step=step, flow_hour_kw=hourly, **cut)
 
 
 def only(instance: Instance, pools: Bools) -> Instance:
@@ -66,7 +72,19 @@ def only(instance: Instance, pools: Bools) -> Instance:
     )
 
 
-def _restricted(instance: Instance, pools: Bools, name: str, solve: Solve) -> Alternative:
+@dataclass(frozen=True)
+class _Payer:
+    """How a rival is scheduled, and what its schedule costs."""
+
+    solve: Solve
+    bill: Bill
+
+    def least_usd(self, instance: Instance) -> float:
+        made = self.solve(instance)
+        return total_usd(self.bill(instance, made), made)
+
+
+def _restricted(instance: Instance, pools: Bools, name: str, pays: _Payer) -> Alternative:
     part = only(instance, pools)
     for d, label in enumerate(instance.class_names):
         if instance.requests[d].any() and not (part.flow_class == d).any():
@@ -75,17 +93,17 @@ def _restricted(instance: Instance, pools: Bools, name: str, solve: Solve) -> Al
         if instance.job_tokens[j] and not (part.flow_job == j).any():
             return Alternative(name, None, f"{label} cannot run there")
     try:
-        return Alternative(name, total_usd(part, solve(part)))
+        return Alternative(name, pays.least_usd(part))
     except PerTokenError as error:
         return Alternative(name, None, str(error))
 
 
-def _single(instance: Instance, solve: Solve) -> Alternative:
+def _single(instance: Instance, pays: _Payer) -> Alternative:
     """The cheapest pool that can do everything alone."""
     best, reasons = None, []
     for p, name in enumerate(instance.pool_names):
         pools = np.arange(len(instance.pool_names)) == p
-        tried = _restricted(instance, pools, f"best single option ({name})", solve)
+        tried = _restricted(instance, pools, f"best single option ({name})", pays)
         if tried.cost_usd is None:
             reasons.append(f"{name}: {tried.note}")
         elif best is None or best.cost_usd is None or tried.cost_usd < best.cost_usd:
@@ -97,7 +115,7 @@ def _varies(instance: Instance) -> bool:
     return any(base_meter(r.meter) == "energy_kwh" and np.ptp(r.usd_per_unit) > 1e-12 for r in instance.rates)
 
 
-def _ignoring_tariff(instance: Instance, solve: Solve) -> Alternative:
+def _ignoring_tariff(instance: Instance, pays: _Payer) -> Alternative:
     """The schedule of a planner that sees one mean price per kWh and no demand charge, billed at the real
     rates."""
 
@@ -108,8 +126,8 @@ def _ignoring_tariff(instance: Instance, solve: Solve) -> Alternative:
 
     blind = replace(instance, rates=tuple(flat(r) for r in instance.rates), peaks=())
     try:
-        made = solve(blind)
+        made = pays.solve(blind)
     except PerTokenError as error:
         return Alternative("ignoring the tariff", None, str(error))
-    peaks = billed_kw(instance, made.site_kw)
-    return Alternative("ignoring the tariff", total_usd(instance, replace(made, peak_kw=peaks)))
+    made = replace(made, peak_kw=billed_kw(instance, made.site_kw))
+    return Alternative("ignoring the tariff", total_usd(pays.bill(instance, made), made))

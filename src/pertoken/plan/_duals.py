@@ -1,7 +1,8 @@
 """What one more of something is worth: prices of the plan's constraints, and frontiers against a second goal.
 
-Prices are those of the linear relaxation at its optimum: what the cost would change by for one unit more, at
-the margin, machines taken as divisible. An hour of deadline is a difference of two optima, a finite step.
+All are of the linear relaxation, machines taken as divisible. Tokens are priced at the margin. A machine, a kW of cap
+and an hour of deadline are whole steps: the difference of two optima, as the first bit of a machine is worth more than
+all of it.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from pertoken.units import TOKENS_PER_MTOK
 
 @dataclass(frozen=True)
 class ShadowPrices:
-    """Marginal values at the relaxation's optimum.
+    """Values at the relaxation's optimum.
 
-    usd_per_mtok: by class, cost of one million tokens more in each hour, shape (T,); usd_per_mtok_trained: by
-    job; usd_per_gpu: by pool, what one more GPU held over the horizon would save before its own price;
-    usd_per_kw: by site, what one kW more of the power cap would save; usd_per_deadline_hour: by job, what one
-    hour more would save.
+    usd_per_mtok: by class, cost of one million tokens more in each hour, at the margin, shape (T,);
+    usd_per_mtok_trained: by job; usd_per_gpu: by pool, what one more machine held over the horizon would save before
+    its own price, per GPU of it; usd_per_kw: by site, what one kW more of the power cap would save;
+    usd_per_deadline_hour: by job, what one hour more would save.
     """
 
     usd_per_mtok: Mapping[str, Floats]
@@ -51,7 +52,7 @@ def shadow_prices(
     session = Session(program, Watch(time_limit_s))
     if not session.relax():
         raise PerTokenError(f"no shadow prices: the relaxation is {session.status}")
-    dual, reduced = session.row_dual, session.reduced_cost
+    dual = session.row_dual
     tokens = instance.tokens_per_request()
     per_class: dict[str, Floats] = {}
     per_job: dict[str, float] = {}
@@ -63,17 +64,23 @@ def shadow_prices(
         elif block.name == "deadline":
             usd = dual[block.rows] / block.per_row * TOKENS_PER_MTOK
             per_job = {name: float(u) for name, u in zip(block.entities, usd, strict=True)}
+    base = session.objective
     return ShadowPrices(
         per_class,
         per_job,
-        _gpus(instance, program, dual, reduced),
-        _power(instance, program, reduced),
-        _deadlines(instance, goal, session.objective, time_limit_s),
+        _gpus(instance, program, session, base),
+        _power(instance, program, session, base),
+        _deadlines(instance, goal, base, time_limit_s),
     )
 
 
-def _gpus(instance: Instance, program: Program, dual: Floats, reduced: Floats) -> dict[str, float]:
-    """One more machine held: it relaxes ``held`` in every hour, and the limit on machines that are on."""
+def _saved(session: Session, base_usd: float) -> float:
+    """What the session's optimum, changed, lies below the first one; NaN where it was not found."""
+    return max(0.0, base_usd - session.objective) if session.relax() else float("nan")
+
+
+def _gpus(instance: Instance, program: Program, session: Session, base_usd: float) -> dict[str, float]:
+    """One more machine held at no price of its own: one less is rented or bought in each hour, or one more is on."""
     found: dict[str, float] = {}
     for block in program.blocks:
         if block.name != "held":
@@ -81,19 +88,25 @@ def _gpus(instance: Instance, program: Program, dual: Floats, reduced: Floats) -
         for name, rows in zip(block.entities, block.rows, strict=True):
             p = instance.pool_names.index(name)
             machines = program.columns["machines"][p]
-            saved = -dual[rows].sum() + np.maximum(-reduced[machines[machines >= 0]], 0.0).sum()
-            found[name] = float(saved) / float(instance.machine_gpus[p])
-    return found
+            number, low = rows.astype(np.int32), np.full(len(rows), -np.inf)
+            session.highs.changeRowsBounds(len(number), number, low, np.ones(len(rows)))
+            session.bounds(machines, 0.0, program.upper[machines] + 1.0)
+            found[name] = _saved(session, base_usd) / float(instance.machine_gpus[p])
+            session.highs.changeRowsBounds(len(number), number, low, np.zeros(len(rows)))
+            session.bounds(machines, 0.0, program.upper[machines])
+    return {name: usd for name, usd in found.items() if np.isfinite(usd)}
 
 
-def _power(instance: Instance, program: Program, reduced: Floats) -> dict[str, float]:
-    """One kW more of cap: the reduced cost of power that lies at it."""
+def _power(instance: Instance, program: Program, session: Session, base_usd: float) -> dict[str, float]:
+    """One kW more of cap."""
     found: dict[str, float] = {}
     for s, name in enumerate(instance.site_names):
         columns = program.columns["kw"][s]
         if np.isfinite(instance.site_cap_kw[s]).any() and (columns >= 0).all():
-            found[name] = float(np.maximum(-reduced[columns], 0.0).sum())
-    return found
+            session.bounds(columns, 0.0, program.upper[columns] + 1.0)
+            found[name] = _saved(session, base_usd)
+            session.bounds(columns, 0.0, program.upper[columns])
+    return {name: usd for name, usd in found.items() if np.isfinite(usd)}
 
 
 def _deadlines(instance: Instance, goal: Goal, cost: float, time_limit_s: float) -> dict[str, float]:

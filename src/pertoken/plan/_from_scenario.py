@@ -27,7 +27,7 @@ from pertoken.plan._bills import money
 from pertoken.plan._instance import Instance, Limit
 from pertoken.plan._offers import Class, Rows, classes_of, job_rows_of, serve, train
 from pertoken.plan._serving import committed, mean_tokens, resolve_model
-from pertoken.plan.options import Market
+from pertoken.plan.options import Market, allowed
 from pertoken.scenario import Api, Batch, Scenario, Serving, Spot, Training, requests_per_hour
 from pertoken.units import BYTES_PER_GB, MINUTES_PER_HOUR, WATTS_PER_KILOWATT
 
@@ -36,34 +36,40 @@ def instance_from_scenario(
     scenario: Scenario,
     *,
     case: str = "expected",
-    demand: float = 1.0,
     keep: bool = False,
     market: Market | None = None,
+    room: float = 1.0,
+    every_size: bool = False,
 ) -> tuple[Instance, tuple[str, ...]]:
     """The planning instance of a scenario, and notes on what it leaves out.
 
     Parameters: case: where in the predictor's 80 % interval throughput is (``low``, ``expected``, ``high``);
-    demand: multiple of all requests and training tokens; keep: owned, colocated and reserved machines are
-    there and paid for, not to be chosen. Raises CannotServeError where a workload runs on none of its pools.
+    keep: owned, colocated and reserved machines are there and paid for, not to be chosen; room: the multiple of the
+    demand that endless pools have machines for; every_size: jobs may take any size that meets their deadline, not the
+    few smallest of these. Raises CannotServeError where a workload runs on none of its pools.
     """
     market = market or Market(scenario)
     pools = list(scenario.pools)
     classes = [c for w in scenario.workloads for c in classes_of(scenario, w)]
-    job_rows = [j for w in scenario.workloads for j in job_rows_of(scenario, w, demand)]
+    job_rows = [j for w in scenario.workloads for j in job_rows_of(scenario, w)]
     rows = Rows()
     for name, workload in scenario.workloads.items():
         if isinstance(workload, Training):
-            train(rows, scenario, name, workload, pools, job_rows, case)
+            sized_for = 1.0 if every_size else room
+            train(rows, scenario, name, workload, pools, job_rows, case, sized_for, every_size)
         else:
-            serve(rows, scenario, name, workload, pools, classes, case)
-    machines = _machines(scenario, pools, rows, classes, job_rows, keep, demand)
-    work = _work(scenario, classes, job_rows, demand)
+            most = math.inf if every_size else room
+            serve(rows, scenario, name, workload, pools, classes, case, most)
+    machines = _machines(scenario, pools, rows, classes, keep, room)
+    work = _work(scenario, classes, job_rows)
     bought = money(scenario, market, pools)
     units = _columns(rows.units, _UNIT_KINDS)
     flows = _columns(rows.flows, _FLOW_KINDS)
+    hourly = [f.get("flow_hour_kw", np.full(len(scenario.hours), f["flow_kw"])) for f in rows.flows]
     instance = Instance(
         hours=scenario.hours, previous=np.arange(len(scenario.hours)) - 1, weight=np.ones(len(scenario.hours)),
-        name=scenario.name, minimum=_minimum(scenario), on_prem=_on_prem(scenario, pools),
+        name=scenario.name, flow_hour_kw=np.array(hourly).reshape(len(rows.flows), -1),
+        minimum=_minimum(scenario), on_prem=_on_prem(scenario, pools),
         **machines, **units, **flows, **work, **bought,
     )  # fmt: skip
     return _limited(instance, scenario, classes), tuple(dict.fromkeys(rows.notes + _notes(scenario)))
@@ -108,9 +114,8 @@ def _columns(rows: list[dict[str, Any]], kinds: dict[str, type]) -> dict[str, An
 
 
 def _machines(
-    scenario: Scenario, pools: list[str], rows: Rows, classes: list[Class], job_rows: list[dict[str, Any]],
-    keep: bool, demand: float,
-) -> dict[str, Any]:  # fmt: skip
+    scenario: Scenario, pools: list[str], rows: Rows, classes: list[Class], keep: bool, room: float
+) -> dict[str, Any]:
     """Machines of each pool: what may be held, rented, and what they draw."""
     T, P = len(scenario.hours), len(pools)
     size, held, rented = np.zeros(P, dtype=np.int64), np.zeros(P, dtype=np.int64), np.zeros(P)
@@ -125,13 +130,12 @@ def _machines(
         gpu_kw[p] = gpu.idle_w * pool.machine_gpus / WATTS_PER_KILOWATT
         pue[p] = site.pue
         carbon[p] = np.nan if site.carbon_g_per_kwh is None else site.carbon_g_per_kwh
-        need = _need(scenario, p, rows, classes, demand)
+        need = _need(scenario, p, rows, classes, room)
         most = pool.count // pool.machine_gpus if isinstance(pool.count, int) else need
         if pool.price.term in ("owned", "colocated", "reserved"):
             held[p] = most
         else:
             rented[p] = most
-    del job_rows
     kept = np.array(
         [(keep or scenario.pools[name].have) and committed(scenario.pools[name]) for name in pools]
     )
@@ -145,8 +149,8 @@ def _machines(
     }  # fmt: skip
 
 
-def _need(scenario: Scenario, p: int, rows: Rows, classes: list[Class], demand: float) -> int:
-    """Machines of a pool that would carry everything at once: more are never needed."""
+def _need(scenario: Scenario, p: int, rows: Rows, classes: list[Class], room: float) -> int:
+    """Machines of a pool that would carry everything at once, `room` times over: more are never needed."""
     total = 0.0
     for k, unit in enumerate(rows.units):
         if unit["unit_pool"] != p:
@@ -159,16 +163,14 @@ def _need(scenario: Scenario, p: int, rows: Rows, classes: list[Class], demand: 
             c = classes[f["flow_class"]]
             workload = scenario.workloads[c.workload]
             assert isinstance(workload, Serving)
-            peak = float(requests_per_hour(scenario, workload).max()) * c.fraction * max(demand, 1.0)
+            peak = float(requests_per_hour(scenario, workload).max()) * c.fraction * max(room, 1.0)
             total += peak / f["flow_per_hour"] / (1 - f["flow_loss"]) * f["flow_reserve"] * unit["unit_gpus"]
         total += unit["unit_gpus"]
     name = list(scenario.pools)[p]
     return max(1, math.ceil(total / scenario.pools[name].machine_gpus) + 1)
 
 
-def _work(
-    scenario: Scenario, classes: list[Class], job_rows: list[dict[str, Any]], demand: float
-) -> dict[str, Any]:
+def _work(scenario: Scenario, classes: list[Class], job_rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Demand by class and hour, and the jobs."""
     serving = [scenario.workloads[c.workload] for c in classes]
     requests = np.zeros((len(classes), len(scenario.hours)))
@@ -177,7 +179,7 @@ def _work(
     }
     for d, (c, workload) in enumerate(zip(classes, serving, strict=True)):
         assert isinstance(workload, Serving)
-        requests[d] = requests_per_hour(scenario, workload) * c.fraction * demand
+        requests[d] = requests_per_hour(scenario, workload) * c.fraction
         prompt = mean_tokens(workload.input_tokens) * c.input_scale
         output = mean_tokens(workload.output_tokens) * c.output_scale
         found["in"].append(prompt * (1 - workload.cached_fraction))
@@ -231,6 +233,13 @@ def _limited(instance: Instance, scenario: Scenario, classes: list[Class]) -> In
 def _notes(scenario: Scenario) -> list[str]:
     """What the plan does not take into account, in words."""
     notes = []
+    for name, workload in scenario.workloads.items():
+        if not isinstance(workload, Training) and workload.slo is not None:
+            apis = [p for p in allowed(scenario, name) if isinstance(scenario.pools[p].price, Api)]
+            if apis:
+                notes.append(
+                    f"{', '.join(apis)}: taken to keep the SLO of {name!r}; no API's latency is known here"
+                )
     for name, pool in scenario.pools.items():
         if pool.startup_minutes > MINUTES_PER_HOUR:
             notes.append(

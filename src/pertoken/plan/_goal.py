@@ -56,7 +56,7 @@ def coefficients(instance: Instance) -> Coefficients:
         energy_machines=(instance.machine_kw - instance.off_kw)[:, None] * instance.pue,
         energy_off=instance.off_kw[:, None] * instance.pue,
         energy_starts=instance.start_kwh[:, None] * instance.pue,
-        energy_flows=instance.flow_kw[:, None] * instance.pue[instance.flow_pool],
+        energy_flows=instance.line_kw() * instance.pue[instance.flow_pool],
         tokens_flows=tokens,
     )
 

@@ -57,7 +57,7 @@ def explain(instance: Instance, goal: Goal, watch: Watch) -> tuple[Cause, ...]:
     whole = int(program.integer.sum()) <= _FEW_INTEGERS or Session(program, watch).relax()
     slacks = _slacks(instance, program)
     alone: list[Cause] = []
-    for family in dict.fromkeys(s.family for s in slacks):
+    for family in sorted(dict.fromkeys(s.family for s in slacks), key=_directness):
         found = _least(instance, program, [s for s in slacks if s.family == family], whole, watch)
         if found:
             alone += _named(instance, goal, found, watch)
@@ -65,6 +65,12 @@ def explain(instance: Instance, goal: Goal, watch: Watch) -> tuple[Cause, ...]:
         return tuple(alone)
     together = _least(instance, program, slacks, whole, watch)
     return tuple(_named(instance, goal, together or [], watch))
+
+
+def _directness(family: str) -> int:
+    """What someone set comes first, then what is there, and last what is asked for: less of that always helps."""
+    order = ("budget", "power_cap", "on_prem_first", "deadline", "capacity", "serve")
+    return order.index(family) if family in order else order.index("deadline") - 1
 
 
 def error(causes: tuple[Cause, ...]) -> InfeasibleError:
@@ -108,7 +114,17 @@ def _slacks(instance: Instance, program: Program) -> list[_Slack]:
             elif block.name == "budget":
                 found.append(_Slack("budget", entity, rows, down, per, block.unit))
             elif block.name == "held":
-                found.append(_Slack("capacity", entity, rows, down, 1.0, "machines"))
+                paid = _paid(instance, program, entity)
+                found.append(
+                    _Slack(
+                        "capacity",
+                        entity,
+                        np.append(rows, paid[0]),
+                        np.append(down, paid[1]),
+                        1.0,
+                        "machines",
+                    )
+                )
             elif block.name == "on_prem_first":
                 found += [
                     _Slack(block.name, entity, rows[t : t + 1], -each, per, block.unit)
@@ -117,6 +133,16 @@ def _slacks(instance: Instance, program: Program) -> list[_Slack]:
             elif block.name == "power" and entity in capped:
                 found.append(_Slack("power_cap", entity, rows, down, 1.0, "kW"))
     return found
+
+
+def _paid(instance: Instance, program: Program, pool: str) -> tuple[Ints, Floats]:
+    """What one more machine of a pool takes from a budget in USD over the horizon: the budget's row, and its share."""
+    budget = [b for b in program.blocks if b.name == "budget" and b.entities == ("USD",)]
+    p = instance.pool_names.index(pool)
+    name = instance.held_names[p] if instance.held_most[p] > 0 else pool
+    usd = float((instance.price(name, "gpu_hours") * instance.weight).sum()) * float(instance.machine_gpus[p])
+    rows = np.concatenate([b.rows.ravel() for b in budget]) if budget else np.zeros(0, dtype=np.int64)
+    return rows, np.array([usd / float(b.per_row[0]) for b in budget])
 
 
 def _least(
@@ -158,8 +184,11 @@ def _named(instance: Instance, goal: Goal, found: list[tuple[_Slack, float]], wa
     return causes
 
 
+_LONG_NUMBER = 1e15
+
+
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if 100 <= value < _LONG_NUMBER else f"{value:.3g}"
 
 
 def _remedy(
@@ -168,7 +197,8 @@ def _remedy(
     if family == "serve":
         return f"serve {_number(amount)} fewer requests of {entity!r} (in {hours} hours), or let them wait"
     if family == "capacity":
-        return f"add {int(np.ceil(amount - _TINY))} machines to pool {entity!r}"
+        count = int(np.ceil(amount - _TINY))
+        return f"add {count} machine{'s' if count > 1 else ''} to pool {entity!r}"
     if family == "deadline":
         later = _hours_later(instance, goal, entity, watch)
         if later is None:

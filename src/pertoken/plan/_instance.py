@@ -91,16 +91,20 @@ class Peak:
 @dataclass(frozen=True)
 class Curve:
     """What a replica of `gpus` GPUs shows of itself at a share `load` of its capacity (0 to 1): the requests it holds
-    on average and prefill's share of its busy time; shapes (N,).
+    on average, prefill's share of its busy time, its power beyond idle at the plug (`kw`) and of the GPU boards in that
+    [kW]; shapes (N,).
 
     It is busy for 1 − e^−C of the time, C the requests held, as a queue with room for all is: what an engine's counters
-    show, and `compare` says.
+    show, and `compare` says. Its flows' `flow_kw` is a line under `kw`, which the program sees; what is billed is the
+    curve.
     """
 
     gpus: float
     load: Floats
     in_flight: Floats
     prefill_fraction: Floats
+    kw: Floats
+    gpu_kw: Floats
 
 
 @dataclass(frozen=True)
@@ -240,6 +244,10 @@ class Instance:
     """Pools that are filled before anything runs elsewhere [(P,)]; None: no such policy."""
     tier_shares: Mapping[int, Floats] = field(default_factory=dict)
     """By site with energy tiers: share of each hour's energy in each tier, shape (tiers, T)."""
+    flow_hour_kw: Floats | None = None
+    """`flow_kw` by hour, where the load a replica can have bounds it differently (F, T); None: the same in all."""
+    spread_kwh: Floats | None = None
+    """Energy at the meter that the program takes as given: what replicas at part load draw beyond its line (P, T)."""
     name: str = "plan"
     basis: str = "roofline"
     initial_on: Floats | None = None
@@ -321,6 +329,12 @@ class Instance:
         most[:, ends] = 0.0
         return most
 
+    def line_kw(self) -> Floats:
+        """Power per unit of load beyond idle, at the plug, as the program has it [kW, (F, T)]."""
+        if self.flow_hour_kw is not None:
+            return self.flow_hour_kw
+        return np.broadcast_to(self.flow_kw[:, None], (len(self.flow_kw), len(self.hours)))
+
     def useful(self) -> Floats:
         """Requests (jobs: tokens) an hour of a fully loaded unit, net of what is lost, shape (F,)."""
         return self.flow_per_hour * (1 - self.flow_loss)
@@ -383,6 +397,10 @@ def _check(instance: Instance) -> None:
         raise InputError(
             f"plan instance: unit_curve has {len(instance.unit_curve)} entries, expected {s['K']}"
         )
+    for name, axis in (("flow_hour_kw", "F"), ("spread_kwh", "P")):
+        value = getattr(instance, name)
+        if value is not None and value.shape != (s[axis], s["T"]):
+            raise InputError(f"plan instance: {name} has shape {value.shape}, expected {(s[axis], s['T'])}")
     if instance.on_prem is not None and instance.on_prem.shape != (s["P"],):
         raise InputError(f"plan instance: on_prem has shape {instance.on_prem.shape}, expected ({s['P']},)")
     if (instance.held_least > instance.held_most).any():
@@ -403,6 +421,8 @@ def chosen(instance: Instance, hours: Ints, previous: Ints, weight: Floats) -> I
         pue=i.pue[:, hours],
         requests=i.requests[:, hours],
         backlog_most=None if i.backlog_most is None else i.backlog_most[:, hours],
+        flow_hour_kw=None if i.flow_hour_kw is None else i.flow_hour_kw[:, hours],
+        spread_kwh=None if i.spread_kwh is None else i.spread_kwh[:, hours],
         site_base_kw=i.site_base_kw[:, hours],
         site_cap_kw=i.site_cap_kw[:, hours],
         carbon_g_per_kwh=i.carbon_g_per_kwh[:, hours],

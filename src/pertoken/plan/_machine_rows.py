@@ -112,7 +112,7 @@ def _min_run(
     b.add(rows, count[keeps], -1.0)
     at = np.arange(len(i.hours))
     seen = np.zeros((len(i.hours), 0), dtype=np.int64)
-    for step in range(int(least[keeps].max())):
+    for step in range(min(int(least[keeps].max()), len(i.hours))):  # a longer run fills all of them
         fresh = (at >= 0) & ~(seen == at[:, None]).any(
             axis=1
         )  # a cyclic day shorter than the run counts once

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pertoken import catalog
+from pertoken.catalog import Gpu
 from pertoken.errors import CannotServeError
 from pertoken.perf.power import server_power_w
 from pertoken.plan import _serving, _training
@@ -21,11 +22,13 @@ from pertoken.plan._pricing import api_meter, price_step
 from pertoken.plan._serving import Operation, mean_tokens, operations, resolve_model, spot_loss
 from pertoken.plan._training import Job, jobs, runs_asked
 from pertoken.plan.options import allowed
-from pertoken.scenario import Api, Pool, Scenario, Serving, Tokens, Training, requests_per_hour
+from pertoken.scenario import Api, Batch, Pool, Scenario, Serving, Tokens, Training, requests_per_hour
+from pertoken.tables import Floats
 from pertoken.units import HOURS_PER_DAY, MINUTES_PER_HOUR, SECONDS_PER_HOUR, WATTS_PER_KILOWATT
 
 _BUCKETS = 3
 """Size buckets of a workload whose token counts have a spread."""
+_NONE_LEFT = "its `pools`, `regions` and `vendors` leave no GPU pool or API that may"
 _JOB_SIZES = 3
 """Sizes a job is offered on each pool: the smallest that meets its deadline alone, and the next larger
 ones."""
@@ -87,6 +90,7 @@ def serve(
     pools: list[str],
     classes: list[Class],
     case: str,
+    room: float,
 ) -> None:
     mine = [(d, c) for d, c in enumerate(classes) if c.workload == name]
     served, refused = False, ""
@@ -108,9 +112,9 @@ def serve(
             continue
         served = True
         for operation in offered:
-            _replica(rows, scenario, name, pool_name, p, workload, operation, mine, case)
+            _replica(rows, scenario, name, pool_name, p, workload, operation, mine, case, room)
     if not served:
-        raise CannotServeError(f"workload {name!r} runs on none of its pools: {refused or 'none is allowed'}")
+        raise CannotServeError(f"workload {name!r} runs on none of its pools: {refused or _NONE_LEFT}")
 
 
 def _offered(
@@ -140,12 +144,12 @@ def _offered(
 
 def _replica(
     rows: Rows, scenario: Scenario, name: str, pool_name: str, p: int, workload: Serving, operation: Operation,
-    classes: list[tuple[int, Class]], case: str,
+    classes: list[tuple[int, Class]], case: str, room: float,
 ) -> None:  # fmt: skip
     pool = scenario.pools[pool_name]
     gpu, size = catalog.gpu(pool.gpu), operation.candidate.layout.gpus
     per_machine = max(pool.machine_gpus // size, 1)
-    k = len(rows.units)
+    k, curve = len(rows.units), _curve(operation, gpu)
     rows.units.append(
         {
             "unit_pool": p,
@@ -156,26 +160,58 @@ def _replica(
             "unit_start_hours": min(pool.startup_minutes / MINUTES_PER_HOUR, 1.0),
             "unit_min_run": max(1, math.ceil(pool.minimum_run_hours - 1e-9)),
             "unit_single": -1,
-            "unit_curve": Curve(size, operation.load, operation.in_flight, operation.prefill_fraction),
+            "unit_curve": curve,
         }
     )
     per_hour = _serving.throughput_of(operation, case) * SECONDS_PER_HOUR
-    busy_w = float(operation.gpu_power_w[-1])
     reserve = _reserve(scenario, pool, workload, operation, case)
-    for (d, c), factor in zip(classes, _work_factors(workload, pool, operation, classes), strict=True):
-        del c
+    most = np.full(len(scenario.hours), 1 / reserve)
+    if math.isfinite(room) and not isinstance(workload, Batch):
+        asked = requests_per_hour(scenario, workload) * room / (per_hour * (1 - spot_loss(pool)))
+        most = np.minimum(most, asked / workload.minimum_replicas)
+    line_kw = _least_slope(curve.load, curve.kw, most)
+    for (d, _), factor in zip(classes, _work_factors(workload, pool, operation, classes), strict=True):
         rows.flows.append(
             _flow(k, p, d, -1, per_hour / factor)
             | {
-                "flow_kw": size
-                * (busy_w + gpu.host_busy_w - gpu.idle_w - gpu.host_idle_w)
-                / WATTS_PER_KILOWATT,
-                "flow_gpu_kw": size * (busy_w - gpu.idle_w) / WATTS_PER_KILOWATT,
+                "flow_kw": float(line_kw.min()),
+                "flow_hour_kw": line_kw,
+                "flow_gpu_kw": float(_least_slope(curve.load, curve.gpu_kw, most).min()),
                 "flow_reserve": reserve,
                 "flow_loss": spot_loss(pool),
                 "flow_prefill": float(operation.prefill_fraction[-1]),
             }
         )
+
+
+def _curve(operation: Operation, gpu: Gpu) -> Curve:
+    """What a replica shows of itself by load: as `compare` has it, requests spread evenly over the replicas."""
+    size = operation.candidate.layout.gpus
+    gpu_w = operation.gpu_power_w - operation.gpu_power_w[0]
+    host_w = (gpu.host_busy_w - gpu.host_idle_w) * operation.load
+    return Curve(
+        size,
+        operation.load,
+        operation.in_flight,
+        operation.prefill_fraction,
+        size * (gpu_w + host_w) / WATTS_PER_KILOWATT,
+        size * gpu_w / WATTS_PER_KILOWATT,
+    )
+
+
+def _least_slope(load: Floats, kw: Floats, most: Floats) -> Floats:
+    """Least kW per unit of load up to the load a replica may have in each hour (T,): no schedule draws less than the
+    program's line. Where few requests need one replica alone, the line is what it draws.
+
+    >>> _least_slope(np.array([0.0, 0.5, 1.0]), np.array([0.0, 0.4, 0.5]), np.array([1.0, 0.75, 0.25])).tolist()
+    [0.5, 0.6, 0.8]
+    """
+    nodes = load > 0
+    least = np.minimum.accumulate(kw[nodes] / load[nodes])
+    before = np.searchsorted(load[nodes], most)
+    there = np.interp(most, load, kw) / np.maximum(most, 1e-12)
+    found = np.where(before > 0, np.minimum(least[np.maximum(before - 1, 0)], there), least[0])
+    return np.asarray(found, dtype=np.float64)
 
 
 def _reserve(scenario: Scenario, pool: Pool, workload: Serving, operation: Operation, case: str) -> float:
@@ -226,7 +262,7 @@ def _flow(unit: int, pool: int, d: int, job: int, per_hour: float) -> dict[str, 
     }  # fmt: skip
 
 
-def job_rows_of(scenario: Scenario, name: str, demand: float) -> Iterator[dict[str, Any]]:
+def job_rows_of(scenario: Scenario, name: str) -> Iterator[dict[str, Any]]:
     """A training workload's jobs: one, or one a week."""
     workload = scenario.workloads[name]
     if not isinstance(workload, Training):
@@ -238,13 +274,13 @@ def job_rows_of(scenario: Scenario, name: str, demand: float) -> Iterator[dict[s
             given = min(given, int(workload.deadline_days * HOURS_PER_DAY))
         yield {
             "workload": name, "name": name if len(asked) == 1 else f"{name} (week {number + 1})",
-            "tokens": tokens * demand, "release": start, "deadline": start + given,
+            "tokens": tokens, "release": start, "deadline": start + given,
         }  # fmt: skip
 
 
 def train(
     rows: Rows, scenario: Scenario, name: str, workload: Training, pools: list[str], job_rows: list[dict[str, Any]],
-    case: str,
+    case: str, room: float, every_size: bool,
 ) -> None:  # fmt: skip
     mine = [(j, row) for j, row in enumerate(job_rows) if row["workload"] == name]
     offered, refused = False, ""
@@ -253,7 +289,7 @@ def train(
         if isinstance(pool.price, Api):
             continue
         try:
-            sizes = _job_sizes(jobs(workload, pool), mine[0][1], case)
+            sizes = _job_sizes(jobs(workload, pool), mine[0][1], case, room, every_size)
         except CannotServeError as error:
             refused = str(error)
             continue
@@ -262,22 +298,24 @@ def train(
         for job in sizes:
             _job(rows, name, pool, pool_name, p, job, mine, group, case)
     if not offered:
-        raise CannotServeError(
-            f"workload {name!r} trains on none of its pools: {refused or 'none is allowed'}"
-        )
+        raise CannotServeError(f"workload {name!r} trains on none of its pools: {refused or _NONE_LEFT}")
 
 
-def _job_sizes(found: tuple[Job, ...], row: dict[str, Any], case: str) -> list[Job]:
-    """The smallest size that meets the deadline alone and the next larger ones; the largest where none
-    does."""
+def _job_sizes(
+    found: tuple[Job, ...], row: dict[str, Any], case: str, room: float, every_size: bool
+) -> list[Job]:
+    """The smallest size that meets the deadline alone and the next larger ones (all of them with `every_size`); the
+    largest where none does. `room`: the multiple of the job's tokens that is planned for."""
 
     def hours(job: Job) -> float:
         speed = _training.throughput_of(job, case) * job.retained_fraction * SECONDS_PER_HOUR
-        return float(row["tokens"]) / speed
+        return float(row["tokens"]) * room / speed
 
     by_size = sorted(found, key=lambda j: j.gpus)
     enough = [n for n, job in enumerate(by_size) if hours(job) <= row["deadline"] - row["release"]]
-    return by_size[enough[0] : enough[0] + _JOB_SIZES] if enough else by_size[-1:]
+    if not enough:
+        return by_size[-1:]
+    return by_size[enough[0] :] if every_size else by_size[enough[0] : enough[0] + _JOB_SIZES]
 
 
 def _job(
@@ -288,7 +326,7 @@ def _job(
     rows.units.append(
         {
             "unit_pool": p,
-            "unit_names": f"{name} on {pool_name} ({job.gpus} GPUs)",
+            "unit_names": f"{name} on {pool_name} ({job.gpus} GPU{'s' if job.gpus > 1 else ''})",
             "unit_gpus": float(job.gpus),
             "unit_whole": True,
             "unit_most": 1.0,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pertoken.plan._goal import stepped
-from pertoken.plan._instance import Bools, Floats, Instance
+from pertoken.plan._instance import Bools, Curve, Floats, Instance
 from pertoken.plan._power_rows import billed_kw
 from pertoken.plan._program import Program, class_meters, coefficients
 from pertoken.units import GRAMS_PER_KILOGRAM, IDLE, base_meter, site_pool
@@ -93,6 +93,7 @@ def derived(
     loads = _starts(i, units, i.initial_units)
     kwh = c.energy_machines * machines + c.energy_off * (held[:, None] + rented) + c.energy_starts * starts
     np.add.at(kwh, i.flow_pool, c.energy_flows * load)
+    kwh = kwh + _beyond_line(i, units, loads, load)
     site_kw = i.site_base_kw.copy()
     on_site = i.pool_site >= 0
     np.add.at(site_kw, i.pool_site[on_site], kwh[on_site])
@@ -119,26 +120,68 @@ class _Energy:
         return _Energy(self.kwh * part, self.plug * part, self.gpu * part)
 
 
+@dataclass(frozen=True)
+class _Working:
+    """What a unit with a curve shows by hour, shape (T,): its flows' load together, hours with requests in flight,
+    prefill's share of them, kW beyond idle at the plug and of the boards."""
+
+    total: Floats
+    hours: Floats
+    prefill: Floats
+    kw: Floats
+    gpu_kw: Floats
+
+
+def _working(i: Instance, k: int, curve: Curve, units: Floats, loads: Floats, load: Floats) -> _Working:
+    """Unit k at the load its replicas that are there share evenly; arrays as in `Schedule`."""
+    there = np.maximum(units[k] - i.unit_start_hours[k] * loads[k], 0.0)
+    total = load[i.flow_unit == k].sum(axis=0)
+    each = np.minimum(np.divide(total, there, out=np.zeros_like(total), where=there > 0), 1.0)
+    return _Working(
+        total,
+        there * curve.gpus * -np.expm1(-np.interp(each, curve.load, curve.in_flight)),
+        np.interp(each, curve.load, curve.prefill_fraction),
+        there * np.interp(each, curve.load, curve.kw),
+        there * np.interp(each, curve.load, curve.gpu_kw),
+    )
+
+
+def _beyond_line(i: Instance, units: Floats, loads: Floats, load: Floats) -> Floats:
+    """Energy at the meter that units with a curve draw beyond the program's line, shape (P, T)."""
+    beyond, line = np.zeros((len(i.pool_names), len(i.hours))), i.line_kw()
+    for k, curve in enumerate(i.unit_curve):
+        mine = i.flow_unit == k
+        if curve is not None and load[mine].any():
+            pool = i.unit_pool[k]
+            kw = _working(i, k, curve, units, loads, load).kw - (line[mine] * load[mine]).sum(axis=0)
+            beyond[pool] += i.pue[pool] * np.maximum(kw, 0.0)
+    return beyond
+
+
+def spread_kwh(instance: Instance, s: Schedule) -> Floats:
+    """What a schedule's replicas at part load draw beyond the program's line [kWh at the meter, (P, T)]."""
+    return _beyond_line(instance, s.units, s.loads, s.load)
+
+
 def _loaded(i: Instance, s: Schedule, f: int) -> tuple[Floats, Floats, _Energy]:
     """A flow's GPU-hours, prefill's share of them, and energy: its own beyond idle, and the idle power of those GPUs.
 
-    Where the unit has a curve, its hours are the time with requests in flight, over its flows as their loads are; else
-    the part of its capacity the load takes. The energy of both together is the same.
+    Where the unit has a curve, its hours are the time with requests in flight and its power that at their load, over
+    its flows as their loads are; else the part of its capacity the load takes.
     """
     pool, k = i.flow_pool[f], int(i.flow_unit[f])
     curve = i.unit_curve[k] if i.unit_curve else None
     if curve is None:
         hours, prefill = s.load[f] * i.unit_gpus[k], np.full(len(i.hours), float(i.flow_prefill[f]))
+        kw, gpu_kw = i.line_kw()[f] * s.load[f], i.flow_gpu_kw[f] * s.load[f]
     else:
-        there = np.maximum(s.units[k] - i.unit_start_hours[k] * s.loads[k], 0.0)
-        total = s.load[i.flow_unit == k].sum(axis=0)
-        load = np.minimum(np.divide(total, there, out=np.zeros_like(total), where=there > 0), 1.0)
-        busy = there * curve.gpus * -np.expm1(-np.interp(load, curve.load, curve.in_flight))
-        hours = busy * np.divide(s.load[f], total, out=np.zeros_like(total), where=total > 0)
-        prefill = np.interp(load, curve.load, curve.prefill_fraction)
+        at_work = _working(i, k, curve, s.units, s.loads, s.load)
+        share = np.divide(s.load[f], at_work.total, out=np.zeros_like(at_work.total), where=at_work.total > 0)
+        hours, prefill = at_work.hours * share, at_work.prefill
+        kw, gpu_kw = np.maximum(at_work.kw * share, i.line_kw()[f] * s.load[f]), at_work.gpu_kw * share
     per_gpu = 1 / max(float(i.machine_gpus[pool]), 1.0)
-    plug = i.flow_kw[f] * s.load[f] + i.machine_kw[pool] * per_gpu * hours
-    gpu = i.flow_gpu_kw[f] * s.load[f] + i.machine_gpu_kw[pool] * per_gpu * hours
+    plug = kw + i.machine_kw[pool] * per_gpu * hours
+    gpu = gpu_kw + i.machine_gpu_kw[pool] * per_gpu * hours
     return hours, prefill, _Energy(plug * i.pue[pool], plug, gpu)
 
 

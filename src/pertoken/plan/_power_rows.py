@@ -43,7 +43,7 @@ def power_rows(b: Builder, i: Instance) -> None:
     c = coefficients(i)
     position = np.full(len(i.site_names), -1, dtype=np.int64)
     position[sites] = np.arange(len(sites))
-    base = -i.site_base_kw[sites]
+    base = -_given_kw(i)[sites]
     rows = b.constraint("power", [i.site_names[s] for s in sites], base, base, "kW")
     b.add(rows, kw[sites], -1.0)
     here = np.isin(i.pool_site, sites)
@@ -57,6 +57,15 @@ def power_rows(b: Builder, i: Instance) -> None:
     b.add(rows[position[i.pool_site[i.flow_pool[flows]]]], b.columns["y"][flows], c.energy_flows[flows])
     for number, band in enumerate(i.peaks):
         _peak_rows(b, i, number, band)
+
+
+def _given_kw(i: Instance) -> Floats:
+    """What a site draws whatever the program decides, shape (S, T)."""
+    given = i.site_base_kw.copy()
+    if i.spread_kwh is not None:
+        metered = i.pool_site >= 0
+        np.add.at(given, i.pool_site[metered], i.spread_kwh[metered])
+    return given
 
 
 def _peak_rows(b: Builder, i: Instance, number: int, band: Peak) -> None:
@@ -95,10 +104,10 @@ def _tier_rows(b: Builder, i: Instance, number: int, band: Peak, name: str) -> N
 
 def _most_kw(i: Instance, band: Peak) -> float:
     """More kW than a site can draw, or is billed already."""
-    total = i.site_base_kw[band.site].copy()
+    total = _given_kw(i)[band.site]
     for p in np.flatnonzero(i.pool_site == band.site):
         flows = np.flatnonzero((i.flow_pool == p) & (i.flow_unit >= 0))
-        per_gpu = (i.flow_kw[flows] / i.unit_gpus[i.flow_unit[flows]]).max(initial=0.0)
+        per_gpu = (i.line_kw()[flows].max(axis=1) / i.unit_gpus[i.flow_unit[flows]]).max(initial=0.0)
         each = max(float(i.machine_kw[p]), float(i.off_kw[p])) + i.start_kwh[p] + per_gpu * i.machine_gpus[p]
         most = np.minimum(i.held_most[p] + i.rented_most[p], i.machines_most[p])
         total = total + i.pue[p] * np.maximum(most, i.held_most[p]) * each

@@ -20,7 +20,8 @@ Objective: least Σ price × quantity, with the very rates of the ledger:
 
 - cost = Σ_t w_t Σ_p [ gpu_hours(p,t)·(held[p] or rented[p,t]) + energy(p,t)·kwh[p,t] + start(p,t)·starts[p,t] ]
   + Σ token and egress meters + Σ_i Σ_n demand(i,n)·peak[i,n] + Σ_x fixed(x)·open[x] + fixed usage, where
-- kwh[p,t] = pue·( machine_kw·machines + off_kw·(held + rented − machines) + start_kwh·starts + Σ_f flow_kw·y );
+- kwh[p,t] = pue·( machine_kw·machines + off_kw·(held + rented − machines) + start_kwh·starts + Σ_f flow_kw·y )
+  + spread_kwh[p,t] (given: what an earlier schedule's replicas drew at part load beyond the line flow_kw is);
 
 or least carbon = Σ intensity·kwh, or greatest scale.
 
@@ -55,6 +56,7 @@ loses only the rounding of counts (0.1 to 0.3 % on fleets).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -233,7 +235,11 @@ def _finish(b: Builder, i: Instance, goal: Goal, class_scale: Floats) -> Program
     carbon = _spread(b, _energy_parts(c, i.carbon_g_per_kwh / GRAMS_PER_KILOGRAM * w, i.flow_pool))
     tokens = _spread(b, [("y", c.tokens_flows[:, None] * w)])
     offset = sum(_fixed_usd(i, f) for f in i.fixed if f.only_with is None)
-    _budgets(b, goal, cost - 0.0, offset, carbon, tokens)
+    spread_kg = 0.0
+    if i.spread_kwh is not None:
+        offset += float((i.spread_kwh * i.energy_prices(i.pool_names) * w).sum())
+        spread_kg = float((i.spread_kwh * i.carbon_g_per_kwh * w).sum()) / GRAMS_PER_KILOGRAM
+    _budgets(b, replace(goal, budget_kgco2e=goal.budget_kgco2e - spread_kg), cost, offset, carbon, tokens)
     objective = {"cost": cost, "carbon": carbon, "tokens": _spread(b, [("scale", 1.0)])}[goal.objective]
     if not np.isfinite(objective).all():
         raise InputError(
@@ -248,7 +254,8 @@ def _finish(b: Builder, i: Instance, goal: Goal, class_scale: Floats) -> Program
     np.cumsum(np.bincount(rows, minlength=b.row_count), out=start[1:])
     return Program(
         cost=cost, cost_offset=offset, carbon=carbon, tokens=tokens, objective=objective,
-        objective_offset=offset if goal.objective == "cost" else 0.0, maximise=goal.objective == "tokens",
+        objective_offset={"cost": offset, "carbon": spread_kg}.get(goal.objective, 0.0),
+        maximise=goal.objective == "tokens",
         lower=np.concatenate(b.lower), upper=np.concatenate(b.upper), integer=np.concatenate(b.integer),
         row_lower=np.concatenate(b.row_lower), row_upper=np.concatenate(b.row_upper), start=start,
         index=cols[order].astype(np.int32), value=np.concatenate(b.values)[order], columns=b.columns,

@@ -7,170 +7,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from pertoken.errors import InfeasibleError, InputError, PerTokenError
-from pertoken.plan import _infeasible
-from pertoken.plan._against import Alternative, alternatives, only
-from pertoken.plan._instance import Floats, Instance, Rate
-from pertoken.plan._outcome import Cost, Entry, Schedule, carbon_kg, costs, entries, schedule, total_usd
-from pertoken.plan._program import INF, Goal, Program, build
-from pertoken.plan._search import Found, rough, search
-from pertoken.plan._solve import Progress, Report, Session, Watch, gap, stoppable
-from pertoken.units import COMPONENTS, HOURS_PER_DAY, TOKENS_PER_MTOK, base_meter, site_pool
+from pertoken.errors import InfeasibleError, InputError
+from pertoken.plan._against import Alternative, alternatives
+from pertoken.plan._goal import AMPLE
+from pertoken.plan._instance import Floats, Instance
+from pertoken.plan._objectives import OBJECTIVES, Objective, aim
+from pertoken.plan._outcome import Schedule, spread_kwh
+from pertoken.plan._plan import Origin, Plan
+from pertoken.plan._program import INF, Goal, build
+from pertoken.plan._solve import Progress, Report, Session, Watch, stoppable
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from pertoken.scenario import Scenario
 
-Objective = Literal["cost", "tokens", "carbon", "time"]
-OBJECTIVES: dict[str, str] = {
-    "cost": "least total cost",
-    "tokens": "most tokens within the budget: the greatest multiple of all demand",
-    "carbon": "least greenhouse gas within the budget",
-    "time": "training finished soonest within the budget",
-}
+Against = Literal["deadline", "tokens", "carbon"]
 
-__all__ = ["OBJECTIVES", "Instance", "Plan", "Progress", "plan"]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A schedule, what it costs, and how good it is proven to be.
-
-    objective and bound are in the objective's unit (USD; a multiple of the demand; kgCO2e; hours); gap is
-    their relative distance, None where no bound is known. status: ``optimal`` (within the asked gap), ``time
-    limit``, ``stopped``, or ``heuristic`` (a long horizon whose stated gap is wider than asked).
-    """
-
-    instance: Instance
-    schedule: Schedule
-    objective_name: str
-    objective: float
-    bound: float
-    status: str
-    method: str
-    scale: float = 1.0
-    elapsed_s: float = 0.0
-    first_feasible_s: float | None = None
-    solver_cost_usd: float = 0.0
-    completion_hours: tuple[int, ...] = ()
-    notes: tuple[str, ...] = ()
-    terms: tuple[str, ...] = ()
-    """Price term of each pool, where the plan is of a scenario."""
-
-    @property
-    def gap(self) -> float | None:
-        """Relative distance of the objective from the bound."""
-        return gap(self.objective, self.bound)
-
-    @cached_property
-    def _entries(self) -> list[Entry]:
-        return list(entries(self.instance, self.schedule))
-
-    @cached_property
-    def costs(self) -> list[Cost]:
-        """Cost of every use by hour: usage × the rates of the instance."""
-        return costs(self.instance, iter(self._entries))
-
-    @cached_property
-    def cost_usd(self) -> float:
-        """The whole cost over the horizon [USD]."""
-        return float(sum(c.usd.sum() for c in self.costs))
-
-    @property
-    def carbon_kg(self) -> float:
-        """Greenhouse gas of the energy over the horizon [kgCO2e]; NaN where a grid's intensity is unknown."""
-        return carbon_kg(self.instance, self.schedule)
-
-    @property
-    def switches(self) -> int:
-        """Machines and units started over the horizon."""
-        i = self.instance
-        whole = i.unit_whole if len(i.unit_whole) else np.zeros(0, dtype=np.bool_)
-        return int(self.schedule.starts.sum() + self.schedule.loads[whole].sum())
-
-    def by_component(self) -> dict[str, float]:
-        """USD over the horizon by component of cost, largest first."""
-        total: dict[str, float] = {}
-        for cost in self.costs:
-            total[cost.component] = total.get(cost.component, 0.0) + float(cost.usd.sum())
-        return dict(sorted(total.items(), key=lambda item: -item[1]))
-
-    def by_category(self) -> dict[str, float]:
-        """USD over the horizon by category of cost."""
-        total: dict[str, float] = {}
-        for component, usd in self.by_component().items():
-            total[COMPONENTS[component]] = total.get(COMPONENTS[component], 0.0) + usd
-        return total
-
-    def usage(self) -> list[Entry]:
-        """Quantities by pool, model, tenant, phase and meter, one array over the hours each."""
-        return self._entries
-
-    def usage_rows(self, book: str = "") -> pa.Table:
-        """Usage rows of the plan, in book ``plan:<name>`` unless told otherwise; the ledger closes them."""
-        from pertoken.tables import USAGE, concat, usage_rows
-
-        name, merged = book or f"plan:{self.instance.name}", self._merged()
-        tables = [
-            usage_rows(
-                self.instance.hours, quantities, book=name, pool=pool, model=model, tenant=tenant, basis=basis
-            )
-            for (pool, model, tenant, basis), quantities in merged.items()
-        ]
-        return concat([t for t in tables if t.num_rows], USAGE)
-
-    def _merged(self) -> dict[tuple[str, str, str, str], dict[tuple[str, str], Floats]]:
-        merged: dict[tuple[str, str, str, str], dict[tuple[str, str], Floats]] = {}
-        for e in self._entries:
-            quantities = merged.setdefault((e.pool, e.model, e.tenant, e.basis), {})
-            known = quantities.get((e.phase, e.meter))
-            quantities[e.phase, e.meter] = e.quantity if known is None else known + e.quantity
-        return merged
-
-    def rate_rows(self) -> pa.Table:
-        """The instance's rates as rows of the rates table: for an instance that came from no scenario."""
-        from pertoken.tables import RATES, concat, rate_rows
-
-        return concat(
-            [
-                rate_rows(self.instance.hours, _posted(self.instance, r), pool=r.pool, meter=r.meter,
-                          component=r.component, basis=r.basis, source=r.source)
-                for r in self.instance.rates
-            ],
-            RATES,
-        )  # fmt: skip
-
-    def tokens(self) -> dict[str, float]:
-        """Tokens over the horizon by meter."""
-        total: dict[str, float] = {}
-        for e in self._entries:
-            meter = base_meter(e.meter)
-            if meter.endswith("_tokens") and e.phase != "waste":
-                total[meter] = total.get(meter, 0.0) + float(e.quantity.sum())
-        return total
-
-    def usd_per_mtok(self) -> float:
-        """All cost over all tokens delivered or trained [USD per M tokens]."""
-        return self.cost_usd / max(sum(self.tokens().values()), 1e-9) * TOKENS_PER_MTOK
-
-
-def _posted(instance: Instance, rate: Rate) -> Floats:
-    """A rate's hours; a demand charge's only where it is posted."""
-    if base_meter(rate.meter) != "peak_kw":
-        return rate.usd_per_unit
-    usd = np.full(len(instance.hours), np.nan)
-    for peak in instance.peaks:
-        if rate.meter in peak.meters and rate.pool == site_pool(instance.site_names[peak.site]):
-            usd[peak.at] = rate.usd_per_unit[peak.at]
-    return usd
+__all__ = ["OBJECTIVES", "Against", "Instance", "Objective", "Plan", "Progress", "plan"]
 
 
 def plan(
@@ -201,12 +59,16 @@ def plan(
     if objective not in OBJECTIVES:
         raise InputError(f"unknown objective {objective!r}: one of {', '.join(OBJECTIVES)}")
     if not 0 <= gap < 1 or time_limit_s <= 0:
-        raise InputError(f"gap must be 0 to 1 and the time limit positive, found {gap} and {time_limit_s}")
+        raise InputError(
+            f"a gap is 0 or more and below 1, a time limit positive; found {gap:g} and {time_limit_s:g}"
+        )
+    if not 0 < scale < INF:
+        raise InputError(f"tokens are planned as a positive multiple of the demand, found {scale:g}")
     watch = Watch(time_limit_s, progress)
     goal = Goal("cost", budget_usd, budget_tokens, budget_kgco2e, scale, fewest_switches)
     with stoppable(watch):
         if isinstance(problem, Instance):
-            return _to(problem, objective, goal, gap, watch)
+            return aim(problem, objective, goal, gap, watch)
         budget = problem.budget
         goal = replace(
             goal,
@@ -214,261 +76,187 @@ def plan(
             budget_tokens=min(budget_tokens, budget.tokens or INF),
             budget_kgco2e=min(budget_kgco2e, budget.kgco2e or INF),
         )
-        return _of_scenario(problem, objective, goal, gap, watch, case, keep)
+        from pertoken.plan.options import Market
+
+        return _of_scenario(Origin(Market(problem), case, keep), objective, goal, gap, watch)
 
 
-def _to(instance: Instance, objective: Objective, goal: Goal, gap_fraction: float, watch: Watch) -> Plan:
-    """The plan of an instance for any objective."""
-    notes: tuple[str, ...] = ()
-    if objective == "carbon" or np.isfinite(goal.budget_kgco2e):
-        instance, notes = _known_carbon(instance)
-    if objective == "time":
-        found = _soonest(instance, goal, gap_fraction, watch)
-    elif objective == "tokens" and not np.isfinite(goal.budget_usd):
-        raise InputError("the objective 'tokens' needs a budget in USD: without one there is no end to it")
-    else:
-        found = _solve(instance, replace(goal, objective=objective), gap_fraction, watch)
-    return replace(found, notes=found.notes + notes)
+def replan(
+    found: Plan,
+    change: Callable[[Instance], Instance],
+    *,
+    scale: float | None = None,
+    budget_kgco2e: float | None = None,
+    every_size: bool = False,
+    gap: float,
+    time_limit_s: float,
+) -> Plan:
+    """The least-cost plan of what another plan was made for, changed: its tiers, case and carbon budget stay.
+
+    Its budgets in USD and tokens do not: what is found says what it costs. every_size: jobs may take any size that
+    meets their deadline, for changes that need larger ones. Raises what `plan` raises.
+    """
+    goal = found.beside()
+    goal = replace(
+        goal,
+        scale=goal.scale if scale is None else scale,
+        budget_kgco2e=goal.budget_kgco2e if budget_kgco2e is None else budget_kgco2e,
+    )
+    if not 0 < goal.scale < INF:
+        raise InputError(f"tokens are planned as a positive multiple of the demand, found {goal.scale:g}")
+    watch = Watch(time_limit_s)
+    with stoppable(watch):
+        if found.origin is None:
+            return aim(change(found.instance), "cost", goal, gap, watch)
+        return _of_scenario(found.origin, "cost", goal, gap, watch, change, every_size)
 
 
-def _known_carbon(instance: Instance) -> tuple[Instance, tuple[str, ...]]:
-    """The instance without pools whose energy's gas is unknown: no number, no place in a plan that counts
-    it."""
-    known = np.asarray(np.isfinite(instance.carbon_g_per_kwh).all(axis=1))
-    if not known.any():
-        raise InputError("least carbon needs the grid intensity (gCO2e per kWh) of a pool; none has one")
-    if known.all():
-        return instance, ()
-    names = ", ".join(n for n, k in zip(instance.pool_names, known, strict=True) if not k)
-    part = only(instance, known)
-    zero = np.where(known[:, None], instance.carbon_g_per_kwh, 0.0)
-    return replace(part, carbon_g_per_kwh=zero), (f"left out, their greenhouse gas is unknown: {names}",)
+_ROUNDS = 4
+_SLIGHT = 1e-6
+"""Part by which a limit may be passed: what floats lose."""
 
 
-_TIER_ROUNDS = 4
+def _as_it_is(instance: Instance) -> Instance:
+    return instance
 
 
 def _of_scenario(
-    scenario: Scenario,
+    origin: Origin,
     objective: Objective,
     goal: Goal,
     gap_fraction: float,
     watch: Watch,
-    case: str,
-    keep: bool,
+    change: Callable[[Instance], Instance] = _as_it_is,
+    every_size: bool = False,
 ) -> Plan:
-    """The plan of a scenario; where a tariff has energy tiers, solved again until each hour is in the tier it
-    pays."""
-    from pertoken.plan._bills import with_tiers
-    from pertoken.plan._from_scenario import instance_from_scenario
-    from pertoken.plan.options import Market
+    """The plan of a scenario, its instance changed first.
 
-    market = Market(scenario)
-    instance, notes = instance_from_scenario(scenario, case=case, keep=keep, market=market)
+    It is billed as the ledger does: energy in the tiers its hours fall in, replicas at the power of their load. It is
+    solved again until tiers hold that it was solved with, and until what it draws is within caps and budgets.
+    """
+    from pertoken.plan._bills import with_tiers
+
+    scenario = origin.market.scenario
+    instance, notes = _with_room(origin, objective, goal, watch, every_size)
+    instance = change(instance)
     best: Plan | None = None
-    for _ in range(_TIER_ROUNDS if instance.tier_shares else 1):
-        found = _to(instance, objective, goal, gap_fraction, watch)
-        again = with_tiers(found.instance, found.schedule, market)
-        billed = replace(found, instance=again, solver_cost_usd=found.solver_cost_usd)
-        if objective == "cost" and instance.tier_shares:
-            billed = replace(billed, objective=billed.cost_usd)
-        if best is None or billed.cost_usd < best.cost_usd or objective != "cost":
+    for _ in range(_ROUNDS):
+        found = aim(instance, objective, goal, gap_fraction, watch)
+        billed = _billed(found, with_tiers(found.instance, found.schedule, origin.market), best)
+        kept = _keeps(billed)
+        if best is None or kept > _keeps(best) or (kept and _nearer(billed, best)):
             best = billed
-        if watch.over or _same_tiers(instance, again):
+        if watch.over or (kept and _same_tiers(instance, billed.instance)):
             break
-        instance = replace(instance, tier_shares=again.tier_shares)
+        spread = spread_kwh(found.instance, found.schedule)
+        if instance.spread_kwh is not None:
+            spread = np.maximum(spread, instance.spread_kwh)
+        instance = replace(
+            instance,
+            tier_shares=billed.instance.tier_shares,
+            spread_kwh=instance.spread_kwh if kept else spread,
+        )
     assert best is not None
+    if not _keeps(best):
+        notes += (
+            "replicas at part load draw so much that a cap or budget is passed by a little: give it some room",
+        )
     if instance.tier_shares:
         notes += ("energy tiers: the bound holds for the tier each hour falls in",)
     terms = tuple(scenario.pools[name].price.term for name in best.instance.pool_names)
-    return replace(best, notes=best.notes + notes, terms=terms, elapsed_s=watch.elapsed_s())
+    if objective == "cost" and not instance.tier_shares and best.gap is not None and best.gap > gap_fraction:
+        beyond = (best.cost_usd - best.solver_cost_usd) / max(best.cost_usd, 1e-9)
+        if beyond > 0.1 * best.gap:
+            notes += (
+                f"of the gap {beyond:.2%} is power of replicas at part load, which the bound leaves out",
+            )
+    reached = best.gap is not None and best.gap <= gap_fraction * (1 + _SLIGHT) + _SLIGHT
+    status = "optimal" if reached else "heuristic" if best.status == "optimal" else best.status
+    return replace(
+        best, status=status, notes=best.notes + notes, terms=terms, elapsed_s=watch.elapsed_s(), origin=origin
+    )
+
+
+def _billed(found: Plan, instance: Instance, before: Plan | None) -> Plan:
+    """The plan with what it costs in an instance's tiers; its bound the first round's, where nothing was given yet."""
+    made = replace(found, instance=replace(instance, spread_kwh=None))
+    if found.objective_name == "cost":
+        made = replace(made, objective=made.cost_usd)
+    elif found.objective_name == "carbon":
+        made = replace(made, objective=made.carbon_kg)
+    return made if before is None or instance.tier_shares else replace(made, bound=before.bound)
+
+
+def _keeps(found: Plan) -> bool:
+    """Whether what a plan draws, as billed, is within the caps of its sites and its budgets."""
+    i, goal, more = found.instance, found.goal, 1 + _SLIGHT
+    if (found.schedule.site_kw > i.site_cap_kw * more + _SLIGHT).any():
+        return False
+    usd = not np.isfinite(goal.budget_usd) or found.cost_usd <= goal.budget_usd * more
+    return usd and (not np.isfinite(goal.budget_kgco2e) or found.carbon_kg <= goal.budget_kgco2e * more)
+
+
+def _nearer(a: Plan, b: Plan) -> bool:
+    """Whether a plan is better than another that keeps its limits too."""
+    return a.objective > b.objective if a.objective_name == "tokens" else a.objective < b.objective
 
 
 def _same_tiers(a: Instance, b: Instance) -> bool:
     return all(np.allclose(a.tier_shares[s], b.tier_shares[s], atol=1e-6) for s in a.tier_shares)
 
 
+_MORE_ROOM = 4.0
+_ROOMY = 0.5
+"""Part of the machines of an endless pool that may be taken before it is given more of them."""
+
+
+def _with_room(
+    origin: Origin, objective: Objective, goal: Goal, watch: Watch, every_size: bool
+) -> tuple[Instance, tuple[str, ...]]:
+    """The instance of a scenario, with so many machines in endless pools that they are no limit."""
+    from pertoken.plan._from_scenario import instance_from_scenario
+
+    room, scenario = max(goal.scale, 1.0), origin.market.scenario
+    endless = np.array([pool.count == "as needed" for pool in scenario.pools.values()])
+    while True:
+        instance, notes = instance_from_scenario(
+            scenario, case=origin.case, keep=origin.keep, market=origin.market, room=room,
+            every_size=every_size or objective in ("tokens", "time"),
+        )  # fmt: skip
+        if objective != "tokens" or room >= AMPLE or not np.isfinite(goal.budget_usd):
+            return instance, notes
+        program = build(instance, replace(goal, objective="tokens"))
+        session = Session(program, Watch(watch.left_s(), stop=watch.stop))
+        if not session.relax():
+            return instance, notes
+        most = np.maximum(instance.held_most, instance.rented_most.max(axis=1))
+        taken = np.maximum(_values(session, "held"), _values(session, "rented").max(axis=1, initial=0.0))
+        if not (endless & (taken > _ROOMY * most) & (most > 0)).any():
+            return instance, notes
+        room *= _MORE_ROOM
+
+
+def _values(session: Session, name: str) -> Floats:
+    columns = session.program.columns[name]
+    return np.where(columns >= 0, session.x[np.maximum(columns, 0)], 0.0)
+
+
 def savings(found: Plan, *, gap: float = 0.02, time_limit_s: float = 60.0) -> list[Alternative]:
     """What else could be done and what it would cost: the best single pool, always cloud, ignoring the
-    tariff."""
+    tariff; within the plan's carbon budget."""
     watch = Watch(time_limit_s)
 
     def solve(instance: Instance) -> Schedule:
         share = Watch(max(watch.left_s() / 2, 1.0), stop=watch.stop)
-        return _solve(instance, Goal(scale=found.scale), gap, share).schedule
+        return aim(instance, "cost", found.beside(), gap, share).schedule
+
+    def bill(instance: Instance, made: Schedule) -> Instance:
+        from pertoken.plan._bills import with_tiers
+
+        return instance if found.origin is None else with_tiers(instance, made, found.origin.market)
 
     with stoppable(watch):
-        return alternatives(found.instance, solve, found.terms)
-
-
-_LONG_HOURS = 21 * HOURS_PER_DAY
-_LONG_CELLS = 40_000
-"""Hours, and hours × flows, above which a horizon is rolled rather than solved as one program."""
-
-
-def _is_long(instance: Instance, goal: Goal) -> bool:
-    """Whether the horizon is rolled: long, for least cost, and nothing ties all its hours together but peaks
-    and jobs."""
-    T, limits = len(instance.hours), (goal.budget_usd, goal.budget_tokens, goal.budget_kgco2e)
-    one_by_one = all((instance.flow_job[m.of] < 0).all() for m in instance.limits)
-    return (
-        T > _LONG_HOURS
-        and T * len(instance.flow_unit) > _LONG_CELLS
-        and goal.objective == "cost"
-        and not goal.switches
-        and not np.isfinite(limits).any()
-        and one_by_one
-    )
-
-
-def _rolled(instance: Instance, goal: Goal, gap_fraction: float, watch: Watch) -> Plan:
-    """The plan of a long horizon, and its gap to a bound that holds for the whole of it."""
-    from pertoken.plan._horizon import roll
-
-    found = roll(instance, goal, gap_fraction, watch)
-    cost = total_usd(instance, found.schedule)
-    reached = gap(cost, found.bound)
-    return Plan(
-        instance=instance,
-        schedule=found.schedule,
-        objective_name="cost",
-        objective=cost,
-        bound=found.bound,
-        status="optimal" if reached is not None and reached <= gap_fraction else found.ended or "heuristic",
-        method=found.method,
-        scale=goal.scale,
-        elapsed_s=watch.elapsed_s(),
-        first_feasible_s=watch.elapsed_s(),
-        solver_cost_usd=cost,
-    )
-
-
-def _solve(instance: Instance, goal: Goal, gap_fraction: float, watch: Watch) -> Plan:
-    if _is_long(instance, goal):
-        return _rolled(instance, goal, gap_fraction, watch)
-    program = build(instance, goal)
-    found = search(instance, program, gap_fraction, watch)
-    if found.x is None and watch.stop.is_set() and found.status != "infeasible":
-        # Stopped by hand before there was a plan: the first that rounding finds, with what bound there is.
-        first = rough(instance, program, watch.finish(_EXPLAIN_S))
-        bound = found.bound if np.isfinite(found.bound) else first.bound
-        found = replace(first, bound=bound, status="stopped" if first.x is not None else first.status)
-    if found.x is None:
-        raise _nothing(instance, goal, found.status, watch)
-    if goal.switches and not watch.over:
-        found = _fewest_switches(program, found, watch)
-    return _plan(instance, goal, program, found, watch)
-
-
-def _nothing(instance: Instance, goal: Goal, status: str, watch: Watch) -> PerTokenError:
-    """The error where no plan was found: infeasible with its causes, or out of time."""
-    if status == "infeasible":
-        patient = Watch(max(watch.time_limit_s, _EXPLAIN_S), watch.report)
-        return _infeasible.error(_infeasible.explain(instance, goal, patient))
-    if status == "unbounded":
-        return InfeasibleError("the objective has no end: give a budget, or limit the pools")
-    if watch.stop.is_set():
-        return PerTokenError(
-            f"stopped after {watch.elapsed_s():.1f} s, before a first plan was found; let it run longer"
-        )
-    return PerTokenError(
-        f"no plan found within {watch.elapsed_s():.0f} s ({status}); raise the time limit or the gap"
-    )
-
-
-_EXPLAIN_S = 30.0
-
-
-def _plan(instance: Instance, goal: Goal, program: Program, found: Found, watch: Watch) -> Plan:
-    assert found.x is not None
-    x = found.x
-    times = float(x[program.columns["scale"][0]]) if goal.objective == "tokens" else goal.scale
-    return Plan(
-        instance=instance,
-        schedule=schedule(instance, program, x),
-        objective_name=goal.objective,
-        objective=found.objective,
-        bound=found.bound,
-        status=found.status,
-        method="one program",
-        scale=times,
-        elapsed_s=watch.elapsed_s(),
-        first_feasible_s=found.first_feasible_s,
-        solver_cost_usd=float(program.cost @ x) + program.cost_offset,
-    )
-
-
-def _fewest_switches(program: Program, found: Found, watch: Watch) -> Found:
-    """The second goal: of all plans no dearer than the one found, the one that starts fewest machines and
-    units."""
-    assert found.x is not None
-    counts = np.zeros(len(program.lower))
-    for name in ("starts", "loads"):
-        number = program.columns[name]
-        counts[number[number >= 0]] = 1.0
-    used = program.objective
-    limit = float(used @ found.x)
-    size = max(abs(limit), 1e-9)
-    sign = -1.0 if program.maximise else 1.0
-    here = np.flatnonzero(used)
-    second = replace(
-        program,
-        objective=counts, objective_offset=0.0, maximise=False,
-        row_lower=np.append(program.row_lower, -INF),
-        row_upper=np.append(program.row_upper, sign * limit / size * (1 + sign * 1e-9)),
-        start=np.append(program.start, program.start[-1] + len(here)).astype(np.int32),
-        index=np.append(program.index, here).astype(np.int32),
-        value=np.append(program.value, sign * used[here] / size),
-    )  # fmt: skip
-    inner = Watch(min(watch.left_s(), max(1.0, _SWITCH_SHARE * watch.elapsed_s())), None, stop=watch.stop)
-    session = Session(second, inner)
-    if not session.integer(0.0, found.x, inner.left_s()):
-        return found
-    x = session.x
-    return replace(found, x=x, objective=float(used @ x) + program.objective_offset)
-
-
-_SWITCH_SHARE = 2.0
-"""Time given to the second goal, relative to what the first took."""
-
-
-def _soonest(instance: Instance, goal: Goal, gap_fraction: float, watch: Watch) -> Plan:
-    """Training finished soonest: the earliest common end of all jobs whose least cost is within the budget.
-
-    The least cost never rises with the deadline, so the end is found by bisection: first on the linear
-    relaxation, whose answer no plan can beat (the bound), then with whole machines from there on.
-    """
-    if not len(instance.job_names):
-        raise InputError("the objective 'time' needs a training workload")
-    first, last = int(instance.job_release.min()) + 1, int(instance.job_deadline.max())
-
-    def ending(hour: int) -> Instance:
-        return replace(instance, job_deadline=np.minimum(instance.job_deadline, hour))
-
-    def possible(hour: int) -> bool:
-        return Session(build(ending(hour), goal), watch).relax()
-
-    if not possible(last):
-        raise _nothing(instance, goal, "infeasible", watch)
-    low, high = first - 1, last
-    while high - low > 1 and not watch.over:
-        middle = (low + high) // 2
-        low, high = (low, middle) if possible(middle) else (middle, high)
-    bound, best = high, None
-    low, high = bound - 1, last
-    step = 1
-    while high - low > 1 or best is None:
-        middle = min(low + step, high) if best is None else (low + high) // 2
-        try:
-            best, high = _solve(ending(middle), goal, gap_fraction, watch), middle
-        except PerTokenError:
-            if middle >= last or watch.over:
-                raise
-            low, step = middle, step * 2
-        if watch.over:
-            break
-    assert best is not None
-    return replace(best, instance=instance, objective_name="time", objective=float(high), bound=float(bound))
+        return alternatives(found.instance, solve, bill, found.terms)
 
 
 def completion_hours(found: Plan) -> dict[str, int]:
@@ -481,33 +269,55 @@ def completion_hours(found: Plan) -> dict[str, int]:
 
 
 def frontier(
-    problem: Instance,
-    against: Literal["deadline", "tokens", "carbon"],
+    problem: Instance | Plan,
+    against: Against,
     values: Sequence[float],
-    **options: object,
+    *,
+    gap: float = 0.01,
+    time_limit_s: float = 120.0,
 ) -> list[tuple[float, Plan | None]]:
     """The least cost at each value of a second goal; None where no plan exists there.
 
-    against: ``deadline`` (hours from the start for all jobs), ``tokens`` (multiples of the demand),
-    ``carbon`` (kgCO2e over the horizon).
+    against: ``deadline`` (whole hours each job has from its own start), ``tokens`` (multiples of the
+    demand), ``carbon`` (kgCO2e over the horizon). Of a plan, by its tiers, case and carbon budget. Raises
+    InputError on a value that cannot be meant.
     """
+    check_values(against, values)
     found: list[tuple[float, Plan | None]] = []
     for value in values:
+
+        def change(i: Instance, hours: float = value) -> Instance:
+            if against != "deadline":
+                return i
+            return replace(
+                i, job_deadline=np.minimum(i.job_release + min(int(hours), len(i.hours)), len(i.hours))
+            )
+
+        scale = value if against == "tokens" else None
+        kgco2e = value if against == "carbon" else None
         try:
-            found.append((float(value), _at(problem, against, float(value), options)))
+            if isinstance(problem, Plan):
+                made = replan(
+                    problem, change, scale=scale, budget_kgco2e=kgco2e, every_size=against == "deadline", gap=gap,
+                    time_limit_s=time_limit_s,
+                )  # fmt: skip
+            else:
+                made = plan(
+                    change(problem), scale=scale or 1.0, budget_kgco2e=INF if kgco2e is None else kgco2e, gap=gap,
+                    time_limit_s=time_limit_s,
+                )  # fmt: skip
+            found.append((float(value), made))
         except InfeasibleError:
             found.append((float(value), None))
     return found
 
 
-def _at(problem: Instance, against: str, value: float, options: dict[str, object]) -> Plan:
-    chosen = dict(options)
-    if against == "deadline":
-        problem = replace(problem, job_deadline=np.full_like(problem.job_deadline, int(value)))
-    elif against == "tokens":
-        chosen["scale"] = value
-    elif against == "carbon":
-        chosen["budget_kgco2e"] = value
-    else:
+def check_values(against: str, values: Sequence[float]) -> None:
+    """Raises InputError where a value of a frontier's second goal cannot be meant."""
+    if against not in get_args(Against):
         raise InputError(f"a frontier runs against deadline, tokens or carbon, not {against!r}")
-    return plan(problem, **chosen)  # type: ignore[arg-type]
+    for value in values:
+        if not np.isfinite(value) or value < 0 or (value == 0 and against == "tokens"):
+            raise InputError(f"a frontier against {against} takes positive numbers, found {value:g}")
+        if against == "deadline" and (value < 1 or value != int(value)):
+            raise InputError(f"a frontier against deadline takes whole hours, found {value:g}")

@@ -43,7 +43,7 @@ def write_page(planned: Planned, path: Path) -> None:
     title = f"The cheapest schedule: {planned.scenario.name}"
     if planned.found.objective_name != "cost":
         title = f"Plan ({planned.found.objective_name}): {planned.scenario.name}"
-    subtitle = f"{horizon.days} days from {horizon.start}, {horizon.timezone}. All money is USD."
+    subtitle = f"{horizon.days} day{'s' if horizon.days > 1 else ''} from {horizon.start}, {horizon.timezone}. All money is USD."
     write_whole(path, html_page(title, subtitle, blocks(planned)))
 
 

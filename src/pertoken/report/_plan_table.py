@@ -41,7 +41,7 @@ def render(planned: Planned) -> RenderableType:
 
     parts: list[RenderableType] = [
         Text(
-            f"{planned.scenario.name}: {horizon.days} days from {horizon.start} ({horizon.timezone}), USD",
+            f"{planned.scenario.name}: {horizon.days} day{'s' if horizon.days > 1 else ''} from {horizon.start} ({horizon.timezone}), USD",
             style="bold",
         ),
         Text(f"{objective_text(f.objective_name)}; {proof(f)}"),

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,9 +19,11 @@ from pertoken.ledger import open_ledger
 from pertoken.plan._duals import ShadowPrices, shadow_prices
 from pertoken.plan.schedule import (
     OBJECTIVES,
+    Against,
     Objective,
     Plan,
     Progress,
+    check_values,
     completion_hours,
     frontier,
     plan,
@@ -30,7 +32,15 @@ from pertoken.plan.schedule import (
 from pertoken.report._page import write_whole
 from pertoken.report._plan_calendar import cron_rows, icalendar
 from pertoken.scenario import Scenario, load
-from pertoken.units import COMPONENTS, HOURS_PER_MONTH, IDLE, TOKEN_METERS, base_meter, usd_per_mtok
+from pertoken.units import (
+    COMPONENTS,
+    HOURS_PER_MONTH,
+    IDLE,
+    TOKEN_METERS,
+    base_meter,
+    site_pool,
+    usd_per_mtok,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,9 +49,8 @@ if TYPE_CHECKING:
     from pertoken.plan._robust import Robust
 
 Report = Callable[[Progress], None]
-Against = Literal["deadline", "tokens", "carbon"]
-AGAINST = {
-    "deadline": "hours to the deadline of all jobs",
+AGAINST: dict[Against, str] = {
+    "deadline": "hours each job has from its start",
     "tokens": "tokens, as a multiple of the scenario's",
     "carbon": "kgCO2e over the horizon",
 }
@@ -51,8 +60,9 @@ AGAINST = {
 class WorkloadCost:
     """What one tenant's tokens cost in the plan [USD over the horizon].
 
-    own_usd: what its own use of resources cost; with_idle_usd: with its share of idle, waste and overheads,
-    in proportion to its own cost, so that the workloads sum to the whole.
+    own_usd: what its own use of resources cost; with_idle_usd: with its share of idle, waste and overheads: those of a
+    pool are for who uses the pool, those of a site for who uses its pools, what nobody uses for all, each time in
+    proportion to own cost; so the workloads sum to the whole.
     """
 
     name: str
@@ -210,6 +220,8 @@ def run(
     parameters as in `plan`. Raises what `plan` raises.
     """
     chosen = load(scenario) if isinstance(scenario, str | Path) else scenario
+    if against is not None:
+        check_values(against, values)
     steps: list[Progress] = []
 
     def watch(step: Progress) -> None:
@@ -226,8 +238,8 @@ def run(
         keep=keep,
         progress=watch,
     )
-    more = (with_savings and objective == "cost", bool(under), with_prices, against is not None)
-    if found.status == "stopped" and any(more):
+    beside = (with_savings and objective == "cost", bool(under), with_prices, against is not None)
+    if found.status == "stopped" and any(beside):
         # Whoever stops the solver wants what there is, now.
         with_savings, under, with_prices, against = False, (), False, None
         found = replace(
@@ -239,14 +251,17 @@ def run(
         from pertoken.plan._robust import Future
         from pertoken.plan._robust import under as against_cases
 
-        robust = against_cases(chosen, {case: Future(case) for case in under}, time_limit_s=time_limit_s)
-    closed = _closed(chosen, found, rivals, robust, steps)
-    prices = shadow_prices(found.instance, time_limit_s=time_limit_s) if with_prices else None
+        futures = {case: Future(case) for case in under}
+        robust = against_cases(chosen, futures, keep=keep, gap=gap, time_limit_s=time_limit_s)
+    prices = shadow_prices(found.instance, found.beside(), time_limit_s=time_limit_s) if with_prices else None
     front: list[tuple[float, float | None]] = []
     if against is not None:
-        made = frontier(found.instance, against, values, gap=gap, time_limit_s=time_limit_s)
+        made = frontier(found, against, values, gap=gap, time_limit_s=time_limit_s)
         front = [(value, None if point is None else point.cost_usd) for value, point in made]
-    return replace(closed, prices=prices, against=AGAINST.get(against or "", ""), frontier=front)
+        more = [n for _, point in made if point is not None for n in point.notes if n not in found.notes]
+        found = replace(found, notes=(*found.notes, *dict.fromkeys(f"frontier: {n}" for n in more)))
+    closed = _closed(chosen, found, rivals, robust, steps)
+    return replace(closed, prices=prices, against=AGAINST[against] if against else "", frontier=front)
 
 
 def _closed(
@@ -260,7 +275,7 @@ def _closed(
         ledger.close()
         total = {row["component"]: float(row["cost_usd"]) for row in ledger.cost("component").to_pylist()}
         phases = {row["phase"]: float(row["cost_usd"]) for row in ledger.cost("phase").to_pylist()}
-        owners = ledger.cost("tenant", "model").to_pylist()
+        owners = ledger.cost("pool", "tenant", "model").to_pylist()
         used = ledger.usage("tenant", "model", "meter").to_pylist()
     finally:
         ledger.shut()
@@ -274,7 +289,7 @@ def _closed(
         cost_usd=sum(total.values()),
         by_component={name: total[name] for name in COMPONENTS if total.get(name)},
         by_phase={k: v for k, v in phases.items() if v},
-        workloads=_workloads(owners, used),
+        workloads=_workloads(owners, used, _sites(scenario)),
         tokens={m: meters[m] for m in TOKEN_METERS if meters.get(m)},
         kwh=meters.get("energy_kwh", 0.0),
         kgco2e=found.carbon_kg if np.isfinite(found.carbon_kg) else None,
@@ -284,20 +299,44 @@ def _closed(
     )
 
 
-def _workloads(owners: list[dict[str, Any]], used: list[dict[str, Any]]) -> list[WorkloadCost]:
-    own = {(r["tenant"], r["model"]): float(r["cost_usd"]) for r in owners if r["tenant"] != IDLE}
+def _sites(scenario: Scenario) -> dict[str, list[str]]:
+    """Pools at each site, by the pool of what none of them owns."""
+    found: dict[str, list[str]] = {}
+    for name, pool in scenario.pools.items():
+        if pool.site:
+            found.setdefault(site_pool(pool.site), []).append(name)
+    return found
+
+
+def _workloads(
+    owners: list[dict[str, Any]], used: list[dict[str, Any]], sites: dict[str, list[str]]
+) -> list[WorkloadCost]:
+    own: dict[str, dict[tuple[str, str], float]] = {}
+    shared: dict[str, float] = {}
+    for row in owners:
+        if row["tenant"] == IDLE:
+            shared[row["pool"]] = shared.get(row["pool"], 0.0) + float(row["cost_usd"])
+        else:
+            own.setdefault(row["pool"], {})[row["tenant"], row["model"]] = float(row["cost_usd"])
+    whole: dict[tuple[str, str], float] = {}
+    for costs in own.values():
+        for who, usd in costs.items():
+            whole[who] = whole.get(who, 0.0) + usd
+    borne = dict(whole)
+    for pool, usd in shared.items():
+        mine = [costs for name, costs in own.items() if name in sites.get(pool, [pool])]
+        paid = sum(sum(costs.values()) for costs in mine)
+        for costs in mine if paid else [whole]:
+            for who, part in costs.items():
+                borne[who] += usd * part / (paid or sum(whole.values()) or 1.0)
     tokens: dict[tuple[str, str], float] = {}
     for row in used:
         if base_meter(row["meter"]) in TOKEN_METERS:
             key = (row["tenant"], row["model"])
             tokens[key] = tokens.get(key, 0.0) + float(row["quantity"])
-    shared = sum(float(r["cost_usd"]) for r in owners if r["tenant"] == IDLE)
-    paid = sum(own.values())
     return [
-        WorkloadCost(
-            tenant, model, tokens.get((tenant, model), 0.0), usd, usd + (shared * usd / paid if paid else 0.0)
-        )
-        for (tenant, model), usd in sorted(own.items())
+        WorkloadCost(tenant, model, tokens.get((tenant, model), 0.0), usd, borne[tenant, model])
+        for (tenant, model), usd in sorted(whole.items())
     ]
 
 
@@ -354,9 +393,11 @@ def frontier_of(text: str) -> tuple[Against | None, list[float]]:
     for known in AGAINST:
         if known == name.strip():
             try:
-                return known, [float(v) for v in values.split(",")]  # type: ignore[return-value]
+                numbers = [float(v) for v in values.split(",")]
             except ValueError as error:
                 raise InputError(f"--frontier {text!r}: give numbers, such as {known}=1,1.5,2") from error
+            check_values(known, numbers)
+            return known, numbers
     raise InputError(f"--frontier {text!r}: one of {', '.join(AGAINST)}, such as tokens=1,1.5,2")
 
 
