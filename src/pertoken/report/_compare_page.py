@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pertoken.report._compare_notes import break_even_lines, tokens
-from pertoken.report._compare_table import hardware, usd
+from pertoken.report._compare_table import days, hardware, interval, percent, usd
 from pertoken.report._page import (
     CATEGORY_COLOURS,
     PALETTE,
@@ -317,38 +317,34 @@ def _table(workload: WorkloadResult, running: list[OptionResult]) -> Table:
         "option",
         "hardware",
         *units,
-        "80 % low",
-        "80 % high",
+        "80 %",
         "busy",
         *speed,
         "USD per month",
         "kWh per month",
+        "kgCO2e per month",
     ]
-    head.append("kgCO2e per month")
-    rows = []
-    for o in running:
-        use = o.metrics.get("utilisation")
-        rows.append(
-            [
-                str(o.facts["pool"]),
-                hardware(o),
-                *(usd(o.metrics.get(m)) for m in metrics),
-                usd(o.low),
-                usd(o.high),
-                "–" if use is None else f"{use:.0%}",
-                *_speed(o, training),
-                usd(o.usd_per_month),
-                usd(o.kwh_per_month),
-                usd(o.kgco2e_per_month),
-            ]
-        )
+    rows = [
+        [
+            str(o.facts["pool"]),
+            hardware(o),
+            *(usd(o.metrics.get(m)) for m in metrics),
+            interval(o),
+            percent(o.metrics.get("utilisation")),
+            *_speed(o, training),
+            usd(o.usd_per_month),
+            usd(o.kwh_per_month),
+            usd(o.kgco2e_per_month),
+        ]
+        for o in running
+    ]
     return Table("Read back from the ledger", head, rows, tuple(range(2, len(head))))
 
 
 def _speed(option: OptionResult, training: bool) -> tuple[str, str]:
     found = option.facts
     if training:
-        return f"{found['days_to_finish']:.3g}", f"{found['mfu']:.0%}"
+        return days(found["days_to_finish"]), percent(found["mfu"])
     if "ttft_s" not in found:
         return "–", "–"
     return usd(found["ttft_s"]), f"{found['tpot_s'] * MILLISECONDS_PER_SECOND:.0f}"

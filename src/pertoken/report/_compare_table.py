@@ -127,8 +127,8 @@ def _serving(options: list[OptionResult]) -> Table:
             usd(m["usd_per_mtok_input_with_idle"]),
             usd(m["usd_per_mtok_output_with_idle"]),
             usd(m["usd_per_mtok_total"]),
-            _interval(o),
-            _percent(m["utilisation"]),
+            interval(o),
+            percent(m["utilisation"]),
             f"{f['ttft_s']:.2f} s" if "ttft_s" in f else "–",
             f"{f['tpot_s'] * MILLISECONDS_PER_SECOND:.0f} ms" if "tpot_s" in f else "–",
             usd(o.usd_per_month),
@@ -147,10 +147,10 @@ def _training(options: list[OptionResult]) -> Table:
             f["pool"],
             hardware(o),
             usd(m["usd_per_mtok_trained"]),
-            _interval(o),
-            _percent(m["utilisation"]),
-            f"{f['days_to_finish']:.2f}",
-            _percent(f["mfu"]),
+            interval(o),
+            percent(m["utilisation"]),
+            days(f["days_to_finish"]),
+            percent(f["mfu"]),
             f"{f['retained_fraction']:.1%}",
             usd(m["joule_per_token_trained"]),
             usd(o.usd_per_month),
@@ -174,7 +174,7 @@ def _costs(options: list[OptionResult]) -> Table:
             usd(o.kwh_per_month),
             *([usd(o.metrics["joule_per_token_output"])] if serving else []),
             usd(o.kgco2e_per_month),
-            *([_percent(o.facts.get("capacity_used_fraction"))] if serving else []),
+            *([percent(o.facts.get("capacity_used_fraction"))] if serving else []),
         )
     return made
 
@@ -215,12 +215,13 @@ def _time_cost(workload: WorkloadResult) -> Table:
             best_usd = point.usd
             front.append(point)
     for point in front:
-        days = f"{point.days:.2f}" if point.days >= 0.1 else f"{point.days:.3f}"
-        made.add_row(point.pool, str(point.gpus), days, usd(point.usd), usd(point.usd_per_mtok_trained))
+        made.add_row(
+            point.pool, str(point.gpus), days(point.days), usd(point.usd), usd(point.usd_per_mtok_trained)
+        )
     return made
 
 
-def _interval(option: OptionResult) -> str:
+def interval(option: OptionResult) -> str:
     """``0.55–0.98``; an end the pool cannot carry is ``full``."""
     if option.low is None and option.high is None:
         return "–"
@@ -228,5 +229,11 @@ def _interval(option: OptionResult) -> str:
     return low if low == high else f"{low}–{high}"
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """``57%``; a dash where there is none."""
     return "–" if value is None else f"{value:.0%}"
+
+
+def days(value: float) -> str:
+    """``1.10`` or ``0.037`` days."""
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
