@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pertoken.catalog._tariff_rows import tariffs_from_text
 from pertoken.catalog.holidays import holiday_dates
 from pertoken.catalog.tariffs import (
     Tariff,
@@ -16,7 +17,6 @@ from pertoken.catalog.tariffs import (
     tariff,
     tariff_from_csv,
     tariff_from_urdb,
-    tariff_from_yaml,
     tariffs,
 )
 from pertoken.errors import InputError, UnknownNameError
@@ -80,14 +80,12 @@ ROW = """
 """
 
 
-def _yaml(tmp_path: Path, text: str) -> Path:
-    path = tmp_path / "tariffs.yaml"
-    path.write_text(text, encoding="utf-8")
-    return path
+def rows(text: str) -> dict[str, Tariff]:
+    return tariffs_from_text(text, "tariffs.yaml")
 
 
-def test_own_rows(tmp_path: Path) -> None:
-    row = tariff_from_yaml(_yaml(tmp_path, ROW))["test"]
+def test_own_rows() -> None:
+    row = rows(ROW)["test"]
     assert row.weekday[0] == (1,) * 8 + (0,) * 12 + (1,) * 4
     assert row.weekend == row.weekday
 
@@ -127,25 +125,22 @@ def test_own_rows(tmp_path: Path) -> None:
         ("- name: test", "- name: [", r"line 3: not YAML|line 4: not YAML"),
     ],
 )
-def test_a_bad_row_is_one_clear_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_a_bad_row_is_one_clear_line(old: str, new: str, message: str) -> None:
     assert old in ROW
     with pytest.raises(InputError, match=message) as caught:
-        tariff_from_yaml(_yaml(tmp_path, ROW.replace(old, new)))
+        rows(ROW.replace(old, new))
     assert "\n" not in str(caught.value)
 
 
-def test_the_same_tariff_twice(tmp_path: Path) -> None:
+def test_the_same_tariff_twice() -> None:
     with pytest.raises(InputError, match="'test' is given twice"):
-        tariff_from_yaml(_yaml(tmp_path, ROW + ROW))
+        rows(ROW + ROW)
 
 
-def test_garbage_is_no_tariff_file(tmp_path: Path) -> None:
-    path = tmp_path / "garbage.yaml"
-    path.write_bytes(bytes(range(256)) * 4)
-    with pytest.raises(InputError, match="cannot be read as a tariff file"):
-        tariff_from_yaml(path)
-    with pytest.raises(InputError, match="expected a list of tariffs"):
-        tariff_from_yaml(_yaml(tmp_path, "hello"))
+def test_garbage_is_no_tariff() -> None:
+    for text in ("hello", "", "[]"):
+        with pytest.raises(InputError, match="expected a list of tariffs"):
+            rows(text)
 
 
 # --- hourly series

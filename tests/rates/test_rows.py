@@ -35,7 +35,6 @@ from pertoken.rates.site import (
     peak_usage_rows,
     per_month_usd_per_hour,
     site_rate_rows,
-    site_usage_rows,
     split_kwh,
     staff_rate_rows,
 )
@@ -87,7 +86,15 @@ def test_rows_times_usage_is_the_bill(load: Floats, name: str) -> None:
                 basis="assumed",
             ),
             peak_usage_rows("plan:x", "s", resolved, load),
-            site_usage_rows("plan:x", "s", resolved.hours_utc, meter=UTILITY_HOURS),
+            usage_rows(
+                resolved.hours_utc,
+                {("idle", UTILITY_HOURS): 1.0},
+                book="plan:x",
+                pool="(site:s)",
+                model="",
+                tenant="(idle)",
+                basis="assumed",
+            ),
         ],
         USAGE,
     )

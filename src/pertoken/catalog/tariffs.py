@@ -245,18 +245,6 @@ def tariff_from_csv(
     )
 
 
-def tariff_from_yaml(path: Path) -> Mapping[str, Tariff]:
-    """The tariffs of a YAML file in the catalogue's own format, by name. Raises InputError naming file and
-    row."""
-    from pertoken.catalog._tariff_rows import tariffs_from_text
-
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as a tariff file: {error}") from error
-    return tariffs_from_text(text, str(path))
-
-
 def check_schedule(schedule: Schedule, bands: int, *, where: str, day_type: str) -> None:
     """Raise InputError unless every month and hour of a schedule names one of `bands` bands."""
     if len(schedule) != MONTHS_PER_YEAR:

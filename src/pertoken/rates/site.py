@@ -244,22 +244,6 @@ def site_rate_rows(
     )
 
 
-def site_usage_rows(
-    book: str, site: str, hours: Hours, *, meter: str = "site_hours", basis: str = "assumed"
-) -> pa.Table:
-    """One ``site_hours`` (or `UTILITY_HOURS`) per hour in pool ``(site:...)``, phase and tenant idle: what it
-    prices no pool owns."""
-    return usage_rows(
-        hours,
-        {("idle", meter): 1.0},
-        book=book,
-        pool=site_pool(site),
-        model="",
-        tenant=IDLE,
-        basis=basis,
-    )
-
-
 def per_month_usd_per_hour(usd_per_month: float) -> float:
     """USD per month as USD per hour, a month being 730 h.
 
