@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pertoken import catalog
 from pertoken.errors import InputError, NoEvidenceError
 from pertoken.ledger import open_ledger
-from pertoken.meter import Attribution, attribute, concat, records, totals
+from pertoken.meter import Attribution, State, attribute, concat, prometheus, records, totals
 from pertoken.meter._split import MICRO, explained, quantised, split
 from pertoken.meter.attribute import FINDINGS, Predictor, Served, Work
 from pertoken.meter.files import api_pools
@@ -164,6 +164,67 @@ def test_a_gap_is_idle_of_unknown_kind_and_reported() -> None:
     assert by(done.usage, "gpu_hours", "phase", "basis")["idle", "assumed:unseen"] == 4
     assert by(done.usage, "gpu_hours", "phase")["output"] == 3
     assert [(f.kind, f.amount) for f in done.findings if f.kind == "gap"] == [("gap", 1800)]
+
+
+def test_what_a_silent_engine_counts_later_is_not_booked_by_events_too() -> None:
+    """Three hours: heard, silent, heard again. The engine's count over the silence stands where it was seen; the events
+    of the silent hour are a check, and its GPU-hours nobody knows the use of."""
+    target, state, tables = prometheus.Target("a", "h100", model="m"), State(0.0), []
+    text = "process_start_time_seconds 5\nvllm:prompt_tokens_total {0}\nvllm:generation_tokens_total {0}\n"
+    start = HOUR.timestamp()
+    for minute, count in ((-1, 0), *((m, m) for m in range(1, 58)), *((m, 2 * m) for m in range(125, 180))):
+        table, state = prometheus.read(text.format(count), target, state, now_s=start + 60 * minute)
+        tables.append(table)
+    hours = [HOUR + timedelta(hours=n) for n in range(3)]
+    tables += [
+        told(
+            "usage/x",
+            ("output_tokens", 80.0),
+            ("input_tokens", 80.0),
+            ("requests", 1.0),
+            tenant="blue",
+            hour=h,
+        )
+        for h in hours[:2]
+    ]
+    found = attribute(totals(concat(tables)), ONE, hours)
+    assert by(found.usage, "output_tokens", "hour", "tenant") == {
+        (hours[0], "blue"): 57, (hours[2], ""): 2 * 179 - 57,
+    }  # fmt: skip
+    assert by(found.usage, "input_tokens", "hour") == by(found.usage, "output_tokens", "hour")
+    silent = [r for r in found.usage.to_pylist() if r["hour"] == hours[1]]
+    assert [(r["meter"], r["phase"], r["basis"]) for r in silent] == [("gpu_hours", "idle", "assumed:unseen")]
+    texts = {f.text for f in found.findings if f.hour == hours[1]}
+    assert "usage events tell 80 more output_tokens of 'm' than the engine" in texts
+
+
+def test_an_engine_that_began_anew_in_a_silence_counts_nothing_of_before() -> None:
+    """Its first process took its count with it: what events tell of the silent hour is all that is known of it."""
+    target, state, tables = prometheus.Target("a", "h100", model="m"), State(0.0), []
+    start = HOUR.timestamp()
+    for minute, count, began in ((1, 0, 5.0), (2, 40, 5.0), (125, 7, start + 7300)):
+        text = f"process_start_time_seconds {began}\nvllm:generation_tokens_total {count}\n"
+        table, state = prometheus.read(text, target, state, now_s=start + 60 * minute)
+        tables.append(table)
+    hours = [HOUR + timedelta(hours=n) for n in range(3)]
+    tables.append(told("usage/x", ("output_tokens", 80.0), tenant="blue", hour=hours[1]))
+    found = attribute(totals(concat(tables)), ONE, hours)
+    assert by(found.usage, "output_tokens", "hour", "tenant") == {
+        (hours[0], ""): 40, (hours[1], "blue"): 80, (hours[2], ""): 7,
+    }  # fmt: skip
+
+
+def test_an_engine_that_counts_none_is_believed() -> None:
+    """An event at the edge of an hour whose engine counted it in the next one is not booked twice."""
+    idle = told("engine/a", ("seen_seconds", 3600.0), ("running_seconds", 0.0), ("output_tokens", 0.0))
+    event = told("usage/x", ("input_tokens", 3.0), ("output_tokens", 9.0), ("requests", 1.0), tenant="blue")
+    found = run(idle, event)
+    assert {r["meter"] for r in found.usage.to_pylist()} == {"gpu_hours"}
+    assert [f.amount for f in found.findings if f.kind == "disagree"] == [3, 9]
+    # One without a counter of tokens leaves them to who has one.
+    assert by(run(told("engine/a", ("seen_seconds", 3600.0)), event).usage, "output_tokens", "tenant") == {
+        "blue": 9
+    }
 
 
 def test_a_pool_nobody_watches_is_held_all_the_same() -> None:

@@ -283,7 +283,12 @@ def test_growth_over_an_hour_is_split_whole_tokens_staying_whole() -> None:
 def test_a_silence_is_marked_and_its_growth_booked_where_it_was_seen() -> None:
     table = scrapes(counter(0), counter(900), step_s=7200.0, start_s=T0 + 1800)
     rows = table.to_pylist()
-    assert [r["ts"].hour for r in rows if r["meter"] == "output_tokens"] == [9]
+    # None in the hours nobody read: what was counted then stands where it was seen.
+    assert [(r["ts"].hour, r["quantity"]) for r in rows if r["meter"] == "output_tokens"] == [
+        (7, 0),
+        (8, 0),
+        (9, 900),
+    ]
     gaps = {r["ts"].hour: r["quantity"] for r in rows if r["meter"] == "gap_seconds"}
     assert gaps == {7: 1800, 8: 3600, 9: 1800}
     assert not [r for r in rows if r["meter"] == "seen_seconds"]

@@ -126,7 +126,8 @@ class Claims:
 
     def _unwatched(self, held: float, tokens: Counts, claim: _Claim) -> float:
         """GPU-hours of a pool whose engines nobody scrapes, by the tokens that were served; what was claimed."""
-        record = next((k for k in ("gateway", "usage") if self.tally.tokens(k)), "")
+        others = ("gateway", "usage") if not self.tally.counts("engine") else ()
+        record = next((k for k in others if self.tally.counts(k) or self.tally.tokens(k)), "")
         models: dict[str, dict[str, float]] = defaultdict(dict)
         for (model, meter), by_tenant in self.tally.tokens(record).items():
             models[model][meter] = sum(by_tenant.values()) / MICRO

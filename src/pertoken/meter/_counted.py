@@ -28,7 +28,7 @@ _AGREE = 0.01
 def tokens_of(tally: Tally, notes: Notes) -> Counts:
     """Counts by (model, tenant, phase, meter) in millionths, from the source of record."""
     result: Counts = defaultdict(int)
-    record = next((k for k in _RECORD if tally.tokens(k)), "usage")
+    record = next((k for k in _RECORD if tally.counts(k) or tally.tokens(k)), "usage")
     counts = tally.tokens(record)
     told = tally.tokens("usage") if record != "usage" else {}
     _take_out_cached(tally, record, counts, told)
@@ -52,10 +52,13 @@ def tokens_of(tally: Tally, notes: Notes) -> Counts:
             continue
         # An engine that counts no requests or no cached tokens leaves them to those who do.
         served = any(m == model for m, _ in counts)
-        if served and base_meter(meter) not in ("input_tokens", "output_tokens"):
+        known = served or tally.counts(record, model)  # none is a count: of an idle engine, or a silent one
+        if known and base_meter(meter) in ("input_tokens", "output_tokens"):
+            _told(notes, record, model, meter, 0, {("", meter): sum(told[model, meter].values())})
+        elif served:
             for tenant, count in told[model, meter].items():
                 result[model, tenant, phase_of(meter), meter] += count
-        elif not served and base_meter(meter) == "output_tokens":
+        elif not known and base_meter(meter) == "output_tokens":
             amount = sum(told[model, meter].values()) / MICRO
             notes.tell("unmatched", f"usage events tell of {model!r}, which no engine here serves", amount)
     _check_gateway(tally, notes, record, counts)

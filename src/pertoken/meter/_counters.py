@@ -31,6 +31,8 @@ from pertoken.units import JOULES_PER_KWH, MILLISECONDS_PER_SECOND, SECONDS_PER_
 
 MAX_GAP_S = 300.0
 """Silence up to this is an ordinary pause between readings."""
+TOLD_AT_ZERO = ("running_seconds", "active_seconds", "output_tokens")
+"""Meters whose zero says something: idle is not unknown, and who counts tokens here is believed on none too."""
 _LARGEST_GPU_W = 20_000.0  # no board draws this: a reading above it is in milliwatts
 _STARTED_S = 1.0  # tolerance of process start times, which move by a tick
 _SETTLED_S = 60.0  # after this, a series new to an instance that sends them one by one was not there before
@@ -266,7 +268,7 @@ def _growth(
     length = time_s - before.time_s
     if rule.milli_trap and length > 0 and amount * JOULES_PER_KWH / length > _LARGEST_GPU_W:
         amount /= MILLISECONDS_PER_SECOND
-    if amount > 0:
+    if amount > 0 or rule.meter in TOLD_AT_ZERO:
         yield amount, min(start_s, time_s), "measured"
 
 

@@ -50,6 +50,13 @@ class Tally:
             served = served or {m for (kind, _, m, *_) in self._rows if kind == record and m}
         return renamed(models, served) if served else {}
 
+    def counts(self, kind: str, model: str = "") -> bool:
+        """Whether a kind of source counts output tokens here (of a model), be they none."""
+        return any(
+            k == kind and base_meter(m) == "output_tokens" and model in ("", o)
+            for (k, _, o, _, _, m) in self._rows
+        )
+
     def add(self, source: str, model: str, tenant: str, phase: str, meter: str, quantity: float) -> None:
         """One row of totals."""
         kind = source.partition("/")[0]

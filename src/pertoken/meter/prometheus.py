@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from pertoken.meter._counters import MAX_GAP_S, Quantity, Reading, State, advance, device_of, hours_of
+from pertoken.meter._counters import (
+    MAX_GAP_S,
+    TOLD_AT_ZERO,
+    Quantity,
+    Reading,
+    State,
+    advance,
+    device_of,
+    hours_of,
+)
 from pertoken.meter._exposition import Series, parse
 from pertoken.meter._names import rules_of
 from pertoken.meter._remote_write import decode
@@ -165,7 +174,7 @@ def _table(quantities: list[Quantity], target: Target, now_s: float) -> pa.Table
         )
         pool = _pool(target, q.labels)
         for time_s, part in _parts(q, amount):
-            if part > 0 or q.meter in _TOLD_AT_ZERO:
+            if part > 0 or q.meter in TOLD_AT_ZERO:
                 sums[q.kind, pool, model, q.meter, q.basis, time_s] += part
     for (kind, pool, model, meter, basis, time_s), amount in list(sums.items()):
         if meter == "seen_seconds" and kind == "engine" and target.gpus:
@@ -192,10 +201,12 @@ def _table(quantities: list[Quantity], target: Target, now_s: float) -> pa.Table
 def _parts(q: Quantity, amount: float) -> list[tuple[float, float]]:
     """An amount by hour. Whole tokens stay whole: what rounding leaves goes to the last hour."""
     length = q.end_s - q.start_s
-    # Only growth across a silence has no known hours; seconds of a silence have.
-    pieces = hours_of(q.start_s, q.end_s) if length <= MAX_GAP_S or q.meter == "gap_seconds" else []
+    pieces = hours_of(q.start_s, q.end_s)
     if len(pieces) <= 1:
         return [(q.end_s, amount)]
+    if length > MAX_GAP_S and q.meter != "gap_seconds":
+        # Growth across a silence has no known hours: it stands where it was seen, and the hours before are spoken for.
+        return [*((piece.time_s, 0.0) for piece in pieces[:-1]), (q.end_s, amount)]
     whole = amount == int(amount) and q.meter not in _CONTINUOUS
     left, parts = amount, []
     for piece in pieces[:-1]:
@@ -213,8 +224,6 @@ def _pool(target: Target, labels: Mapping[str, str]) -> str:
     return target.pool
 
 
-_TOLD_AT_ZERO = ("running_seconds", "active_seconds")
-"""Meters whose zero says something: idle is not unknown."""
 _CONTINUOUS = {m.name for m in METERS.values() if m.unit not in ("token", "request")} | {
     "prefill_seconds", "decode_seconds", "running_seconds", "active_seconds", "seen_seconds",
     "gpu_seen_seconds", "gap_seconds", "held_gpus",
