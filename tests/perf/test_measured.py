@@ -221,6 +221,16 @@ def test_gpus_and_degrees_are_read_as_stated_or_refused(tmp_path: Path) -> None:
     assert "tensor parallel over 24 GPUs" in rows[10].problem
 
 
+def test_no_gpus_and_numbers_beyond_reason_are_refused(tmp_path: Path) -> None:
+    header = "gpu,model,input_len,output_len,concurrency,n_gpus,tp,tokens_per_s"
+    (none,) = read(tmp_path, header, "h100,m,1000,1000,64,0,1,4000")
+    assert none.problem == "0 GPUs, but its degrees make 1"
+    with pytest.raises(InputError, match="line 2: tokens_per_s is 1e300: a number from 0 to 1e\\+15"):
+        read(tmp_path, header, "h100,m,1000,1000,64,1,1,1e300")
+    (tiny,) = read(tmp_path, header, "h100,m,1000,1000,64,1,1,1e-30")
+    assert tiny.measured == {}
+
+
 def test_a_name_that_begins_with_a_digit_is_no_count(tmp_path: Path) -> None:
     rows = read(tmp_path, "gpu,model,n_gpus", "4090,m,1", "2xRTX 4090,m,", "7900 XTX,m,1")
     assert [(r.gpu, r.gpus) for r in rows] == [("4090", 1), ("RTX 4090", 2), ("7900 XTX", 1)]

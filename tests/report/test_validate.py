@@ -101,6 +101,22 @@ def test_training_rows(tmp_path: Path) -> None:
     assert {g.engine for g in found.groups} == {"pretrain", "lora"}
 
 
+def test_a_training_row_without_a_training_figure_is_told_of(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "p.csv",
+        "H100,8,Llama-3.1-8B,bf16,8192,,45,full fine-tune",
+        "H100,8,Llama-3.1-8B,bf16,8192,0.2,,LoRA",
+        "H100,8,Llama-3.1-8B,bf16,8192,0.2,,QLoRA",
+        header="gpu,n_gpus,model,precision,input_len,joules_per_output_token,mfu_pct,kind",
+    )
+    found = validate(path)
+    assert [(s.quantity, s.engine) for s in found.scored] == [("mfu_fraction", "full")]
+    assert [u.reason.split(":")[0] for u in found.unanswered] == [
+        "nothing measured to compare with",
+        "kind qlora is not predicted",
+    ]
+
+
 @pytest.mark.parametrize("layout", ["acme--tiny-1B_config.json", "acme/tiny-1B/config.json"])
 def test_models_from_a_folder_of_configs(tmp_path: Path, layout: str) -> None:
     config = tmp_path / "configs" / layout
@@ -117,7 +133,7 @@ def test_models_from_a_folder_of_configs(tmp_path: Path, layout: str) -> None:
         encoding="utf-8",
     )  # fmt: skip
     path = write(tmp_path / "p.csv", "h100,1,acme/tiny-1B,bf16,vllm,1000,500,32,,3000,,,,")
-    assert validate(path).answered == 0
+    assert "--models with a folder" in validate(path).unanswered[0].reason
     assert validate(path, tmp_path / "configs").answered == 1
     with pytest.raises(InputError, match="no folder"):
         validate(path, tmp_path / "nowhere")

@@ -43,6 +43,8 @@ OTHER_TRAINING = re.compile(r"\bqlora\b|\bdpo\b|\bppo\b|\bgrpo\b|\brl(hf)?\b")
 TRAINING_COLUMNS = ("global_batch_size", "mfu_pct")
 """Numbers that only a training run has."""
 MAX_BYTES = 200_000_000
+SMALLEST, LARGEST = 1e-12, 1e15
+"""What a cell can mean: beyond, it is a slip of the pen, and a measurement below is none."""
 _YES = frozenset({"true", "yes", "1", "1.0"})
 _COUNTED = re.compile(r"(\d+)(?: [x×] |[x×] ?)(?=[^\d\W])(.+)", re.IGNORECASE)
 _DEGREES = re.compile(r"(dep|tep|tp|pp|ep|dp)[ =_-]?(\d+)", re.IGNORECASE)
@@ -203,8 +205,10 @@ def _number(path: Path, line: int, name: str, value: str) -> float:
         number = float(value)
     except ValueError:
         raise InputError(f"{path}: line {line}: {name} is {value[:40]!r}: a number is needed") from None
-    if not math.isfinite(number) or number < 0:
-        raise InputError(f"{path}: line {line}: {name} is {value}: a number of at least 0 is needed")
+    if not 0 <= number <= LARGEST:
+        raise InputError(
+            f"{path}: line {line}: {name} is {value}: a number from 0 to {LARGEST:.0e} is needed"
+        )
     return number
 
 
@@ -337,7 +341,7 @@ def _measured(cells: _Cells, gpus: float) -> dict[str, float]:
     }
     if math.isnan(found["tokens_per_s"]):
         found["tokens_per_s"] = cells["tokens_per_s_per_gpu"]
-    return {name: value for name, value in found.items() if value > 0}
+    return {name: value for name, value in found.items() if value >= SMALLEST}
 
 
 def _gpu_power_w(cells: _Cells, gpus: float) -> float:
@@ -380,7 +384,7 @@ def _layout(cells: _Cells) -> _Placed:
 def _replicas(cells: _Cells, layout: Layout, n: float) -> _Placed:
     """GPUs that are several times tp × pp, without a word on dp: replicas that share the row's requests."""
     told = "parallelism" in cells.text or {"dp", "moe_tp", "moe_ep"} & cells.number.keys()
-    if told or cells.yes("dp_attention") or n % layout.gpus or layout.gpus % layout.ep:
+    if told or cells.yes("dp_attention") or n < 1 or n % layout.gpus or layout.gpus % layout.ep:
         return _Placed(layout, 0.0, n, 1.0, f"{n:g} GPUs, but its degrees make {layout.gpus}")
     few = _requests(cells) < n / layout.gpus
     problem = f"fewer requests at a time than its {n / layout.gpus:g} replicas" if few else ""

@@ -30,6 +30,8 @@ from pertoken.perf.training import predict_training, training_point
 from pertoken.report._validate_table import QUANTITIES, WIDTH, validation_table
 
 WORST = 10
+TRAINING = {"tokens_per_s": "training_tokens_per_s", "mfu_fraction": "mfu_fraction", "power_w": "power_w"}
+"""What of a training row's measurements is predicted, and as which quantity it is scored."""
 
 
 class Scored(NamedTuple):
@@ -196,7 +198,8 @@ def _grouped(
     groups: dict[_Key, list[MeasuredRow]] = {}
     by_name: dict[str, Model | InputError] = {}
     for row in rows:
-        reason = row.problem or ("" if row.measured else "nothing measured to compare with")
+        of_interest = row.measured.keys() & TRAINING if row.training else row.measured.keys()
+        reason = row.problem or ("" if of_interest else "nothing measured to compare with")
         if not reason:
             try:
                 key = _key(row, by_name, folder)
@@ -242,9 +245,9 @@ def _model(name: str, folder: Path | None) -> Model:
     """The catalogue's model, or the config of that name in the folder."""
     try:
         return model(name)
-    except UnknownNameError:
+    except UnknownNameError as error:
         if folder is None:
-            raise
+            raise InputError(f"{error} Or --models with a folder that holds its config.json") from error
         wanted = {name.lower(), name.lower().split("/")[-1]}
         for path in sorted(folder.rglob("*config.json")):
             relative = path.relative_to(folder).as_posix().removesuffix("config.json").rstrip("/_")
@@ -360,8 +363,7 @@ def _training(key: _Key, rows: Sequence[MeasuredRow], unanswered: dict[int, Unan
         setting = f"{row.gpus:g} GPUs, {row.input_tokens:g} tokens, batch {row.global_batch:g}"
         for quantity, interval in found.items():
             if quantity in row.measured:
-                name = {"tokens_per_s": "training_tokens_per_s"}.get(quantity, quantity)
-                scored.append(_one(row, quantity, name, labels, setting, interval, None))
+                scored.append(_one(row, quantity, TRAINING[quantity], labels, setting, interval, None))
     return scored
 
 
