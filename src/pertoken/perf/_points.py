@@ -302,6 +302,8 @@ def _input_tokens(cells: _Cells, share: float) -> tuple[float, str]:
 def _missing(cells: _Cells, training: str, inputs: float) -> str:
     if cells.yes("wip"):
         return "marked as work in progress"
+    if other := OTHER_TRAINING.search(cells.text.get("kind", "").lower()):
+        return f"kind {other[0]} is not predicted: pretraining, full fine-tuning and LoRA are"
     needed = {"gpu": "gpu" in cells.text, "model": "model" in cells.text}
     if training:
         needed |= {"n_gpus": cells["n_gpus"] >= 1, "input_len (sequence)": cells["input_len"] >= 1}
@@ -314,8 +316,6 @@ def _missing(cells: _Cells, training: str, inputs: float) -> str:
     missing = [name for name, there in needed.items() if not there]
     if missing:
         return f"no {', no '.join(missing)}"
-    if other := OTHER_TRAINING.search(cells.text.get("kind", "").lower()):
-        return f"kind {other[0]} is not predicted: pretraining, full fine-tuning and LoRA are"
     drafts = cells.text.get("spec_decoding", "").lower()
     if drafts not in ("", "false", "off") and "accepted_per_step" not in cells.number:
         return f"speculative decoding ({drafts}) without accepted_per_step: the drafts kept are not known"
