@@ -10,10 +10,12 @@ at the predicted throughput, which is what the package has when it predicts.
 
 Three models, each fitted to training rows alone when errors are measured:
 
-1. `pertoken.perf.power`: fifteen weights (a feature stayed where leave one model out and leave one GPU out got
-   better with it), and an offset per decoder and per configuration, drawn to zero;
-2. a curve of five numbers along each measured series of it: what 1 leaves there;
-3. `pertoken.perf.tasks` (fit: `tasks.py`): seconds that the benchmark's stack takes beyond the roofline's.
+1. `pertoken.perf.tasks` (fit: `tasks.py`): seconds that the benchmark's stack takes beyond the roofline's;
+2. `pertoken.perf.power`: seventeen weights (a feature stayed where leave one model out and leave one GPU out got
+   better with it), among them one of the time that 1 says the host takes, and an offset per decoder and per
+   configuration, drawn to zero. An offset per series is fitted beside them and not kept, so that what one run of the
+   benchmark drew is not taken for its model's;
+3. a curve of at most three numbers along each measured series of it: what 2 leaves there.
 """
 
 from __future__ import annotations
@@ -55,15 +57,21 @@ COVERAGE = 0.8
 ROUNDS = 8
 """Rounds of reweighting that make the squares robust (weights 1 / √(1 + residual / noise))."""
 WEIGHT_SD: dict[str, float] = {
-    "one": 3.0, "compute": 3.0, "memory": 3.0, "blackwell": 0.5, "blackwell memory": 0.3,
-    "blackwell, several GPUs": 0.3, "experts": 0.5, "experts compute": 0.3, "eight-bit experts": 0.3, "four-bit": 0.5,
+    "one": 3.0, "compute": 3.0, "memory": 3.0, "widened values": 0.3, "host": 0.2,
+    "blackwell": 0.5, "blackwell memory": 0.3, "blackwell, several GPUs": 0.3,
+    "experts": 0.5, "experts compute": 0.3, "eight-bit experts": 0.3, "four-bit": 0.5,
     "media": 0.5, "media compute": 0.3, "media memory": 0.3, "video": 0.5, "video compute": 0.3,
 }  # fmt: skip
-EFFECT_SD = {"decoder": 0.2, "configuration": 0.3}
+EFFECT_SD = {"decoder": 0.2, "configuration": 0.3, "series": 0.1}
+KEPT = ("decoder", "configuration")
+"""Effects that the file holds."""
 CURVE_SD = (0.5, 1.0, 2.0)
 """Deviations of a power curve, in logits, to choose from."""
 UNKNOWN = ", task unknown"
-"""Marks a quantity predicted without the task: what plain `predict` answers."""
+"""Marks a quantity predicted without the task's stack, of prompts that are told to hold images or video: how `validate`
+reads such rows of other stacks."""
+PLAIN = ", plain predict"
+"""Marks what `predict` answers without options: neither task nor media are told."""
 
 
 @dataclass(frozen=True)
@@ -193,12 +201,18 @@ class Board:
     """Rows as a linear model at given shares in use: columns are weights, then effects; target is the logit of the
     position between idle and limit."""
 
-    def __init__(self, rows: Sequence[Row], compute: Floats, memory: Floats) -> None:
+    def __init__(self, rows: Sequence[Row], compute: Floats, memory: Floats, more_host: Floats) -> None:
+        terms = [power.share_terms(c, m, h, r.precision)
+                 for r, c, m, h in zip(rows, compute, memory, more_host, strict=True)]  # fmt: skip
         parts = [power.features(r.gpu, r.precision, r.model, r.gpus, r.media) for r in rows]
-        c, m = power.share_logs(compute, memory)
-        lines = np.array([[p[name] for name in WEIGHT_SD] for p in parts])
-        self.weights = lines[:, :, 0] + lines[:, :, 1] * c[:, None] + lines[:, :, 2] * m[:, None]
-        self.keys = [power.effect_keys(r.gpu, r.precision, r.model, r.gpus) for r in rows]
+        self.weights = np.array(
+            [[p[name][1] * t[p[name][0]] for name in WEIGHT_SD] for p, t in zip(parts, terms, strict=True)]
+        )
+        self.keys = [
+            power.effect_keys(r.gpu, r.precision, r.model, r.gpus)
+            | {"series": power.series_key(r.gpu, r.precision, r.model, r.gpus, r.task)}
+            for r in rows
+        ]
         self.idle_w = np.array([r.gpu.idle_w for r in rows])
         self.tdp_w = np.array([r.gpu.tdp_w for r in rows])
         watts = np.array([r.power_w for r in rows])
@@ -211,7 +225,7 @@ class Board:
     def scores(self, document: dict[str, Any]) -> Floats:
         """The logit of every row's position, curves apart."""
         score = self.weights @ np.array([document["weights"][name] for name in WEIGHT_SD])
-        own = [sum(document["effects"][level].get(key, 0.0) for level, key in k.items()) for k in self.keys]
+        own = [sum(document["effects"][level].get(k[level], 0.0) for level in KEPT) for k in self.keys]
         return np.asarray(score + np.array(own), dtype=np.float64)
 
     def watts(self, scores: Floats) -> Floats:
@@ -237,12 +251,21 @@ class Fitted:
     document: dict[str, Any]
     stack: tasks.Fit
 
-    def watts(self, found: Served, slower: Floats, task: bool = True) -> Floats:
-        """Power of one GPU of every row where everything takes `slower` times the serving fit's seconds."""
+    def watts(self, found: Served, slower: Floats, host: Floats | None = None, told: str = "task") -> Floats:
+        """Power of one GPU of every row where everything takes `slower` times the serving fit's seconds, `host` of
+        them the host's (None: as on average); told: the task, and with it the series' curve, or its media, or
+        nothing."""
         rows: Sequence[Any] = self.stack.design.rows
-        board = Board(rows, *in_use(rows, found, slower))
-        curves = {key: np.array(v) for key, v in self.document["curves"].items()} if task else {}
+        rows = rows if told else [replace(r, media="") for r in rows]
+        more = np.zeros(len(rows)) if host is None else host - self.document["typical host fraction"]
+        board = Board(rows, *in_use(rows, found, slower), more)
+        curves = {key: np.array(v) for key, v in self.document["curves"].items()} if told == "task" else {}
         return board.watts(board.scores(self.document) + tasks.drawn(self.stack.design, curves))
+
+    def at_measured_throughput(self, found: Served) -> Floats:
+        """Power of one GPU of every row, its throughput known."""
+        rows: Sequence[Any] = self.stack.design.rows
+        return self.watts(found, measured_slowdown(rows, found), self.stack.host_fraction(found))
 
 
 def fit(rows: Sequence[Row], found: Served, train: Mask | None = None) -> Fitted:
@@ -250,8 +273,10 @@ def fit(rows: Sequence[Row], found: Served, train: Mask | None = None) -> Fitted
     keep = np.ones(len(rows), dtype=bool) if train is None else train
     design = Design(rows)
     stack = tasks.fit(design, found, keep)
-    board = Board(rows, *in_use(rows, found, measured_slowdown(rows, found)))
-    document = _board_fit(board, keep)
+    host = stack.host_fraction(found)
+    typical = float(host[keep].mean())
+    board = Board(rows, *in_use(rows, found, measured_slowdown(rows, found)), host - typical)
+    document = _board_fit(board, keep) | {"typical host fraction": typical}
     noise = tasks.CURVE_NOISE / board.slope
     residual = board.target - board.scores(document)
     curve_sd, curves = tasks.bend(design, residual, noise, keep, CURVE_SD)
@@ -278,10 +303,11 @@ def _board_fit(d: Board, train: Mask) -> dict[str, Any]:
         robust = 1 / np.sqrt(1 + np.abs((x @ theta - target) * slope / NOISE))
     document: dict[str, Any] = {
         "weights": dict(zip(WEIGHT_SD, theta.tolist(), strict=False)),
-        "effects": {level: {} for level in EFFECT_SD},
+        "effects": {level: {} for level in KEPT},
     }
     for (level, key), value in zip(names, theta[len(WEIGHT_SD) :].tolist(), strict=True):
-        document["effects"][level][key] = value
+        if level in KEPT:
+            document["effects"][level][key] = value
     return document
 
 
@@ -291,7 +317,7 @@ def _board_fit(d: Board, train: Mask) -> dict[str, Any]:
 def cross_validate(split: str, rows: Sequence[Row], left_out: tasks.Predictions) -> dict[str, Floats]:
     """log(predicted / measured) of each row by quantity, by fits of serving, stack and power that did not see it.
 
-    Quantities marked `UNKNOWN` are those of plain `predict`, which is not told the task.
+    Quantities marked `UNKNOWN` and `PLAIN` are of predictions that are told less.
     """
     labels = groups(split, rows)
     out: dict[str, Floats] = {}
@@ -304,18 +330,25 @@ def cross_validate(split: str, rows: Sequence[Row], left_out: tasks.Predictions)
 
 
 def _errors(rows: Sequence[Row], made: Fitted, found: Served, whole: Served) -> dict[str, Floats]:
-    gpus, same = np.array([r.gpus for r in rows]), [(1.0, np.ones(len(rows)))]
+    gpus = np.array([r.gpus for r in rows])
+    same: list[tuple[float, Floats, Floats | None]] = [(1.0, np.ones(len(rows)), None)]
     measured = {
         name: np.array([getattr(r, name) for r in rows]) for name in ("power_w", "tokens_per_s", "joules")
     }
     errors = {}
-    for mark, base, cases in (("", found, made.stack.cases(found)), (UNKNOWN, whole, same)):
-        watts = sum(w * made.watts(base, slower, task=not mark) for w, slower in cases)
-        rate = base.tokens_per_s / gpus * sum(w / slower for w, slower in cases)
+    asked_as = (
+        ("", "task", found, made.stack.cases(found)),
+        (UNKNOWN, "media", whole, same),
+        (PLAIN, "", whole, same),
+    )
+    for mark, told, base, cases in asked_as:
+        watts = sum(w * made.watts(base, slower, host, told) for w, slower, host in cases)
+        rate = base.tokens_per_s / gpus * sum(w / slower for w, slower, _ in cases)
         errors[f"power_w{mark}"] = np.log(watts / measured["power_w"])
         errors[f"joules_per_output_token{mark}"] = np.log(watts / rate / measured["joules"])
-        errors[f"task_tokens_per_s{mark}"] = np.log(rate / measured["tokens_per_s"])
-    alone = made.watts(found, measured_slowdown(rows, found))
+        if mark != PLAIN:
+            errors[f"task_tokens_per_s{mark}"] = np.log(rate / measured["tokens_per_s"])
+    alone = made.at_measured_throughput(found)
     return errors | {"power_w at measured throughput": np.log(alone / measured["power_w"])}
 
 

@@ -1,7 +1,7 @@
 """Fit what a benchmark's serving stack adds to the roofline's seconds: the part of the power fit about throughput.
 
 The model is `pertoken.perf.tasks`. Three stages, each with those before it held fixed: effects that reach beyond a
-configuration, effects of configurations, and a curve of at most five numbers along each measured series. Gaussian
+configuration, effects of configurations, and a curve of at most three numbers along each measured series. Gaussian
 priors around zero, absolute errors (squares reweighted). How far a model may stand out and how far a curve may bend
 are chosen inside the rows of the fit, by leaving out groups of its models and folds of its rows.
 """
@@ -19,30 +19,34 @@ import numpy.typing as npt
 from pertoken.catalog.gpus import Gpu
 from pertoken.catalog.models import Model
 from pertoken.perf.power import KNOTS
-from pertoken.perf.tasks import HOST_S, TERMS, batch_log, host_deviation, normal_nodes, task_keys, term_name
+from pertoken.perf.tasks import HOST_S, TERMS, host_deviation, normal_nodes, shape_of, task_keys, term_name
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 PARTS = ("decode", "prefill", "host")
 MOVES = {"work": (0, 1), "prefill": (1,), "host": (2,)}
 """Which parts of the seconds an effect moves."""
-PRIOR_SD: dict[tuple[str, str, bool], float] = {
-    ("all", "work", False): 0.1, ("gpu", "work", False): 0.3, ("all", "work", True): 0.05,
-    ("gpu", "work", True): 0.1, ("kind", "work", False): 0.2, ("kind|precision", "work", False): 0.2,
-    ("kind", "work", True): 0.1, ("task", "prefill", False): 0.4, ("model|task", "prefill", False): 0.3,
-    ("all", "host", False): 0.3, ("gpu", "host", False): 1.0, ("hosts", "host", False): 1.0,
-    ("hosts|task", "host", False): 1.0, ("hosts|task", "host", True): 0.5,
-    ("configuration", "work", False): 0.15, ("configuration", "work", True): 0.1, ("series", "host", False): 0.5,
+PRIOR_SD: dict[tuple[str, str, str], float] = {
+    ("all", "work", "level"): 0.1, ("gpu", "work", "level"): 0.3, ("all", "work", "batch"): 0.05,
+    ("gpu", "work", "batch"): 0.1, ("kind", "work", "level"): 0.2, ("kind|precision", "work", "level"): 0.2,
+    ("kind", "work", "batch"): 0.1, ("task", "prefill", "level"): 0.4, ("model|task", "prefill", "level"): 0.3,
+    ("all", "host", "level"): 0.3, ("gpu", "host", "level"): 1.0, ("hosts", "host", "level"): 1.0,
+    ("hosts|task", "host", "level"): 1.0, ("hosts|task", "host", "batch"): 0.5, ("hosts|task", "host", "at 8"): 0.5,
+    ("hosts|task", "host", "at 16"): 0.5, ("hosts|task", "host", "at 32"): 0.5,
+    ("configuration", "work", "level"): 0.15, ("configuration", "work", "batch"): 0.1,
+    ("series", "host", "level"): 0.5,
 }  # fmt: skip
 """Prior standard deviations in log space; a model's is chosen in each fit. More of what hosts cost is a GPU's own
 than shared by all: of two GPUs one cannot learn how hosts of a third will do."""
 MODEL_SD = (0.05, 0.1, 0.2)
 CURVE_SD = (0.2, 0.4, 0.8)
 NOISE, CURVE_NOISE = 0.06, 0.05
-CURVE_REACH = 1.5
+CURVE_REACH = 2.5
 """Factors of two in requests over which a curve's coefficients go together."""
 CURVE_LEVEL = 0.5
 """Share of a curve's variance that is its level."""
+ROWS_PER_NUMBER = 2
+"""Rows of a series for each number of its curve, at least."""
 ROUNDS, CURVE_ROUNDS, TOLERANCE = 15, 6, 3e-3
 INNER_FOLDS = 4
 LATER = frozenset({"configuration", "series"})
@@ -50,11 +54,11 @@ LATER = frozenset({"configuration", "series"})
 HOSTED = frozenset({"gpu", "hosts", "hosts|task", "series"})
 """Levels whose keys name a GPU: what moves its host seconds there is unknown where that GPU was not measured."""
 HOST_DEVIATION = {
-    name: math.sqrt(
-        sum(sd**2 for (level, part, per_batch), sd in PRIOR_SD.items()
-            if part == "host" and level in HOSTED and per_batch == grows)
+    shape: math.sqrt(
+        sum(sd**2 for (level, part, own), sd in PRIOR_SD.items()
+            if part == "host" and level in HOSTED and own == shape)
     )
-    for name, grows in (("level", False), ("per batch", True))
+    for shape in dict.fromkeys(shape for _, part, shape in PRIOR_SD if part == "host")
 }  # fmt: skip
 """Prior of the logarithm of an unmeasured GPU's host seconds: the deviations above, squared and added."""
 
@@ -114,16 +118,14 @@ class Design:
         self.series = np.array([k["series"] for k in self.keys])
         self.requests = np.array([r.requests for r in rows])
         self.measured = np.array([r.tokens_per_s * r.gpus for r in rows])
-        self.hats = hats(self.requests)
-        batch = batch_log(self.requests)
-        self.names: list[tuple[tuple[str, str, bool], str]] = []
+        self.names: list[tuple[tuple[str, str, str], str]] = []
         columns: list[Floats] = []
         for term in TERMS:
-            level, _, per_batch = term
+            level, _, shape = term
             own = np.array([k[level] for k in self.keys])
             for key in sorted(set(own.tolist())):
                 self.names.append((term, key))
-                columns.append((own == key) * (batch if per_batch else 1.0))
+                columns.append((own == key) * shape_of(shape, self.requests))
         x = np.stack(columns, axis=1)
         self.x = np.zeros((len(PARTS), *x.shape))
         for j, (term, _) in enumerate(self.names):
@@ -132,7 +134,7 @@ class Design:
 
     def prior_sd(self, model_sd: float) -> Floats:
         """Standard deviation of each effect; a model's slope moves half as much as its level."""
-        own = {("model", "work", False): model_sd, ("model", "work", True): model_sd / 2} | PRIOR_SD
+        own = {("model", "work", "level"): model_sd, ("model", "work", "batch"): model_sd / 2} | PRIOR_SD
         return np.array([own[term] for term, _ in self.names])
 
 
@@ -156,21 +158,24 @@ class Fit:
         """By how much the stack's seconds exceed the serving fit's."""
         return np.asarray(np.exp(self.log_seconds(served)) / served.seconds)
 
-    def cases(self, served: Served) -> list[tuple[float, Floats]]:
-        """That factor at each of the host times a GPU may have, with its weight: one and the same where it was
-        measured, the prior's where it was not."""
+    def cases(self, served: Served) -> list[tuple[float, Floats, Floats]]:
+        """That factor and the host's share of the time at each of the host times a GPU may have, with its weight: one
+        and the same where it was measured, the prior's where it was not."""
         new = np.array([r.gpu.name not in self.gpus for r in self.design.rows])
-        if not new.any():
-            return [(1.0, self.factor(served))]
+        nodes = normal_nodes() if new.any() else ((0.0, 1.0),)
         deviation = new * host_deviation(HOST_DEVIATION, self.design.requests)
-        curves, logs = drawn(self.design, self.curves), served.log_parts()
+        curves, logs = drawn(self.design, self.curves), served.log_parts() + self.design.x @ self.effects
         out = []
-        for at, weight in normal_nodes():
+        for at, weight in nodes:
             moved = logs + np.stack([np.zeros_like(deviation)] * 2 + [at * deviation])
-            out.append(
-                (weight, np.exp(_log_seconds(self.design, moved, self.effects) + curves) / served.seconds)
-            )
+            seconds = np.logaddexp.reduce(moved, axis=0)
+            out.append((weight, np.exp(seconds + curves) / served.seconds, np.exp(moved[2] - seconds)))
         return out
+
+    def host_fraction(self, served: Served) -> Floats:
+        """The host's share of every row's time."""
+        moved = served.log_parts() + self.design.x @ self.effects
+        return np.asarray(np.exp(moved[2] - np.logaddexp.reduce(moved, axis=0)))
 
     def document(self) -> dict[str, Any]:
         """The fit as the coefficient file holds it."""
@@ -244,10 +249,9 @@ def _stage(design: Design, logs: Floats, target: Floats, train: Mask, sd: Floats
 # --- curves along a series, of seconds and of power alike ---
 
 
-def hats(requests: Floats) -> Floats:
+def hats(requests: Floats, knots: Sequence[float] = KNOTS) -> Floats:
     """Weights of the knots at so many requests: straight between them, level outside; shape (rows, knots)."""
-    at, knots = np.log(requests), np.log(KNOTS)
-    return np.stack([np.interp(at, knots, row) for row in np.eye(len(KNOTS))], axis=1)
+    return np.stack([np.interp(np.log(requests), np.log(knots), row) for row in np.eye(len(knots))], axis=1)
 
 
 def bend(
@@ -255,8 +259,9 @@ def bend(
 ) -> tuple[float, dict[str, Floats]]:
     """Curves that follow the residuals of each series of the training rows, and the deviation chosen for them.
 
-    A curve's coefficients have a Gaussian prior: `CURVE_LEVEL` of the variance in common, the rest going together
-    over `CURVE_REACH`. The deviation is the one that predicts folds of the training rows best.
+    A curve has a number at the first of `KNOTS`, as many as its rows allow, under a Gaussian prior: `CURVE_LEVEL`
+    of the variance in common, the rest going together over `CURVE_REACH`. The deviation is the one that predicts
+    folds of the training rows best.
     """
     inner = np.arange(len(residual)) % INNER_FOLDS
 
@@ -274,21 +279,22 @@ def bend(
 
 def drawn(design: Design, curves: dict[str, Floats]) -> Floats:
     """Each row's value on its series' curve; zero where the series has none."""
-    none = np.zeros(len(KNOTS))
-    return np.array(
-        [h @ curves.get(s, none) for h, s in zip(design.hats, design.series.tolist(), strict=True)]
-    )
+    out = np.zeros(len(design.series))
+    for series, values in curves.items():
+        own = design.series == series
+        out[own] = hats(design.requests[own], KNOTS[: len(values)]) @ values
+    return out
 
 
 def _curves(design: Design, residual: Floats, noise: Floats, train: Mask, sd: float) -> dict[str, Floats]:
-    knots = np.log2(KNOTS)
-    near = np.exp(-0.5 * ((knots[:, None] - knots[None, :]) / CURVE_REACH) ** 2)
-    prior = np.linalg.inv(sd**2 * (CURVE_LEVEL + (1 - CURVE_LEVEL) * near))
     found = {}
     for series in sorted(set(design.series[train].tolist())):
         own = train & (design.series == series)
-        h, r, n = design.hats[own], residual[own], noise[own]
-        values, robust = np.zeros(len(KNOTS)), np.ones(len(r))
+        knots = KNOTS[: math.ceil(own.sum() / ROWS_PER_NUMBER)]
+        apart = np.subtract.outer(np.log2(knots), np.log2(knots)) / CURVE_REACH
+        prior = np.linalg.inv(sd**2 * (CURVE_LEVEL + (1 - CURVE_LEVEL) * np.exp(-0.5 * apart**2)))
+        h, r, n = hats(design.requests[own], knots), residual[own], noise[own]
+        values, robust = np.zeros(len(knots)), np.ones(len(r))
         for _ in range(CURVE_ROUNDS):
             weight = robust / n**2
             values = np.linalg.solve(h.T @ (h * weight[:, None]) + prior, h.T @ (weight * r))

@@ -64,6 +64,30 @@ def test_preprocessing_media_keeps_the_gpu_waiting() -> None:
     assert video < image < text
 
 
+def test_a_gpu_that_waits_for_its_host_draws_less() -> None:
+    card = gpu("B200")
+    shares = np.array([0.0, 0.3, 0.9])
+    waiting = gpu_power_w(card, 0.1, 0.4, host_fraction=shares)
+    assert waiting[0] > waiting[1] > waiting[2] > card.idle_w
+    unknown = float(gpu_power_w(card, 0.1, 0.4))
+    assert float(gpu_power_w(card, 0.1, 0.4, host_fraction=shipped()["typical host fraction"])) == unknown
+
+
+@pytest.mark.parametrize(("wide", "narrow"), [("bf16", "fp8"), ("fp8", "fp4")])
+def test_a_narrow_value_read_costs_more_than_its_bytes(wide: str, narrow: str) -> None:
+    assert float(gpu_power_w(gpu("B200"), 0.1, 0.4, precision=wide)) < float(
+        gpu_power_w(gpu("B200"), 0.1, 0.4, precision=narrow)
+    )
+
+
+def test_no_series_has_more_numbers_than_half_its_rows_rounded_up(bench: Any) -> None:
+    rows = bench.load_rows()
+    series = bench.Design(rows).series.tolist()
+    for curves in (shipped()["curves"], shipped()["task"]["curves"]):
+        assert set(curves) == set(series)
+        assert all(len(values) <= min(3, -(-series.count(key) // 2)) for key, values in curves.items())
+
+
 def test_interval_is_wider_where_less_was_measured() -> None:
     measured = power_log_spread(gpu("H100"), "bf16", model("Llama-3.1-8B"), 1)
     assert 0 < measured <= power_log_spread(gpu("H100")) <= power_log_spread(gpu("MI300X"))
@@ -95,6 +119,7 @@ def test_joules_by_hand_at_each_boundary() -> None:
         lambda: gpu_power_w(gpu("H100"), 1.2, 0.5),
         lambda: gpu_power_w(gpu("H100"), 0.2, float("nan")),
         lambda: gpu_power_w(gpu("H100"), 0.2, 0.5, media="smell"),
+        lambda: gpu_power_w(gpu("H100"), 0.2, 0.5, host_fraction=-0.1),
         lambda: server_power_w(gpu("H100"), 500.0, -0.1),
         lambda: joules_per_token(gpu("H100"), 500.0, 8, 100.0, pue=0.9),
         lambda: joules_per_token(gpu("H100"), 500.0, 8, 0.0),
@@ -125,14 +150,14 @@ def test_the_shipped_file_is_what_the_fit_makes(bench: Any) -> None:
     rows = bench.load_rows()
     found = bench.served(rows)
     again = bench.fit(rows, found)
-    slower = bench.measured_slowdown(rows, found)
     old = bench.Fitted(shipped(), again.stack)
     assert shipped()["rows"] == len(rows) == 613
     # The shares in use come from the serving predictor, whose own refits move them a little.
-    moved = np.abs(np.log(again.watts(found, slower) / old.watts(found, slower)))
+    now = again.at_measured_throughput(found)
+    moved = np.abs(np.log(now / old.at_measured_throughput(found)))
     assert np.median(moved) < 0.01
     assert np.max(moved) < 0.1
-    errors = np.log(again.watts(found, slower) / np.array([r.power_w for r in rows]))
+    errors = np.log(now / np.array([r.power_w for r in rows]))
     fitted = shipped()["residuals"]["fit at measured throughput"]["fit"]["mape"]
     assert bench.summary(errors)["mape"] == pytest.approx(fitted, abs=2e-3)
 
@@ -142,14 +167,20 @@ def test_the_package_computes_what_the_fit_computed(bench: Any) -> None:
     found = bench.served(rows)
     slower = bench.measured_slowdown(rows, found)
     made = bench.Fitted(shipped(), tasks_fit(bench, rows))
-    fitted, plain = made.watts(found, slower), made.watts(found, slower, task=False)
+    host = made.stack.host_fraction(found)
+    fitted, pictured, plain = (
+        made.watts(found, slower, host, "task"),
+        made.watts(found, slower, host, "media"),
+        made.watts(found, slower, told=""),
+    )
     compute, memory = bench.in_use(rows, found, slower)
     for i in range(0, len(rows), 20):
         r = rows[i]
-        at = r.gpu, compute[i], memory[i], 0.0, r.precision
-        own = gpu_power_w(*at, model=r.model, gpus=r.gpus, media=r.media, task=r.task, requests=r.requests)
-        assert float(own) == pytest.approx(fitted[i])
-        assert float(gpu_power_w(*at, model=r.model, gpus=r.gpus, media=r.media)) == pytest.approx(plain[i])
+        at, of = (r.gpu, compute[i], memory[i], 0.0, r.precision), {"model": r.model, "gpus": r.gpus}
+        told = of | {"media": r.media, "host_fraction": host[i]}
+        assert float(gpu_power_w(*at, **told, task=r.task, requests=r.requests)) == pytest.approx(fitted[i])
+        assert float(gpu_power_w(*at, **told)) == pytest.approx(pictured[i])
+        assert float(gpu_power_w(*at, **of)) == pytest.approx(plain[i])
 
 
 def tasks_fit(bench: Any, rows: Any) -> Any:
@@ -177,10 +208,10 @@ def test_a_gpu_whose_hosts_nobody_timed_gets_the_mean_over_their_prior(
     found = bench.served(rows)
     made = bench.fit(rows, found, train)
     cases = made.stack.cases(found)
-    rate = sum(weight * found.tokens_per_s / factor for weight, factor in cases)
-    watts = sum(weight * made.watts(found, factor) for weight, factor in cases)
+    rate = sum(weight * found.tokens_per_s / factor for weight, factor, _ in cases)
+    watts = sum(weight * made.watts(found, factor, host) for weight, factor, host in cases)
     plain = found.tokens_per_s / made.stack.factor(found)
-    assert sum(weight for weight, _ in cases) == pytest.approx(1)
+    assert sum(weight for weight, _, _ in cases) == pytest.approx(1)
     assert rate[train] == pytest.approx(plain[train])
     # A slow host costs more than a fast one can save.
     assert (rate[~train] < plain[~train]).all()

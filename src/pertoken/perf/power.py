@@ -4,10 +4,10 @@ Boundaries, inside out: ``gpu`` (board, as NVML and DCGM report it), ``server`` 
 network, fans and conversion loss on top), ``facility`` (× PUE: the utility meter).
 
 A busy GPU's board power lies between idle and its power limit. Its position u is logistic in the logarithms
-of the shares of peak compute and memory bandwidth in use, with fitted offsets for what runs
-(``data/power.json``, made by ``bench/fit/power.py``):
+of the shares of peak compute and memory bandwidth in use and in the share of time spent waiting for the host,
+with fitted offsets for what runs (``data/power.json``, made by ``bench/fit/power.py``):
 
-    power = idle + u × (1.03 × TDP − idle), at most TDP,   ln(u / (1 − u)) = Σ weight × feature
+    power = idle + u × (1.03 × TDP − idle), at most TDP,   ln(u / (1 − u)) = Σ weight × multiple × term
 
 Where a task of the benchmark is named and its series was measured on this very configuration, a curve along the
 requests in flight is added to the sum: what the shares in use do not explain there.
@@ -43,8 +43,13 @@ COMPUTE_FLOOR, MEMORY_FLOOR = 0.005, 0.02
 VISITS_UNIT = 100.0
 """Routed experts visited per token, all layers together, at which the eight-bit experts' feature is zero."""
 
-KNOTS = (8.0, 32.0, 128.0, 512.0, 2048.0)
-"""Requests in flight at which a measured series' curve has a coefficient; straight in their logarithm between."""
+WIDENING = {"fp8": 2.0, "int8": 2.0, "fp4": 4.0, "int4": 4.0}
+"""Values that come with the bytes of one sixteen-bit value: what is done per value read, not per byte, costs that much
+more power at the same share of bandwidth."""
+
+KNOTS = (8.0, 64.0, 512.0)
+"""Requests in flight at which a measured series' curve has a coefficient, the first of them where it has fewer;
+straight in their logarithm between."""
 
 Boundary = Literal["gpu", "server", "facility"]
 MEDIA = ("", "image", "video", "audio")
@@ -62,6 +67,7 @@ def gpu_power_w(
     media: str = "",
     task: str = "",
     requests: FloatLike = 1.0,
+    host_fraction: Any = None,
 ) -> Floats:
     """Mean board power of one busy GPU [W], arrays in the shape the shares broadcast to.
 
@@ -69,7 +75,8 @@ def gpu_power_w(
     of memory bandwidth and of link rate in use on average; precision of the weights; model and gpus of its
     replica where they are known (experts and measured configurations draw differently);
     media: ``image``, ``video`` or ``audio`` where prompts carry such (their preprocessing keeps the GPU
-    waiting); task of the benchmark and requests in flight, where the series' own curve is meant to count.
+    waiting); task of the benchmark and requests in flight, where the series' own curve is meant to count;
+    host_fraction [0 to 1] of time that the GPU waits for its host, None: as on average of the fitted rows.
     Formula: see the module; the links' share is not a feature, it added nothing to the fit.
     Raises InputError where a share is not between 0 and 1 or media is unknown.
     Source: ``data/power.json`` names rows, date and residuals.
@@ -86,27 +93,43 @@ def gpu_power_w(
     )
     if media not in MEDIA:
         raise InputError(f"unknown media {media!r}: one of image, video, audio, or empty")
-    constant, per_compute, per_memory = _line(gpu, precision, model, gpus, media)
-    log_compute, log_memory = share_logs(compute, memory)
-    score = constant + per_compute * log_compute + per_memory * log_memory
+    fit = _fit()
+    wait = _share("host", fit["typical host fraction"] if host_fraction is None else host_fraction)
+    terms = share_terms(compute, memory, wait - fit["typical host fraction"], precision)
+    slopes = dict.fromkeys(terms, 0.0)
+    for name, (term, multiple) in features(gpu, precision, model, gpus, media).items():
+        slopes[term] += float(fit["weights"][name]) * multiple
+    score = np.full(compute.shape, _effects(fit, gpu, precision, model, gpus))
+    for term, slope in slopes.items():
+        score = score + slope * terms[term]
     if task and model is not None:
-        own = _fit()["curves"].get(series_key(gpu, precision, model, gpus, task))
+        own = fit["curves"].get(series_key(gpu, precision, model, gpus, task))
         score = score + (curve(own, requests) if own else 0.0)
     position = 1 / (1 + np.exp(-score))
     return np.asarray(np.minimum(gpu.idle_w + position * (LIMIT * gpu.tdp_w - gpu.idle_w), gpu.tdp_w))
 
 
-def share_logs(compute: Floats, memory: Floats) -> tuple[Floats, Floats]:
-    """The logarithms of the shares in use that features are made of, near zero at common loads."""
-    return np.log(compute + COMPUTE_FLOOR) + 3, np.log(memory + MEMORY_FLOOR) + 1
+def share_terms(
+    compute: Floats, memory: Floats, more_host: FloatLike, precision: str
+) -> dict[str, FloatLike]:
+    """What features are multiples of: logarithms of the shares in use, near zero at common loads; by how much the
+    logarithm grows if each narrow value read counted as a wide one; and the host's share beyond its mean."""
+    read, wide = memory + MEMORY_FLOOR, WIDENING.get(precision, 1.0)
+    return {
+        "one": 1.0,
+        "compute": np.log(compute + COMPUTE_FLOOR) + 3,
+        "memory": np.log(read) + 1,
+        "widened": np.log((memory * wide + MEMORY_FLOOR) / read) if wide > 1 else 0.0,
+        "host": more_host,
+    }
 
 
 def features(
     gpu: Gpu, precision: str, model: Model | None, gpus: int, media: str
-) -> dict[str, tuple[float, float, float]]:
+) -> dict[str, tuple[str, float]]:
     """What a GPU's position between idle and limit depends on, by name; weights in ``data/power.json``.
 
-    A feature is (constant, multiple of the compute share's logarithm, multiple of the memory share's).
+    A feature is a term of `share_terms` and the multiple of it that counts.
     """
     experts = float(bool(model and model.moe_layers))
     blackwell = float(gpu.architecture.startswith("blackwell"))
@@ -114,34 +137,24 @@ def features(
     visits = model.experts_active * model.moe_layers / VISITS_UNIT if model and eight_bit else 1.0
     any_media, video = float(bool(media)), float(media == "video")
     return {
-        "one": (1.0, 0.0, 0.0),
-        "compute": (0.0, 1.0, 0.0),
-        "memory": (0.0, 0.0, 1.0),
-        "blackwell": (blackwell, 0.0, 0.0),
-        "blackwell memory": (0.0, 0.0, blackwell),
-        "blackwell, several GPUs": (blackwell * (gpus > 1), 0.0, 0.0),
-        "experts": (experts, 0.0, 0.0),
-        "experts compute": (0.0, experts, 0.0),
-        "eight-bit experts": (math.log(visits), 0.0, 0.0),
-        "four-bit": (float(precision in ("fp4", "int4")), 0.0, 0.0),
-        "media": (any_media, 0.0, 0.0),
-        "media compute": (0.0, any_media, 0.0),
-        "media memory": (0.0, 0.0, any_media),
-        "video": (video, 0.0, 0.0),
-        "video compute": (0.0, video, 0.0),
+        "one": ("one", 1.0),
+        "compute": ("compute", 1.0),
+        "memory": ("memory", 1.0),
+        "widened values": ("widened", 1.0),
+        "host": ("host", 1.0),
+        "blackwell": ("one", blackwell),
+        "blackwell memory": ("memory", blackwell),
+        "blackwell, several GPUs": ("one", blackwell * (gpus > 1)),
+        "experts": ("one", experts),
+        "experts compute": ("compute", experts),
+        "eight-bit experts": ("one", math.log(visits)),
+        "four-bit": ("one", float(precision in ("fp4", "int4"))),
+        "media": ("one", any_media),
+        "media compute": ("compute", any_media),
+        "media memory": ("memory", any_media),
+        "video": ("one", video),
+        "video compute": ("compute", video),
     }
-
-
-def _line(gpu: Gpu, precision: str, model: Model | None, gpus: int, media: str) -> tuple[float, float, float]:
-    """Constant and slopes of the score in the two logarithms."""
-    fit = _fit()
-    constant, per_compute, per_memory = 0.0, 0.0, 0.0
-    for name, (one, compute, memory) in features(gpu, precision, model, gpus, media).items():
-        weight = float(fit["weights"][name])
-        constant += weight * one
-        per_compute += weight * compute
-        per_memory += weight * memory
-    return constant + _effects(fit, gpu, precision, model, gpus), per_compute, per_memory
 
 
 def effect_keys(gpu: Gpu, precision: str, model: Model, gpus: int) -> dict[str, str]:
@@ -166,10 +179,12 @@ def series_key(gpu: Gpu, precision: str, model: Model, gpus: int, task: str) -> 
 def curve(coefficients: Sequence[float], requests: FloatLike) -> Floats:
     """A series' curve at so many requests in flight: straight between `KNOTS` in their logarithm, level outside.
 
-    >>> curve([0.0, 1.0, 1.0, 1.0, 1.0], [4.0, 16.0, 32.0]).round(3).tolist()
-    [0.0, 0.5, 1.0]
+    >>> curve([0.0, 1.0, 1.0], [4.0, 8.0, 64.0, 4096.0]).round(3).tolist()
+    [0.0, 0.0, 1.0, 1.0]
+    >>> float(curve([0.3], 100.0))   # one number is a level
+    0.3
     """
-    return np.interp(np.log(requests), np.log(KNOTS), coefficients)
+    return np.interp(np.log(requests), np.log(KNOTS[: len(coefficients)]), coefficients)
 
 
 def power_log_spread(

@@ -47,22 +47,27 @@ BATCHES = (8.0, 4096.0)
 """Requests in flight that were measured; beyond, effects stay what they are at the end."""
 PARTICULAR = frozenset({"configuration", "release"})
 """Levels of the serving predictor's effects that a task's own take the place of."""
-TERMS: tuple[tuple[str, str, bool], ...] = (
-    ("all", "work", False), ("gpu", "work", False), ("all", "work", True), ("gpu", "work", True),
-    ("kind", "work", False), ("kind|precision", "work", False), ("kind", "work", True),
-    ("model", "work", False), ("model", "work", True),
-    ("task", "prefill", False), ("model|task", "prefill", False),
-    ("all", "host", False), ("gpu", "host", False), ("hosts", "host", False), ("hosts|task", "host", False),
-    ("hosts|task", "host", True),
-    ("configuration", "work", False), ("configuration", "work", True), ("series", "host", False),
+FEW = {"at 8": 0, "at 16": 1, "at 32": 2}
+FEW_REQUESTS = (8.0, 16.0, 32.0, 128.0)
+"""Requests in flight up to which a host may do otherwise than its line says: one that prepares images keeps up with
+8 of them and not with 16."""
+TERMS: tuple[tuple[str, str, str], ...] = (
+    ("all", "work", "level"), ("gpu", "work", "level"), ("all", "work", "batch"), ("gpu", "work", "batch"),
+    ("kind", "work", "level"), ("kind|precision", "work", "level"), ("kind", "work", "batch"),
+    ("model", "work", "level"), ("model", "work", "batch"),
+    ("task", "prefill", "level"), ("model|task", "prefill", "level"),
+    ("all", "host", "level"), ("gpu", "host", "level"), ("hosts", "host", "level"), ("hosts|task", "host", "level"),
+    ("hosts|task", "host", "batch"),
+    ("hosts|task", "host", "at 8"), ("hosts|task", "host", "at 16"), ("hosts|task", "host", "at 32"),
+    ("configuration", "work", "level"), ("configuration", "work", "batch"), ("series", "host", "level"),
 )  # fmt: skip
-"""Effects: the level whose key they belong to, the part they move, and whether they grow with the logarithm of the
-requests in flight. ``work`` moves prefill too."""
+"""Effects: the level whose key they belong to, the part they move, and how with the requests in flight (`shape_of`).
+``work`` moves prefill too."""
 
 
 def task_names() -> list[str]:
     """The tasks that were measured."""
-    return sorted(_fit()["task"]["effects"][term_name("task", "prefill", False)])
+    return sorted(_fit()["task"]["effects"][term_name("task", "prefill", "level")])
 
 
 def predict_task(model: Model, gpu: Gpu, point: Point, task: str) -> Prediction:
@@ -89,8 +94,8 @@ def predict_task(model: Model, gpu: Gpu, point: Point, task: str) -> Prediction:
     )
     seconds = loop.admitted / loop.tokens_per_s
     parts = _parts(file, keys, concurrency, seconds, loop.prefill_fraction)
-    cases = [(w, s / seconds) for w, s in _cases(file, keys, concurrency, parts)]
-    factor = np.asarray(1 / sum(weight / each for weight, each in cases))
+    cases = [(w, s / seconds, host) for w, s, host in _cases(file, keys, concurrency, parts)]
+    factor = np.asarray(1 / sum(weight / each for weight, each, _ in cases))
     measured, width = (
         keys["series"] in file["curves"],
         float(file["spread"]["tokens_per_s"][_known(file, keys)]),
@@ -103,7 +108,7 @@ def predict_task(model: Model, gpu: Gpu, point: Point, task: str) -> Prediction:
             ttft_s, *(ttft_s * end / base.ttft_s.value for end in (base.ttft_s.low, base.ttft_s.high))
         ),
         tpot_s=_around(loop.tpot_s * factor, width),
-        gpu_power_w=_power(model, gpu, point, task, [(w, compute / f, memory / f) for w, f in cases]),
+        gpu_power_w=_power(model, gpu, point, task, [(w, compute / f, memory / f, h) for w, f, h in cases]),
         prefill_fraction=parts[1] / (parts[0] + parts[1]),
         basis="fitted" if _timed(file, keys) else base.basis,
         source=f"task {task} with ML.ENERGY's stack, vLLM 0.11.1, fitted {_fit()['date']} to {_fit()['rows']} points"
@@ -126,16 +131,16 @@ def _in_general(model: Model, gpu: Gpu, point: Point) -> tuple[Loop, Floats, Flo
 
 
 def _power(
-    model: Model, gpu: Gpu, point: Point, task: str, used: list[tuple[float, Floats, Floats]]
+    model: Model, gpu: Gpu, point: Point, task: str, used: list[tuple[float, Floats, Floats, Floats]]
 ) -> Interval:
-    """Board power of one GPU at these shares of compute and memory in use, each case with its weight."""
+    """Board power of one GPU at these shares of compute, memory and the host's time, each case with its weight."""
     precision, gpus, media = precision_name(point.precision), point.layout.gpus, TASK_MEDIA.get(task, "")
     cases = [
         weight * gpu_power_w(
             gpu, np.minimum(compute, 1.0), np.minimum(memory, 1.0), 0.0, precision, model=model, gpus=gpus,
-            media=media, task=task, requests=point.concurrency,
+            media=media, task=task, requests=point.concurrency, host_fraction=host,
         )
-        for weight, compute, memory in used
+        for weight, compute, memory, host in used
     ]  # fmt: skip
     power = np.asarray(sum(cases))
     half = power_log_spread(gpu, precision, model, gpus, task=task)
@@ -143,9 +148,22 @@ def _power(
     return Interval(power, np.minimum(low, power), np.maximum(high, power))
 
 
-def term_name(level: str, part: str, per_batch: bool) -> str:
+def term_name(level: str, part: str, shape: str) -> str:
     """The name of a kind of effect in the coefficient file."""
-    return f"{level}: {part}{' × batch' if per_batch else ''}"
+    return f"{level}: {part}{ {'level': '', 'batch': ' × batch'}.get(shape, f' {shape}') }"
+
+
+def shape_of(shape: str, requests: FloatLike) -> Floats:
+    """What an effect is multiplied by at so many requests in flight: 1, their logarithm, or a hat of height 1 over
+    few of them.
+
+    >>> [shape_of("at 16", n).round(2).tolist() for n in ([8.0, 16.0], [24.0, 128.0])]
+    [[0.0, 1.0], [0.42, 0.0]]
+    """
+    if shape in FEW:
+        hat = np.eye(len(FEW_REQUESTS))[FEW[shape]]
+        return np.asarray(np.interp(np.log(requests), np.log(FEW_REQUESTS), hat), dtype=np.float64)
+    return batch_log(requests) if shape == "batch" else np.ones(np.shape(requests))
 
 
 def task_keys(model: Model, gpu: Gpu, precision: str, gpus: int, task: str) -> dict[str, str]:
@@ -179,9 +197,10 @@ def _parts(
 ) -> tuple[Floats, Floats, Floats]:
     """Seconds per token of one request: decoding, prefilling and waiting for the host."""
     moves = {part: np.zeros_like(seconds) for part in ("work", "prefill", "host")}
-    for level, part, per_batch in TERMS:
-        value = float(file["effects"][term_name(level, part, per_batch)].get(keys[level], 0.0))
-        moves[part] = moves[part] + value * (batch_log(concurrency) if per_batch else 1.0)
+    for level, part, shape in TERMS:
+        value = float(file["effects"][term_name(level, part, shape)].get(keys[level], 0.0))
+        if value:
+            moves[part] = moves[part] + value * shape_of(shape, concurrency)
     work = np.exp(moves["work"])
     return (
         seconds * (1 - prefill) * work,
@@ -195,28 +214,27 @@ def _cases(
     keys: Mapping[str, str],
     concurrency: Floats,
     parts: tuple[Floats, Floats, Floats],
-) -> list[tuple[float, Floats]]:
-    """Seconds per token of one request at each host time that is possible, with its weight: one where the GPU was
-    measured, the prior's where it was not."""
-    decode_s, prefill_s, host_s = parts
-    bend = np.exp(curve(file["curves"].get(keys["series"], [0.0] * 5), concurrency))
-    if _timed(file, keys):
-        return [(1.0, (decode_s + prefill_s + host_s) * bend)]
-    deviation = host_deviation(file["host deviation"], concurrency)
-    return [
-        (weight, (decode_s + prefill_s + host_s * np.exp(at * deviation)) * bend)
-        for at, weight in normal_nodes()
-    ]
+) -> list[tuple[float, Floats, Floats]]:
+    """Seconds per token of one request at each host time that is possible, with its weight and the host's share: one
+    where the GPU was measured, the prior's where it was not."""
+    gpu_s, host_s = parts[0] + parts[1], parts[2]
+    bend = np.exp(curve(file["curves"].get(keys["series"], [0.0]), concurrency))
+    nodes: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
+    deviation: FloatLike = 0.0
+    if not _timed(file, keys):
+        nodes, deviation = normal_nodes(), host_deviation(file["host deviation"], concurrency)
+    hosts_s = [(weight, host_s * np.exp(at * deviation)) for at, weight in nodes]
+    return [(weight, (gpu_s + host) * bend, host / (gpu_s + host)) for weight, host in hosts_s]
 
 
 def _timed(file: Mapping[str, Any], keys: Mapping[str, str]) -> bool:
     """Whether the GPU's hosts were measured."""
-    return keys["gpu"] in file["effects"][term_name("gpu", "host", False)]
+    return keys["gpu"] in file["effects"][term_name("gpu", "host", "level")]
 
 
 def host_deviation(parts: Mapping[str, float], requests: FloatLike) -> Floats:
     """Standard deviation of the logarithm of the host seconds of a GPU that was not measured, at so many requests."""
-    return np.asarray(np.hypot(parts["level"], parts["per batch"] * batch_log(requests)), dtype=np.float64)
+    return np.sqrt(sum((sd * shape_of(shape, requests)) ** 2 for shape, sd in parts.items()))
 
 
 @lru_cache(maxsize=1)
