@@ -101,6 +101,19 @@ def test_training_rows(tmp_path: Path) -> None:
     assert {g.engine for g in found.groups} == {"pretrain", "lora"}
 
 
+def test_gpu_counts_alone_are_read_as_the_layout_that_fits(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "p.csv",
+        *(f"{gpu},8,DeepSeek-R1,fp8,dynamo-sglang,8000,1000,64,1600,True,4,4" for gpu in ("gb200", "gb300")),
+        header="gpu,n_gpus,model,precision,engine,input_len,output_len,concurrency,tokens_per_s,disagg,prefill_gpus,decode_gpus",
+    )
+    settings = {s.gpu: s.setting for s in validate(path).scored}
+    assert settings["GB200"].endswith(
+        "c64 tp4 +4 prefill"
+    )  # with attention replicated its weights do not fit
+    assert settings["GB300"].endswith("c64 ep4 dp4 +4 prefill")
+
+
 def test_a_training_row_without_a_training_figure_is_told_of(tmp_path: Path) -> None:
     path = write(
         tmp_path / "p.csv",

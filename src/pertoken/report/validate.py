@@ -263,10 +263,24 @@ def _serving(key: _Key, rows: Sequence[MeasuredRow], unanswered: dict[int, Unans
     except PerTokenError as error:
         if len(rows) == 1:
             row = rows[0]
+            if key.prefill_gpus and key.layout.dp > 1 and isinstance(error, CannotServeError):
+                other = _unspread(row)
+                changed = key._replace(layout=other.layout, prefill_gpus=other.prefill_gpus)
+                return _serving(changed, [other], unanswered)
             unanswered[row.line] = Unanswered(row.line, row.gpu, row.model, str(error))
             return []
         # One row that cannot be served must not take its neighbours along.
         return [s for row in rows for s in _serving(key, [row], unanswered)]
+
+
+def _unspread(row: MeasuredRow) -> MeasuredRow:
+    """A disaggregated row whose decode GPUs were taken as attention data parallel, which does not fit: as
+    replicas of up to 8 GPUs with tensor parallel, the other way to read GPU counts alone."""
+    layout = Layout(min(8, row.layout.gpus))
+    share = layout.gpus / row.layout.gpus
+    return replace(
+        row, layout=layout, prefill_gpus=row.prefill_gpus * share, concurrency=row.concurrency * share
+    )
 
 
 def _predicted(key: _Key, rows: Sequence[MeasuredRow]) -> list[Scored]:
