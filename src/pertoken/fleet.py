@@ -6,6 +6,7 @@ what was in force then.
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from functools import cached_property
@@ -72,6 +73,11 @@ class ScrapeTarget(_Metered):
     @classmethod
     def _found(cls, path: Path | None, info: ValidationInfo) -> Path | None:
         return None if path is None else _file(path, info)
+
+    @property
+    def called(self) -> str:
+        """Its name in the books."""
+        return self.name or urlsplit(self.url).netloc
 
 
 class FileTargets(_Metered):
@@ -359,26 +365,50 @@ class RunningFleet(Fleet):
                     f"pool {name!r} is {price.term}: write {what}, what was paid or signed for; "
                     "the catalogue's price changes, yours does not"
                 )
-        instances = [w.instance for w in self.sources.written]
-        if len(set(instances)) < len(instances):
-            raise ValueError("an instance of remote write is given twice")
-        # The same page under the same address twice would be counted twice.
-        pages = {(t.pool, urlsplit(t.url).netloc) for t in self.sources.scrape}
-        for one in self.sources.written:
-            if (one.pool, one.instance.rpartition("/")[2]) in pages:
-                raise ValueError(
-                    f"{one.instance!r} of pool {one.pool!r} is scraped and written: name it once"
-                )
+        self._check_sources()
+        self._check_changes()
         self._check_budgets()
         return self
+
+    def _check_sources(self) -> None:
+        sources = self.sources
+        names = [target.called for target in sources.scrape]
+        for kind, given in (
+            ("scrape target", names),
+            ("written instance", [w.instance for w in sources.written]),
+        ):
+            if twice := _twice(given):
+                raise ValueError(f"the {kind} {twice!r} is given twice: give each a name of its own")
+        for called, one in [
+            *zip(names, sources.scrape, strict=True),
+            *((w.instance, w) for w in sources.written),
+        ]:
+            if not one.pool and not one.pools:
+                raise ValueError(f"sources: {called!r} says no pool: what it counts would be in no figure")
+        # The same page under the same address twice would be counted twice.
+        pages = {(t.pool, urlsplit(t.url).netloc) for t in sources.scrape}
+        for written in sources.written:
+            if (written.pool, written.instance.rpartition("/")[2]) in pages:
+                raise ValueError(
+                    f"{written.instance!r} of pool {written.pool!r} is scraped and written: name it once"
+                )
+
+    def _check_changes(self) -> None:
+        given = [
+            f"{term} of {change.pool or change.site} from {change.start}"
+            for change in self.changes
+            for term in ("price", "count", "tariff")
+            if getattr(change, term) is not None
+        ]
+        if twice := _twice(given):
+            raise ValueError(f"changes give the {twice} twice: which of them holds?")
 
     def _check_budgets(self) -> None:
         names = [budget.name for budget in self.budgets]
         channels = [channel.name for channel in self.alerts.channels]
         for kind, given in (("budget", names), ("alert channel", channels)):
-            twice = sorted({name for name in given if given.count(name) > 1})
-            if twice:
-                raise ValueError(f"the {kind} {twice[0]!r} is given twice")
+            if twice := _twice(given):
+                raise ValueError(f"the {kind} {twice!r} is given twice")
         known = [*self.pools, *map(site_pool, self.sites)]
         for kind, wanted, there in (
             ("budgets name the pool", [p for b in self.budgets for p in b.pools], known),
@@ -439,6 +469,11 @@ class RunningFleet(Fleet):
             else:
                 sites[change.site] = sites[change.site].model_copy(update={"tariff": change.tariff})
         return Fleet.model_construct(sites=sites, pools=pools)
+
+
+def _twice(given: list[str]) -> str:
+    """The first in order of those that stand in a list more than once; empty where none does."""
+    return min((name for name, count in Counter(given).items() if count > 1), default="")
 
 
 def load_fleet(path: str | Path) -> RunningFleet:

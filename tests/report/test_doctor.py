@@ -80,6 +80,21 @@ def test_silent_sources_are_named(books: Books) -> None:
     ]
 
 
+def test_targets_that_left_owe_nothing(books: Books) -> None:
+    """A pod of last week is in the journal for good; what is scraped now is what should tell."""
+    read(books, SCRAPED + "vllm-0:8000", 10)
+    read(books, WRITTEN + "vllm-1:8000", 10)
+    read(books, SCRAPED + "pod-of-last-week:8000", 600_000)
+    read(books, SCRAPED + "pod-of-today:8000", 600)
+    read(books, WRITTEN + "no-longer-named:9", 600)
+    for running in (Process(), Process(closes=True, targets=frozenset({"vllm-0:8000"}))):
+        assert texts(examine(books, NOW, process=running), "silent") == []
+    now = Process(closes=True, targets=frozenset({"vllm-0:8000", "pod-of-today:8000"}))
+    assert texts(examine(books, NOW, process=now), "silent") == [
+        "scrape pod-of-today:8000 has told nothing since 2026-11-24 12:00 UTC"
+    ]
+
+
 def test_usage_without_a_rate_is_named(books: Books) -> None:
     told_at(books, NOW - HOUR, "training_tokens", 5, "training/run", "api")
     books.close_due(NOW)

@@ -202,16 +202,59 @@ def test_targets_come_and_go_with_their_file(
     assert one.watched()[1].state is state
     path.write_text('{"not": "a list"}')
     one.look()
-    assert one.watched() == []
+    assert len(one.watched()) == 2  # as Prometheus has it: what cannot be read keeps what it last said
+    assert one.watched()[1].state is state
     assert "list of groups" in one.problem
     path.write_text('[{"targets": ["x"], "labels": {"__scheme__": "file"}}]')
     one.look()
-    assert one.watched() == []
-    assert "url" in one.problem
+    assert (
+        one.problem
+        == f"{path}: url: String should match pattern '^https?://[^\\s@]+$'; found 'file://x/metrics'"
+    )
     write(target.address)
     one.look()
     assert len(one.watched()) == 1
     assert one.problem == ""
+    path.unlink()
+    one.look()
+    assert one.watched() == []
+    assert one.problem == "no file is called targets/*.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.json", "{", "Expecting property name"),
+        ("a.json", "[1]", "a file_sd group has targets and labels"),
+        (
+            "a.json",
+            '[{"targets": ["x:1"], "labels": ["pool"]}]',
+            "labels of a file_sd group are names and values",
+        ),
+        ("a.json", '[{"targets": ["x:1"]}]', "'x:1' says no pool"),
+        (
+            "a.json",
+            '[{"targets": ["x:1"], "labels": {"pool": "a", "gpus": "two"}}]',
+            "gpus: Input should be a valid n",
+        ),
+        (
+            "a.json",
+            '[{"targets": ["x:1", "x:1"], "labels": {"pool": "a"}}]',
+            "'x:1' is given twice: the first is scraped",
+        ),
+        ("a.yml", "- targets: [x:1\n", "no YAML: while parsing a flow sequence"),
+        ("a.yml", "- targets: ['x:1']\n  labels: {pool: a}\n", ""),
+    ],
+)
+def test_a_file_of_targets_that_cannot_be_used_is_told_in_a_line(
+    journal: Journal, tmp_path: Path, clock: Clock, name: str, text: str, says: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    one = scraper(journal, tmp_path, clock, files=[{"files": "a.*"}])
+    one.look()
+    assert says in one.problem
+    assert bool(says) == bool(one.problem)
+    assert "\n" not in one.problem
 
 
 def test_the_loop_keeps_its_interval_and_stops(target: Target, journal: Journal, tmp_path: Path) -> None:

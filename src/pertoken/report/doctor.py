@@ -77,6 +77,8 @@ class Process:
     """Why a channel was not told, by its name."""
     errors: dict[str, str] = field(default_factory=dict)
     """Why a target's newest scrape failed, by its name."""
+    targets: frozenset[str] = frozenset()
+    """What is scraped now, those of file_sd files too."""
 
 
 @dataclass(frozen=True)
@@ -152,9 +154,14 @@ def _silent(books: Books, now: datetime, alive: Process) -> Iterable[Complaint]:
     expected = {WRITTEN + w.instance for w in books.fleet.sources.written} | _scraped(books.fleet)
     if books.fleet.sources.nvml_pool or books.fleet.sources.nvml_pools:
         expected.add(NVML)
-    expected |= {SCRAPED + name for name in alive.errors}
-    seen = {name for name in marks if name.startswith((SCRAPED, WRITTEN, NVML))}
-    for name in sorted(expected | seen):
+    expected |= {SCRAPED + name for name in {*alive.errors, *alive.targets}}
+    # What left its file_sd file, or the fleet file, owes nothing more; without a service nobody knows what has.
+    recent_s = (now - HOUR).timestamp()
+    if not alive.closes and books.fleet.sources.files:
+        expected |= {
+            n for n in marks if n.startswith(SCRAPED) and State.from_bytes(marks[n]).last_s > recent_s
+        }
+    for name in sorted(expected):
         last_s = State.from_bytes(marks[name]).last_s if name in marks else 0.0
         kind, _, short = name.partition("/")
         why = alive.errors.get(short, "") if name.startswith(SCRAPED) else ""
@@ -170,9 +177,7 @@ def _silent(books: Books, now: datetime, alive: Process) -> Iterable[Complaint]:
 
 
 def _scraped(fleet: RunningFleet) -> set[str]:
-    from urllib.parse import urlsplit
-
-    return {SCRAPED + (target.name or urlsplit(target.url).netloc) for target in fleet.sources.scrape}
+    return {SCRAPED + target.called for target in fleet.sources.scrape}
 
 
 def _silent_senders(books: Books, looks: Mapping[datetime, Look], current: datetime) -> Iterable[Complaint]:

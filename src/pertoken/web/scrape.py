@@ -8,16 +8,17 @@ import logging
 import threading
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+
+import yaml
+from pydantic import ValidationError
 
 from pertoken import meter
 from pertoken.errors import InputError, PerTokenError
-from pertoken.fleet import FileTargets, ScrapeTarget, Sources
+from pertoken.fleet import FileTargets, ScrapeTarget, Sources, WrittenInstance
 from pertoken.meter import State, Target, prometheus
 from pertoken.report.books import SCRAPED
 from pertoken.web._fetch import fetch
@@ -57,6 +58,8 @@ class Scraper:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._pool = ThreadPoolExecutor(_WORKERS, "scrape")
+        self._read: dict[tuple[int, str], list[Watched]] = {}
+        """Targets by file_sd file, as they were when it could last be read."""
         self.problem = ""
         """Why the newest look at file_sd files failed."""
 
@@ -142,41 +145,53 @@ class Scraper:
             self._stop.wait(max(wait, 0.01))
 
     def _listed(self) -> list[Watched]:
+        """Targets of the fleet file and of file_sd files; a file that cannot be read keeps those it had."""
+        problems: list[str] = []
         found = [_watched(target) for target in self._sources.scrape]
-        self.problem = ""
-        for group in self._sources.files:
-            for path in sorted(glob.glob(str(self._folder / group.files))):
+        kept, self._read = self._read, {}
+        for number, group in enumerate(self._sources.files):
+            paths = sorted(glob.glob(str(self._folder / group.files)))
+            if not paths:
+                problems.append(f"no file is called {group.files}")
+            for path in paths:
                 try:
-                    found += _from_file(Path(path), group)
+                    targets = _from_file(Path(path), group)
                 except (OSError, ValueError, InputError) as error:
-                    self.problem = f"{path}: {error}"[:500]
-        return found
+                    problems.append(f"{path}: {_one_line(error)}")
+                    targets = kept.get((number, path), [])
+                self._read[number, path] = targets
+                found += targets
+        by_name: dict[str, Watched] = {}
+        twice = [one.target.name for one in found if by_name.setdefault(one.target.name, one) is not one]
+        problems += [f"{name!r} is given twice: the first is scraped" for name in twice]
+        self.problem = "; ".join(problems)[:500]
+        return list(by_name.values())
 
 
 def _watched(written: ScrapeTarget) -> Watched:
-    target = Target(
-        name=written.name or urlsplit(written.url).netloc,
-        pool=written.pool,
-        url=written.url,
-        model=written.model,
-        tenant=written.tenant,
-        gpus=written.gpus,
-        names=written.names,
-        pools=written.pools,
-    )
+    target = target_of(written, written.called, written.url)
     return Watched(target, written.interval_s, written.authorization_file)
 
 
+def _one_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}; found {str(first['input'])[:100]!r}"
+    return str(error)
+
+
 def _from_file(path: Path, group: FileTargets) -> list[Watched]:
-    """Targets of a file_sd file: ``[{"targets": ["host:port"], "labels": {…}}]``."""
-    entries = json.loads(path.read_bytes())
+    """Targets of a file_sd file, JSON or YAML: ``[{"targets": ["host:port"], "labels": {…}}]``."""
+    entries = _yaml(path) if path.suffix in (".yml", ".yaml") else json.loads(path.read_bytes())
     if not isinstance(entries, list):
         raise InputError("a file_sd file is a list of groups")
     found = []
     for entry in entries:
         if not isinstance(entry, dict) or not isinstance(entry.get("targets"), list):
             raise InputError("a file_sd group has targets and labels")
-        labels: Mapping[str, Any] = entry.get("labels") or {}
+        labels = entry.get("labels") or {}
+        if not isinstance(labels, dict):
+            raise InputError("labels of a file_sd group are names and values")
         for address in entry["targets"]:
             written = ScrapeTarget(
                 url=f"{labels.get('__scheme__', 'http')}://{address}{labels.get('__metrics_path__', '/metrics')}",
@@ -184,10 +199,33 @@ def _from_file(path: Path, group: FileTargets) -> list[Watched]:
                 pool=str(labels.get("pool", group.pool)),
                 model=str(labels.get("model", group.model)),
                 tenant=str(labels.get("tenant", group.tenant)),
-                gpus=float(labels.get("gpus", group.gpus)),
+                gpus=labels.get("gpus", group.gpus),
                 names=group.names,
                 pools=group.pools,
                 interval_s=group.interval_s,
             )
+            if not written.pool and not written.pools:
+                raise InputError(f"{address!r} says no pool: what it counts would be in no figure")
             found.append(_watched(written))
     return found
+
+
+def _yaml(path: Path) -> object:
+    try:
+        return yaml.safe_load(path.read_bytes())
+    except yaml.YAMLError as error:
+        raise InputError(f"no YAML: {' '.join(str(error).split())}") from error
+
+
+def target_of(written: ScrapeTarget | WrittenInstance, name: str, url: str = "") -> Target:
+    """What the meter reads, from what the fleet file says of it."""
+    return Target(
+        name=name,
+        pool=written.pool,
+        url=url,
+        model=written.model,
+        tenant=written.tenant,
+        gpus=written.gpus,
+        names=written.names,
+        pools=written.pools,
+    )

@@ -14,14 +14,14 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from pertoken.errors import InputError, PerTokenError
-from pertoken.fleet import RunningFleet, WrittenInstance
+from pertoken.fleet import RunningFleet
 from pertoken.meter import State, Target, events, nvml, otlp, prometheus
 from pertoken.meter.attribute import stray_pools
 from pertoken.meter.journal import JournalBrokenError, JournalFullError
 from pertoken.meter.records import refuse_times
 from pertoken.report.books import NVML, WRITTEN, Books, Closed, from_file
 from pertoken.report.doctor import Process
-from pertoken.web.scrape import Scraper
+from pertoken.web.scrape import Scraper, target_of
 from pertoken.web.watch import Watch
 
 _JUMP_S = 5.0
@@ -76,7 +76,7 @@ class Service:
         self._grace_s, self._keep_days = grace_s, keep_days
         self.scraper = Scraper(books.fleet.sources, folder, books.journal, clock)
         self.budgets = Watch(books, clock)
-        self._written = {w.instance: _target(w) for w in books.fleet.sources.written}
+        self._written = {w.instance: target_of(w, w.instance) for w in books.fleet.sources.written}
         marks = books.journal.marks
         self._states = {
             name.removeprefix(WRITTEN): State.from_bytes(mark)
@@ -251,9 +251,10 @@ class Service:
 
     def process(self) -> Process:
         """How the running service fares, for `doctor`."""
-        health = self.health
+        health, watched = self.health, self.scraper.watched()
         return Process(
             closes=True,
+            targets=frozenset(w.target.name for w in watched),
             clock_jumps=tuple(health.clock_jumps),
             unknown_instances=dict(health.unknown_instances),
             refused=dict(health.refused),
@@ -262,7 +263,7 @@ class Service:
             nvml=health.nvml,
             budgets=self.budgets.problem,
             alerts=self.budgets.alarm.problems(),
-            errors={w.target.name: w.error for w in self.scraper.watched() if w.error}
+            errors={w.target.name: w.error for w in watched if w.error}
             | ({"file_sd": self.scraper.problem} if self.scraper.problem else {}),
         )
 
@@ -281,15 +282,3 @@ class Service:
             except PerTokenError as error:
                 self.health.nvml = str(error)
             self._stop.wait(10.0)
-
-
-def _target(written: WrittenInstance) -> Target:
-    return Target(
-        name=written.instance,
-        pool=written.pool,
-        model=written.model,
-        tenant=written.tenant,
-        gpus=written.gpus,
-        names=written.names,
-        pools=written.pools,
-    )
