@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from pertoken.catalog.models import model
 from pertoken.cli import app
 from pertoken.errors import (
     CannotServeError,
@@ -18,6 +19,7 @@ from pertoken.errors import (
     UnknownNameError,
 )
 from pertoken.perf.kernels import PACKAGE
+from pertoken.perf.search import layouts
 from pertoken.report.predict import predict_curve, predict_point
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
@@ -174,3 +176,27 @@ def test_the_front_is_the_rooflines(more: list[str]) -> None:
     refused = CliRunner().invoke(app, [*line, "--curve", *more])
     assert isinstance(refused.exception, InputError)
     assert "not with --curve" in str(refused.exception)
+
+
+def test_without_prompts_all_energy_is_of_output_tokens() -> None:
+    found = predict_point("Llama-3.1-8B", "H100", input_tokens=0, output_tokens=100, concurrency=4)
+    rate, watts = float(found.prediction.tokens_per_s.value), float(found.prediction.gpu_power_w.value)
+    assert found.joule_per_token["at the board"] == {"output": pytest.approx(watts / rate)}
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        ({"tp": 3}, "--tp 3: engines split heads over 1, 2, 4, 8 or 16 GPUs"),
+        ({"tp": 32}, "--tp 32"),
+        ({"gpus": 3}, "makes 3 GPUs: degrees"),
+        ({"gpus": 8, "tp": 16}, "makes 8 GPUs with --tp 16"),
+    ],
+)
+def test_layouts_no_engine_runs_are_refused(asked: dict[str, int], text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        predict_point("Llama-3.1-8B", "H100", input_tokens=100, output_tokens=100, concurrency=4, **asked)
+
+
+def test_no_chosen_layout_is_wider_than_engines_are() -> None:
+    assert max(found.tp for found in layouts(model("Llama-3.1-405B"), 128)) == 16

@@ -13,6 +13,7 @@ from pertoken.catalog.gpus import Gpu
 from pertoken.catalog.models import Model
 from pertoken.errors import CannotServeError, InputError
 from pertoken.perf import _coefficients, _steps, _work
+from pertoken.perf._points import MAX_TP as MAX_TP
 from pertoken.perf._steps import Requests
 from pertoken.perf.point import Floats, Layout, Point
 from pertoken.perf.roofline import BLOCK, checked_point, requests_of
@@ -102,12 +103,13 @@ def search(
 
 
 def layouts(model: Model, max_gpus: int) -> list[Layout]:
-    """All layouts of powers of two up to that many GPUs: tensor, pipeline, and for MoE attention data
-    parallel with experts spread over all its GPUs."""
+    """All layouts of powers of two up to that many GPUs: tensor (up to `MAX_TP`), pipeline, and for MoE attention
+    data parallel with experts spread over all its GPUs."""
     powers = [2**i for i in range(max(int(max_gpus), 1).bit_length()) if 2**i <= max_gpus]
     return [
         Layout(tp, pp, tp * dp if dp > 1 else 1, dp)
         for tp in powers
+        if tp <= MAX_TP
         for pp in powers
         for dp in (powers if model.moe_layers else [1])
         if tp * pp * dp <= max_gpus and pp <= model.layers

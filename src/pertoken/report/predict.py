@@ -21,7 +21,7 @@ from pertoken.perf import Interval, Layout, Point, Prediction, predict, search
 from pertoken.perf.kernels import predict_kernels
 from pertoken.perf.measured import Predictor, load_points, predict_measured
 from pertoken.perf.power import server_power_w
-from pertoken.perf.search import layouts
+from pertoken.perf.search import MAX_TP, layouts
 from pertoken.perf.tasks import predict_task
 from pertoken.report._compare_table import table, usd
 from pertoken.units import MILLISECONDS_PER_SECOND, SECONDS_PER_HOUR, usd_per_mtok
@@ -409,6 +409,8 @@ def _layouts(model: Model, gpu: Gpu, gpus: int, degrees: tuple[int, int, int, in
     tp, pp, ep, dp = degrees
     if min(gpus, *degrees) < 0:
         raise InputError("--gpus, --tp, --pp, --ep and --dp must not be negative")
+    if tp > MAX_TP or tp & (tp - 1):
+        raise InputError(f"--tp {tp}: engines split heads over 1, 2, 4, 8 or {MAX_TP} GPUs")
     limit = gpus or max(tp, 1) * max(pp, 1) * max(dp, 1)
     if not gpus and not any(degrees):
         limit = gpu.gpus_per_node
@@ -420,7 +422,11 @@ def _layouts(model: Model, gpu: Gpu, gpus: int, degrees: tuple[int, int, int, in
     if gpus:
         groups = [[found for found in known if found.gpus == gpus]]
         if not groups[0]:
-            raise InputError(f"no layout of tp × pp × dp makes {gpus} GPUs: found tp {tp}, pp {pp}, dp {dp}")
+            given = ", ".join(f"--{n} {d}" for n, d in (("tp", tp), ("pp", pp), ("dp", dp)) if d)
+            raise InputError(
+                f"no layout of tp × pp × dp makes {gpus} GPUs{f' with {given}' if given else ''}: degrees that are "
+                "not given are powers of two"
+            )
         return groups
     sizes = sorted({found.gpus for found in known})
     return [[found for found in known if found.gpus == size] for size in sizes]
@@ -445,9 +451,12 @@ def _best_layout(answer: Any, groups: Sequence[Sequence[Layout]]) -> tuple[Layou
 
 
 def _joules(power_w: float, point: Point, found: Prediction) -> dict[str, float]:
-    """J per input token delivered and per output token: power split by the GPU time of prefill and decode."""
+    """J per input token delivered, if any, and per output token: power split by the GPU time of prefill and
+    decode."""
     output_per_s = float(found.tokens_per_s.value)
     input_per_s = output_per_s / float(point.output_tokens) * float(point.input_tokens)
+    if not input_per_s:
+        return {"output": power_w / output_per_s}
     prefill = float(found.prefill_fraction)
     return {"input": power_w * prefill / input_per_s, "output": power_w * (1 - prefill) / output_per_s}
 
