@@ -239,14 +239,20 @@ def _clock(alive: Process) -> Iterable[Complaint]:
         )
 
 
+def late_hours(books: Books, now: datetime, *, closes: bool) -> list[datetime]:
+    """Hours that were over for 15 minutes and are not closed, oldest first, those without a price left out.
+
+    `closes`: a running service closes by itself: hours that late records came to are closed again within a minute.
+    """
+    until = books.closed_until if closes else None
+    due = books.due(now - timedelta(minutes=15))
+    return [hour for hour in due if hour not in books.unpriced and not (until and hour < until)]
+
+
 def _open_hours(books: Books, now: datetime, alive: Process) -> Iterable[Complaint]:
     if alive.closing:
         yield Complaint("closing", alive.closing)
-    until = books.closed_until
-    late = [
-        hour for hour in books.due(now - timedelta(minutes=15))
-        if hour not in books.unpriced and not (alive.closes and until and hour < until)
-    ]  # fmt: skip
+    late = late_hours(books, now, closes=alive.closes)
     if late:
         text = f"{late[0]:%Y-%m-%d %H:%M UTC} is the oldest: run `pertoken close`, or start `pertoken serve`"
         yield Complaint("closing", text, hours=len(late))
