@@ -339,6 +339,15 @@ def test_a_waterfall_ends_at_the_actual(
     assert len(to_vega(steps)["data"]["values"]) == 6
 
 
+def test_less_than_half_a_cent_has_no_sign() -> None:
+    tiny = Decimal("0.004")
+    steps = waterfall(
+        Line(("total",), Decimal(10), Decimal("9.5"), -tiny, tiny, Decimal("-0.5"), Decimal(0), 1, 1)
+    )
+    told = [row["usd"] for row in to_vega(steps)["data"]["values"]]
+    assert told == ["10.00", "0.00", "0.00", "-0.50", "0.00", "9.50"]
+
+
 def test_the_plan_with_most_hours_in_common_comes_first() -> None:
     day = [datetime(2026, 11, d, tzinfo=UTC) for d in range(1, 10)]
     assert in_common((day[0], day[4]), (day[2], day[6])) == (day[2], day[4])

@@ -154,6 +154,23 @@ def test_a_tenants_token_sees_its_own_alone(
     assert (whole["budget"], whole["reason"]) == ("all", "the hard budget all has too little left")
 
 
+def test_a_shared_budget_tells_a_tenant_no_remainder(
+    client_of: Callable[..., Client], tmp_path: Path, clock: Clock, fleet: RunningFleet
+) -> None:
+    """Asking for ever closer amounts would else find it out."""
+    fleet.budgets[0] = fleet.budgets[0].model_copy(update={"hard": True})
+    tokens = Tokens(tmp_path / "data")
+    boss, mine = bearer(tokens.add("boss", ("admin",))), bearer(tokens.add("a", ("read",), tenant="a"))
+    client = client_of(require_tokens=True)
+    spend(client, clock, **boss)
+    for usd in ("1", "9000", "9999", "1000000"):
+        shared, own = client.get("/v1/budget/a", params={"usd": usd}, headers=mine).json()["budgets"]
+        assert (shared["budget"], shared["fits"]) == ("(shared)", True)
+        assert own["fits"] is (usd == "1")
+    (whole, _) = client.get("/v1/budget/a", params={"usd": "9999"}, headers=boss).json()["budgets"]
+    assert (whole["budget"], whole["fits"]) == ("all", False)
+
+
 def test_the_gap_between_an_hours_end_and_its_close_hides_nothing(client: Client, clock: Clock) -> None:
     spend(client, clock)
     watch = client.app.state.service.budgets  # type: ignore[attr-defined]

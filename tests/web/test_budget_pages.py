@@ -99,6 +99,20 @@ def client(client_of: Callable[..., Client]) -> Client:
     return client_of()
 
 
+@pytest.mark.parametrize("name", ["everything", "team-blue", "tokens", "red"])
+def test_a_budgets_statements_give_what_is_spent(client: Client, name: str) -> None:
+    ledger = client.app.state.service.books.ledger  # type: ignore[attr-defined]
+    own, *idle = client.get(f"/budgets/{name}.sql").text.rstrip(";\n").split(";\n")
+    found = client.get(f"/budgets/{name}.json").json()
+    spent = sum(
+        next(v for k, v in row.items() if k != "hour") for row in ledger._engine.query(own).to_pylist()
+    )
+    assert len(idle) == (name == "team-blue")
+    for statement in idle:  # three in four of the hours held were another's
+        spent += sum(row["cost_usd"] for row in ledger._engine.query(statement).to_pylist()) / 4
+    assert float(spent) == pytest.approx(float(found["spent_closed"]), rel=0.05 if idle else 1e-12)
+
+
 def test_a_budgets_figure_and_its_twins_say_the_same(client: Client) -> None:
     found = client.get("/budgets/team-blue.json").json()
     listed = next(b for b in client.get("/v1/budgets").json() if b["name"] == "team-blue")

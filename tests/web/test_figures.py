@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
+import re
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -72,6 +74,41 @@ def test_the_page_shows_six_digits_and_its_twins_all(filled: Client) -> None:
     assert row["kwh_per_mtok_total"] == pytest.approx(1e6 / 23, rel=1e-12)
     assert str(row["kwh_per_mtok_total"]) in filled.get(f"{address}.csv?tenant=t").text
     assert '<td class="number">43,478.3</td>' in filled.get(f"{address}?tenant=t").text
+
+
+def test_pools_whose_energy_nobody_measured_are_named(filled: Client) -> None:
+    ledger = filled.app.state.service.books.ledger  # type: ignore[attr-defined]
+    for pool, kwh in (("p", {("output", "energy_kwh"): 1.0}), ("api", {})):
+        rows = usage_rows(
+            np.array(["2026-11-24T08"], "datetime64[h]"), {("output", "output_tokens"): 23, **kwh},
+            book="actual", pool=pool, model="m", tenant="t", basis="measured",
+        )  # fmt: skip
+        ledger.add_usage(rows)
+    for address in ("/figure/joule_per_token_output", "/by?measure=joule_per_token_output&window=24h", "/"):
+        text = filled.get(address).text
+        assert "too small: it counts api, where" in text.lower(), address
+        link = re.search(r'measured. <a href="([^"]+)">Without it', text)
+        assert link
+        without = filled.get(html.unescape(link[1])).text
+        assert "too small" not in without.lower()
+        assert "156,522" in without or "1.565e+05" in without, address  # 3.6e6 / 23 J
+    assert "too small" not in filled.get("/figure/joule_per_token_output?by=pool").text.lower()
+    assert "too small" not in filled.get("/figure/usd_per_mtok_output").text.lower()
+
+
+def test_a_long_figure_shows_its_first_rows_and_says_so(filled: Client) -> None:
+    service = filled.app.state.service  # type: ignore[attr-defined]
+    hours = np.arange("2026-10-01T00", "2026-10-31T00", dtype="datetime64[h]")
+    service.books.ledger.add_usage(
+        usage_rows(
+            hours, {("output", "output_tokens"): 23, ("output", "energy_kwh"): 1.0},
+            book="actual", pool="p", model="m", tenant="t", basis="measured",
+        )
+    )  # fmt: skip
+    text = filled.get("/figure/joule_per_token_output?by=hour&tenant=t").text
+    assert "The first 500 of 720 rows; .csv has them all" in text
+    assert text.count('<td class="hour">') == 500
+    assert filled.get("/figure/joule_per_token_output.csv?by=hour&tenant=t").text.count("\n") == 721
 
 
 def test_hours_are_of_24_and_a_scale_is_written_out(filled: Client) -> None:

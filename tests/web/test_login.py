@@ -83,6 +83,20 @@ def test_an_error_is_a_page_to_who_looks(guarded: Client, token: str) -> None:
     assert "&lt;b&gt;" in page.text
 
 
+def test_an_address_that_is_none_says_what_is_near(guarded: Client, token: str) -> None:
+    sign_in(guarded, token)
+    page = guarded.get("/energie", headers=HTML)
+    assert (page.status_code, "did you mean /energy?" in page.text) == (404, True)
+    assert (
+        guarded.get("/v1/nothing").json()["detail"]
+        == "there is nothing at '/v1/nothing': see /openapi.json, or /"
+    )
+    assert guarded.post("/energy").json()["detail"] == "'/energy' takes no POST: see /openapi.json"
+    figure = guarded.get("/figure/usd_per_mtok_outputs").json()["detail"]
+    assert figure.startswith("there is no figure 'usd_per_mtok_outputs'; there is usd_per_mtok_output")
+    assert "there is no budget 'x'" in guarded.get("/budgets/x").json()["detail"]
+
+
 def test_in_a_browser(guarded: Client, token: str, browser: Browser) -> None:
     with serving(guarded) as served, watched(browser, served, **LIGHT) as page:
         page.goto(f"{served}/figure/cost_usd")

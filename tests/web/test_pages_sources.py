@@ -12,9 +12,10 @@ from playwright.sync_api import Browser
 
 from pertoken.fleet import RunningFleet
 from pertoken.meter import State
-from pertoken.report.doctor import KINDS, Process, examine
+from pertoken.report.doctor import KINDS, Complaint, Diagnosis, Process, examine
 from pertoken.report.sources import TO_DO, WAYS, Target, sources_of
 from pertoken.web import service as service_module
+from pertoken.web.pages.sources import _groups
 from pertoken.web.tokens import Tokens
 from tests.web.conftest import DARK_PHONE, LIGHT, NOW_S, Client, Clock, serving, watched
 from tests.web.test_ingest import event
@@ -25,6 +26,12 @@ NOW = datetime.fromtimestamp(NOW_S, UTC)
 
 def test_every_complaint_says_what_to_do() -> None:
     assert set(TO_DO) == set(KINDS)
+
+
+def test_what_is_found_does_not_repeat_what_to_do() -> None:
+    told = Complaint("no_energy", TO_DO["no_energy"], "h100")
+    (_, _, [row]) = _groups(Diagnosis((told,), {}))[0]
+    assert row == ["no_energy", "h100", KINDS["no_energy"], "–", TO_DO["no_energy"]]
 
 
 def test_each_source_has_its_last_word(fleet: RunningFleet) -> None:

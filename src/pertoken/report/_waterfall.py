@@ -83,13 +83,19 @@ def waterfall(line: Line) -> tuple[Step, ...]:
     return (*steps, Step("actual", Decimal(0), line.actual_usd))
 
 
+def _told(step: Step) -> str:
+    """To the cent, a driver with its sign; less than half a cent has none."""
+    cents = step.usd.quantize(Decimal("0.01"))
+    return f"{cents:+,.2f}" if step.driver and cents else f"{cents + 0:,.2f}"
+
+
 def to_vega(steps: tuple[Step, ...]) -> dict[str, Any]:
     """Floating bars with their amounts above them."""
     values = [
         {
             "step": step.name, "from": float(step.from_usd), "to": float(step.to_usd),
             "top": float(max(step.from_usd, step.to_usd)),
-            "usd": f"{step.usd:+,.2f}" if step.driver else f"{step.usd:,.2f}",
+            "usd": _told(step),
             "kind": ("costs more" if step.usd > 0 else "costs less") if step.driver else "book",
         }
         for step in steps

@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 _NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
+_DIGITS = 6
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -29,6 +30,15 @@ def shown(value: float | None) -> str:
         return f"{value:.2g}"
     digits = 0 if size >= 1e3 else 1 if size >= 1e2 else 2 if size >= 1e1 else 3 if size >= 1 else 4
     return f"{value:,.{digits}f}"
+
+
+def ratio(value: float | None) -> str:
+    """A ratio with the six digits that matter, without an exponent; a dash where there is none.
+
+    >>> ratio(62862.27696666667), ratio(1234567.8), ratio(0.000012345678), ratio(None)
+    ('62,862.3', '1,234,570', '0.0000123457', '–')
+    """
+    return "–" if value is None else f"{Decimal(f'{value:.{_DIGITS}g}'):,f}"
 
 
 def percent(fraction: float) -> str:

@@ -16,7 +16,7 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from pertoken.errors import InputError, nearest
 from pertoken.ledger import Ledger
 from pertoken.report._page import PALETTE, UTC_AXES, png
-from pertoken.report._written import counted, csv_text
+from pertoken.report._written import counted, csv_text, ratio
 from pertoken.report.spend import label, names_axis, one_sided
 from pertoken.units import METRICS
 from pertoken.web._doors import ServiceHere
@@ -27,8 +27,6 @@ router = APIRouter(include_in_schema=False)
 TWINS = (".json", ".csv", ".vl.json", ".png", ".sql")
 COST = "cost_usd"
 _DRAWN_ROWS = 5_000
-_DIGITS = 6
-"""Of a ratio, on its page."""
 _SHOWN_ROWS = 500
 _NAMES = (COST, *METRICS)
 _METRIC_KEYS = ("hour", "pool", "model", "tenant", "book")
@@ -132,7 +130,8 @@ def _answer(request: Request, ledger: Ledger, asked: Asked, twin: str) -> Respon
 
 
 def _page(request: Request, ledger: Ledger, asked: Asked, rows: list[dict[str, Any]]) -> Response:
-    lacking = one_sided(ledger, asked.name, asked.question.asked)
+    # By pool each row is of one that has both, or of one that has no figure.
+    lacking = None if "pool" in asked.by else one_sided(ledger, asked.name, asked.question.asked)
     return page(
         request,
         "figure.html",
@@ -159,16 +158,8 @@ def _shown(asked: Asked, row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _told(value: str | float | None) -> str:
-    """A value as the page shows it: money to its last digit, a ratio with six that matter; the twins hold all.
-
-    >>> _told(62862.27696666667), _told(1234567.8), _told(0.000012345678), _told("0.000012345678"), _told(None)
-    ('62,862.3', '1,234,570', '0.0000123457', '0.000012345678', '–')
-    """
-    if value is None:
-        return "–"
-    if isinstance(value, str):
-        return f"{Decimal(value):,f}"
-    return f"{Decimal(f'{value:.{_DIGITS}g}'):,f}"
+    """A value as the page shows it: money to its last digit, a ratio with six that matter; the twins hold all."""
+    return f"{Decimal(value):,f}" if isinstance(value, str) else ratio(value)
 
 
 def _table(ledger: Ledger, asked: Asked) -> pa.Table:

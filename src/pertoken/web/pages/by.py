@@ -13,6 +13,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pertoken.client import quoted
 from pertoken.errors import InputError
 from pertoken.ledger import Ledger
+from pertoken.report._written import ratio
 from pertoken.report.spend import (
     COST,
     COST_KEYS,
@@ -93,6 +94,7 @@ def _answer(request: Request, ledger: Ledger, drill: Drill, first_row: int) -> R
         figure=figure,
         spec=found.to_vega(heat) if found.rows else None,
         lacking=lacking,
+        ratio=ratio,
         whole=f"/by?{drill.query(pool=lacking.others)}" if lacking else "",
         heat=heat,
         rows=[_row(found, name, inside) for name in found.rows],
