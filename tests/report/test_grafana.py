@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from pertoken.report import grafana
-from pertoken.report.grafana import ALERTS, DASHBOARDS
+from pertoken.report._panels import DASHBOARDS, Dashboard
+from pertoken.report.grafana import ALERTS
 from pertoken.web.exporter import FAMILIES
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +35,7 @@ def families_in(expr: str) -> set[str]:
 
 
 @Boards
-def test_a_dashboard_is_one_that_grafana_takes(board: grafana.Dashboard) -> None:
+def test_a_dashboard_is_one_that_grafana_takes(board: Dashboard) -> None:
     found: dict[str, Any] = json.loads(grafana.documents()[f"pertoken-{board.name}.json"])
     assert found["uid"] == f"pertoken-{board.name}"
     assert "id" not in found, "an id of one Grafana is another dashboard's in the next"
@@ -64,7 +65,7 @@ def test_a_dashboard_is_one_that_grafana_takes(board: grafana.Dashboard) -> None
 
 
 @Boards
-def test_a_query_asks_for_families_there_are(board: grafana.Dashboard) -> None:
+def test_a_query_asks_for_families_there_are(board: Dashboard) -> None:
     asked = {f for panel in board.panels for query in panel.queries for f in families_in(query.expr)}
     assert asked
     assert asked <= set(FAMILIES)
