@@ -19,6 +19,7 @@ from pertoken.units import SECONDS_PER_HOUR
 _WIDTH = 24
 _HEIGHTS: dict[Kind, int] = {"stat": 4, "timeseries": 8, "bargauge": 8, "table": 8}
 _SCHEMA_VERSION = 39
+__all__ = ["ALERTS", "DASHBOARDS", "RULES_FILE", "Alert", "documents", "prometheus_rule", "rules", "write"]
 RULES_FILE = "pertoken-alerts.yaml"
 
 
