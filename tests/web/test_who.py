@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pertoken.errors import InputError, UnknownNameError
+from pertoken.web._fetch import fetch
 from pertoken.web._limits import Pace
 from pertoken.web.app import Limits
 from pertoken.web.tokens import Tokens
@@ -166,6 +167,25 @@ def test_guessing_tokens_is_slowed_down(client_of: Callable[..., Client]) -> Non
     assert answers[:20] == [401] * 20
     assert set(answers[20:]) <= {401, 429}
     assert 429 in answers
+
+
+def test_a_broken_file_of_tokens_is_not_told_to_who_asks(
+    client_of: Callable[..., Client], tokens: Tokens, tmp_path: Path
+) -> None:
+    text = tokens.add("a", ("read",))
+    (tmp_path / "data" / "tokens.json").write_text("{")
+    answer = client_of(require_tokens=True).get("/v1/cost", headers=bearer(text))
+    assert (answer.status_code, answer.json()) == (503, {"detail": "no token can be looked up here now"})
+
+
+def test_a_header_that_is_none_gives_no_secret_away(tmp_path: Path) -> None:
+    secret = tmp_path / "token"
+    secret.write_text("Bearer one-line\nBearer another")
+    with pytest.raises(InputError) as raised:
+        fetch("http://127.0.0.1:9/metrics", timeout_s=1.0, authorization_file=secret)
+    assert "Bearer" not in str(raised.value)
+    with pytest.raises(InputError, match="refused"):
+        fetch("http://127.0.0.1:9/metrics", timeout_s=1.0)
 
 
 def test_the_pace_refills_and_forgets() -> None:

@@ -40,8 +40,10 @@ def fetch(url: str, *, timeout_s: float, authorization_file: Path | None = None)
         finally:
             connection.close()
     except (OSError, http.client.HTTPException, zlib.error, ssl.SSLError, ValueError) as error:
-        # The text of an OSError names the address, never a header.
-        raise InputError(f"it cannot be fetched: {type(error).__name__}: {error}") from error
+        # The text of an OSError names the address; that of a ValueError may be a header's own, token and all.
+        told = isinstance(error, OSError | http.client.HTTPException | zlib.error)
+        why = f": {error}" if told else ""
+        raise InputError(f"it cannot be fetched: {type(error).__name__}{why}") from error
     return body, "openmetrics" in (answer.headers.get("Content-Type") or "")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from pertoken.web._doors import COOKIE
 from pertoken.web._limits import Pace, Room
 from pertoken.web.service import Service
 from pertoken.web.tokens import LOCAL, Caller, Tokens
+
+log = logging.getLogger("pertoken.serve")
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,12 @@ class _Gate:
 
     def known(self, request: Request, text: str) -> Caller:
         """Whose token it is. 401 where it is nobody's, 429 to an address that has tried too many."""
-        found = LOCAL if self.admin(text) else self.tokens.caller(text)
+        try:
+            found = LOCAL if self.admin(text) else self.tokens.caller(text)
+        except InputError as error:
+            # Where the file lies, and what is wrong with it, is the owner's affair.
+            log.error("%s", error)
+            raise HTTPException(503, "no token can be looked up here now", {"Retry-After": "30"}) from error
         if found is None:
             if wait := self.failures.wait_s(_address(request)):
                 raise _too_fast(wait)
