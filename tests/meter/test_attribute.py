@@ -221,6 +221,8 @@ def test_an_engine_that_counts_none_is_believed() -> None:
     found = run(idle, event)
     assert {r["meter"] for r in found.usage.to_pylist()} == {"gpu_hours"}
     assert [f.amount for f in found.findings if f.kind == "disagree"] == [3, 9]
+    nameless = told("usage/x", ("output_tokens", 9.0), model="")
+    assert [f.kind for f in run(idle, nameless).findings] == ["unmatched", "no_energy"]
     # One without a counter of tokens leaves them to who has one.
     assert by(run(told("engine/a", ("seen_seconds", 3600.0)), event).usage, "output_tokens", "tenant") == {
         "blue": 9

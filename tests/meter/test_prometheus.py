@@ -15,6 +15,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from pertoken.errors import InputError
+from pertoken.meter import _counters
 from pertoken.meter._counters import State
 from pertoken.meter._exposition import parse
 from pertoken.meter._names import NAME_MAP, rules_of
@@ -403,6 +404,24 @@ def test_requests_are_known_by_their_latencies_where_nothing_else_counts_them() 
     assert sums(scrapes(both.format(5, 5), both.format(12, 11)))["requests", "m"] == 6
     every = first + whole + counted
     assert sums(scrapes(every.format(5, 5, 5), every.format(12, 11, 15)))["requests", "m"] == 10
+
+
+def test_a_name_this_meter_has_just_learnt_counts_from_now_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upgrade of ours knows a series that has counted for long: it is no growth since the last reading."""
+
+    def text(count: int) -> str:
+        return counter(0) + f'vllm:num_preemptions_total{{model_name="m"}} {count}\n'
+
+    before = State(T0)
+    with monkeypatch.context() as older:
+        older.setattr(_counters, "_WORDS", 1)
+        older.setattr(_counters, "rules_of", lambda name: rules_of(name) if "generation" in name else ())
+        for at_s in (T0 + 100, T0 + 115):
+            _, before = read(text(5000), TARGET, before, now_s=at_s)
+    found, state = read(text(5100), TARGET, State.from_bytes(before.to_bytes()), now_s=T0 + 130)
+    assert ("preemptions", "m") not in sums(found)
+    found, _ = read(text(5107), TARGET, state, now_s=T0 + 145)
+    assert sums(found)["preemptions", "m"] == 7
 
 
 def test_series_of_names_that_are_not_ours_are_ignored() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
+from zlib import crc32
 
 import msgspec
 
@@ -20,6 +21,7 @@ from pertoken.meter._exposition import Series
 from pertoken.meter._names import (
     DEVICE_LABELS,
     MODEL_LABELS,
+    NAME_MAP,
     PART_LABELS,
     SLICE_ID,
     SLICE_PROFILE,
@@ -37,6 +39,7 @@ _LARGEST_GPU_W = 20_000.0  # no board draws this: a reading above it is in milli
 _STARTED_S = 1.0  # tolerance of process start times, which move by a tick
 _SETTLED_S = 60.0  # after this, a series new to an instance that sends them one by one was not there before
 _MAX_SERIES = 100_000
+_WORDS = crc32("".join(f"{n}={r.meter};" for n, rules in sorted(NAME_MAP.items()) for r in rules).encode())
 
 
 class _Last(msgspec.Struct, array_like=True):
@@ -57,6 +60,8 @@ class State(msgspec.Struct, array_like=True):
     last: dict[str, _Last] = {}
     best: dict[str, tuple[int, float]] = {}
     """By meter and device, the best rank seen and when."""
+    words: int = 0
+    """Which names this meter knew when it was written."""
 
     def to_bytes(self) -> bytes:
         """For the journal's marks."""
@@ -107,6 +112,8 @@ class _Pass:
     state: State
     whole: bool
     previous_s: float
+    learnt: bool
+    """Whether the state is of a meter that knew other names: a series new to it may have counted for long."""
     found: list[tuple[str, int, Quantity]] = field(default_factory=list)
 
 
@@ -120,10 +127,12 @@ def advance(
     write). Readings not newer than the last of their series change nothing, so a repeated delivery counts
     once.
     """
+    learnt = bool(state.last_s) and state.words != _WORDS
+    first_s = 0.0 if learnt else state.first_s  # series sent one by one settle again
     new = State(
-        state.watching_s, state.first_s, state.last_s, state.start_s, dict(state.last), dict(state.best)
+        state.watching_s, first_s, state.last_s, state.start_s, dict(state.last), dict(state.best), _WORDS
     )
-    work = _Pass(new, whole, state.last_s)
+    work = _Pass(new, whole, state.last_s, learnt)
     picked: list[tuple[Reading, Foreign]] = []
     seen: set[str] = set()
     for reading in readings:
@@ -279,7 +288,7 @@ def _since_zero(work: _Pass, rule: Foreign, time_s: float) -> float | None:
         return None
     if state.start_s >= state.watching_s and work.previous_s < state.start_s <= time_s:
         return state.start_s
-    if not work.previous_s:
+    if not work.previous_s or work.learnt:
         return None
     if work.whole or time_s > state.first_s + _SETTLED_S:
         return work.previous_s

@@ -33,12 +33,13 @@ class Tally:
         self._rows: dict[tuple[str, str, str, str, str, str], float] = defaultdict(float)
         self._placed: Tokens = defaultdict(lambda: defaultdict(int))
         self._cache: dict[str, Tokens] = {}
+        self._counting: dict[str, set[str]] | None = None
 
     def unify(self) -> None:
         """Give a model one name in this pool, that of the engines (else the gateway), where others tell another."""
         names = self.names_of({m for (kind, _, m, *_) in self._rows if kind in ("usage", "gateway")})
         if names:
-            rows, self._rows = self._rows, defaultdict(float)
+            rows, self._rows, self._counting = self._rows, defaultdict(float), None
             for (kind, source, model, tenant, phase, meter), quantity in rows.items():
                 same = names.get(model, model) if kind in ("usage", "gateway") else model
                 self._rows[kind, source, same, tenant, phase, meter] += quantity
@@ -50,17 +51,21 @@ class Tally:
             served = served or {m for (kind, _, m, *_) in self._rows if kind == record and m}
         return renamed(models, served) if served else {}
 
-    def counts(self, kind: str, model: str = "") -> bool:
+    def counts(self, kind: str, model: str | None = None) -> bool:
         """Whether a kind of source counts output tokens here (of a model), be they none."""
-        return any(
-            k == kind and base_meter(m) == "output_tokens" and model in ("", o)
-            for (k, _, o, _, _, m) in self._rows
-        )
+        if self._counting is None:
+            self._counting = defaultdict(set)
+            for of, _, name, _, _, meter in self._rows:
+                if base_meter(meter) == "output_tokens":
+                    self._counting[of].add(name)
+        known = self._counting.get(kind, set())
+        return bool(known) if model is None else model in known
 
     def add(self, source: str, model: str, tenant: str, phase: str, meter: str, quantity: float) -> None:
         """One row of totals."""
         kind = source.partition("/")[0]
         self._rows[kind, source, model, tenant, phase, self._meter(meter)] += quantity
+        self._counting = None
 
     def place(self, model: str, tenant: str, meter: str, count: int) -> None:
         """Usage of a router that did not know the pool."""
