@@ -183,6 +183,27 @@ def test_hours_without_a_meter_are_paid_for_too(books_of: Make) -> None:
     assert not books.due(START + 5 * HOUR)
 
 
+def test_an_hour_nobody_heard_costs_what_is_owned_and_says_that_its_use_is_unknown(books_of: Make) -> None:
+    """The engines told before and after, nothing did between: owned GPUs cost all the same, their use is not made up,
+    and nobody knows what was rented."""
+    books = books_of(PLAIN)
+    for hour in (START, START + 2 * HOUR):
+        for pool in ("owned", "cloud"):
+            told(books, hour, "seen_seconds", 3600, f"engine/{pool}", pool=pool)
+            told(books, hour, "held_gpus", 3600, f"engine/{pool}", pool=pool)
+    hours = hours_in(START - 2 * HOUR, START + 3 * HOUR)
+    assert books.metered(hours) == hours[2:]  # before the first word nobody knows what was owned
+    books.close(books.metered(hours))
+    held = [
+        r for r in books.ledger.usage_rows({"meter": "gpu_hours"}).to_pylist() if r["hour"] == START + HOUR
+    ]
+    assert [(r["pool"], r["tenant"], r["phase"], r["basis"], r["quantity"]) for r in held] == [
+        ("owned", "(idle)", "idle", "assumed:unseen", 2)
+    ]
+    assert usd(books, pool="owned")["capital"] == 6
+    assert usd(books, pool="cloud") == {"rent": 6}
+
+
 def test_closing_survives_a_restart(books_of: Make, tmp_path: Path) -> None:
     books = books_of(PLAIN)
     told(books, START, "output_tokens", 100, "engine/e")
