@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from fastapi import APIRouter, FastAPI, Request, Response
 
 from pertoken.report._written import shown
-from pertoken.report.now import HOURS_BACK, Day, Tile, closed_day
+from pertoken.report.now import HOUR, HOURS_BACK, Day, Tile, closed_day
 from pertoken.report.so_far import window_s
 from pertoken.report.spend import one_sided
 from pertoken.web._doors import ServiceHere
@@ -79,10 +79,12 @@ async def now(request: Request, service: ServiceHere, question: Looking) -> Resp
     end = _hour(service)
     unpriced, closed_until = list(service.books.unpriced), service.books.closed_until
     ledger = service.books.ledger
-    day = await asyncio.to_thread(closed_day, ledger, where, end, unpriced, until=closed_until)
     tiles = tiles_of(where)
-    window = replace(question, start=day.start, end=day.end, where={"book": ["actual"], **where})
-    lacking = await asyncio.to_thread(one_sided, ledger, _JOULES, window.asked)
+    window = replace(question, start=end - HOURS_BACK * HOUR, end=end, where={"book": ["actual"], **where})
+    day, lacking = await asyncio.gather(
+        asyncio.to_thread(closed_day, ledger, where, end, unpriced, until=closed_until),
+        asyncio.to_thread(one_sided, ledger, _JOULES, window.asked),
+    )
     return page(
         request,
         "now.html",
