@@ -6,7 +6,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -33,22 +32,6 @@ pools:
             method: straight-line}
   cloud: {gpu: L4, site: dc, price: {term: on_demand, usd_per_gpu_hour: 3}}
 """
-
-
-@pytest.fixture
-def books_of(tmp_path: Path) -> Any:
-    """Opens books on a fleet written in YAML."""
-    opened: list[Books] = []
-
-    def make(text: str, folder: str = "data") -> Books:
-        path = tmp_path / "fleet.yaml"
-        path.write_text(text)
-        opened.append(open_books(load_fleet(path), tmp_path / folder))
-        return opened[-1]
-
-    yield make
-    for books in opened:
-        books.shut()
 
 
 Make = Callable[..., Books]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,8 +13,7 @@ import pytest
 
 from pertoken import meter
 from pertoken.errors import InputError
-from pertoken.fleet import load_fleet
-from pertoken.report.books import Books, open_books
+from pertoken.report.books import Books
 from pertoken.report.so_far import Lately
 from pertoken.tables import QUANTITY
 
@@ -39,21 +37,6 @@ pools:
   cloud: {gpu: L4, site: dc, price: {term: on_demand, usd_per_gpu_hour: 3}}
   api: {price: {term: api, input_usd_per_mtok: 3, output_usd_per_mtok: 15}}
 """
-
-
-@pytest.fixture
-def books_of(tmp_path: Path) -> Iterator[Any]:
-    opened: list[Books] = []
-
-    def make(text: str = FLEET, folder: str = "data") -> Books:
-        path = tmp_path / "fleet.yaml"
-        path.write_text(text)
-        opened.append(open_books(load_fleet(path), tmp_path / folder))
-        return opened[-1]
-
-    yield make
-    for books in opened:
-        books.shut()
 
 
 Make = Callable[..., Books]
@@ -136,7 +119,7 @@ def test_at_its_end_it_is_what_the_close_books(books_of: Make, gpus: float, tari
 
 
 def test_pools_of_a_fixed_count_hold_the_elapsed_part(books_of: Make) -> None:
-    books = books_of()
+    books = books_of(FLEET)
     scraped(books, START, 15)
     found = books.so_far(START + timedelta(minutes=15))
     held = {
@@ -158,7 +141,7 @@ def test_pools_of_a_fixed_count_hold_the_elapsed_part(books_of: Make) -> None:
 
 
 def test_a_peak_counts_by_how_much_the_hour_raises_it(books_of: Make) -> None:
-    books = books_of()
+    books = books_of(FLEET)
     scraped(books, START - HOUR, 60, kwh=0.02)
     books.close_due(START)
     where = {"component": "demand_charge"}
@@ -177,7 +160,7 @@ def test_a_peak_counts_by_how_much_the_hour_raises_it(books_of: Make) -> None:
 
 
 def test_nothing_is_written_and_the_books_do_not_move(books_of: Make) -> None:
-    books = books_of()
+    books = books_of(FLEET)
     scraped(books, START, 20)
     marks, due = books.journal.marks, books.due(START + HOUR)
     books.so_far(START + timedelta(minutes=20))
@@ -187,7 +170,7 @@ def test_nothing_is_written_and_the_books_do_not_move(books_of: Make) -> None:
 
 
 def test_only_what_is_new_is_read_and_it_adds_up(books_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    books = books_of()
+    books = books_of(FLEET)
     scraped(books, START, 20)
     books.so_far(START + timedelta(minutes=20))
     read: list[int] = []
@@ -217,7 +200,7 @@ def test_only_what_is_new_is_read_and_it_adds_up(books_of: Make, monkeypatch: py
 
 
 def test_an_answer_is_kept_for_a_while(books_of: Make) -> None:
-    books = books_of()
+    books = books_of(FLEET)
     now = START + timedelta(minutes=10)
     first = books.so_far(now)
     assert books.so_far(now + timedelta(seconds=1), 60.0) is first
@@ -227,7 +210,7 @@ def test_an_answer_is_kept_for_a_while(books_of: Make) -> None:
 
 
 def test_many_threads_are_answered_while_one_computes(books_of: Make) -> None:
-    books = books_of()
+    books = books_of(FLEET)
     scraped(books, START, 10)
     first = books.so_far(START + timedelta(minutes=10), 0.0)
     growing = books._growing
@@ -251,7 +234,7 @@ def test_many_threads_are_answered_while_one_computes(books_of: Make) -> None:
 
 
 def test_what_has_no_price_is_said_and_costs_nothing(books_of: Make) -> None:
-    books = books_of()
+    books = books_of(FLEET)
     books.journal.append(record(START, "training/run", "api", training_tokens=5))
     found = books.so_far(START + timedelta(minutes=1))
     assert "no rate for training_tokens in pool 'api'" in found.unpriced
@@ -260,7 +243,7 @@ def test_what_has_no_price_is_said_and_costs_nothing(books_of: Make) -> None:
 
 
 def test_the_first_instant_of_an_hour_is_empty(books_of: Make) -> None:
-    books = books_of()
+    books = books_of(FLEET)
     found = books.so_far(START)
     assert (found.hour, found.elapsed_fraction, found.ledger.usage("hour").num_rows) == (START, 0.0, 0)
     with pytest.raises(InputError, match="no time zone"):
@@ -268,7 +251,7 @@ def test_the_first_instant_of_an_hour_is_empty(books_of: Make) -> None:
 
 
 def test_the_last_minute_is_attributed_and_priced_at_its_rates(books_of: Make) -> None:
-    books = books_of()
+    books = books_of(FLEET)
     scraped(books, START, 30)
     found = books.lately(START + timedelta(minutes=30))
     assert found.seconds == 60
@@ -298,7 +281,7 @@ def tokens_of(found: Lately, pool: str = "api") -> Decimal:
 
 
 def test_the_last_minute_reaches_over_the_hour(books_of: Make) -> None:
-    books = books_of()
+    books = books_of(FLEET)
     scraped(books, START - HOUR, 60)
     now = START + timedelta(seconds=30)
     books.journal.append(record(START + timedelta(seconds=20), "usage/x", "api", output_tokens=7))
@@ -314,7 +297,7 @@ def test_the_last_minute_reaches_over_the_hour(books_of: Make) -> None:
 
 def test_a_crowd_is_kept_in_longer_pieces(books_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pertoken.meter._running._MOST_SUMS", 40)
-    books = books_of()
+    books = books_of(FLEET)
     for second in range(90):
         row = record(START + timedelta(seconds=second), "usage/x", "api", output_tokens=10)
         books.journal.append(row)
