@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pertoken.errors import InfeasibleError, PerTokenError
+from pertoken.errors import InfeasibleError, InputError, PerTokenError
 from pertoken.plan._duals import shadow_prices
 from pertoken.plan._infeasible import Cause
 from pertoken.plan._instance import Instance
@@ -71,6 +71,16 @@ def test_budget_too_small(make: Make) -> None:
     assert least / 2 * 0.8 <= found["budget"].missing <= least / 2 + 1e-9
 
 
+def test_what_was_set_is_named_before_what_is_asked_for(make: Make) -> None:
+    """A machine more is no way out of a budget: it is paid for; fewer requests always are, and come last."""
+    with pytest.raises(InfeasibleError, match="'budget' of 'USD'") as caught:
+        plan(alone(make), budget_usd=1.0)
+    assert "add " not in str(caught.value)
+    capped = alone(make, site_cap_kw=np.full((1, 4), 0.01), job_tokens=np.zeros(1))
+    with pytest.raises(InfeasibleError, match="'power_cap' of 'home'"):
+        plan(capped)
+
+
 def test_whole_machines_in_the_way(make: Make) -> None:
     """1.4 replicas' work on the machines of 1.5: the answer is one machine more, not a part of one."""
     i = alone(
@@ -102,7 +112,6 @@ def test_ctrl_c_returns_the_best_so_far(make: Make) -> None:
     i = _hard(make)
     found = plan(i, gap=0.0, time_limit_s=60.0, progress=press)
     assert found.status in ("stopped", "optimal")
-    assert found.elapsed_s < 30
     assert found.gap is not None
     assert found.cost_usd == pytest.approx(found.objective, rel=1e-6)
     assert [p.bound for p in seen if p.bound is not None]
@@ -173,3 +182,13 @@ def test_frontiers_fall_and_rise(make: Make) -> None:
     more = [p.objective for _, p in frontier(i, "tokens", [1.0, 1.25, 1.5], gap=0.0) if p is not None]
     assert more == sorted(more)
     assert frontier(i, "carbon", [0.0])[0][1] is None
+    for against, wrong in (
+        ("tokens", 0.0),
+        ("tokens", float("nan")),
+        ("deadline", -3.0),
+        ("deadline", 1.5),
+        ("carbon", -1.0),
+        ("luck", 1.0),
+    ):
+        with pytest.raises(InputError, match="frontier"):
+            frontier(i, against, [wrong])  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pertoken.plan._power_rows import tangent
 from pertoken.plan.options import Market, evaluate, usage
 from pertoken.plan.schedule import plan
 from pertoken.scenario import Scenario
@@ -95,3 +96,27 @@ def test_the_split_moves_no_dollar_and_conserves_what_was_held() -> None:
     assert kwh == pytest.approx(s.kwh.sum(axis=0))
     # More of the time has a request in flight than of the capacity is in use.
     assert (busy >= s.load.sum(axis=0) - 1e-9).all()
+
+
+def test_a_power_cap_holds_by_the_curve() -> None:
+    """The program's line lies below what replicas at part load draw: a cap between the two is kept all the same."""
+    scenario = one_pool("office", "owned")
+    api = {"price": {"term": "api", "input_usd_per_mtok": 0.5, "output_usd_per_mtok": 2}}
+    document = scenario.model_dump(mode="json")
+    document["pools"]["api"] = api
+    free = plan(Scenario.model_validate(document), gap=0.01, time_limit_s=60)
+    cap_kw = 0.93 * float(free.schedule.site_kw.max())
+    document["sites"]["home"]["power_cap_kw"] = cap_kw
+    found = plan(Scenario.model_validate(document), gap=0.01, time_limit_s=60)
+    assert (found.schedule.site_kw <= cap_kw * (1 + 1e-6)).all()
+    assert found.cost_usd >= free.cost_usd * (1 - 0.01)
+
+
+def test_a_line_over_a_curve_lies_over_it() -> None:
+    load = np.array([0.0, 0.2, 0.5, 1.0])
+    kw = np.array([0.0, 0.3, 0.5, 0.6])
+    at = np.linspace(0.01, 1.0, 25)
+    rest, slope = tangent(load, kw, at)
+    each = np.linspace(0.0, 1.0, 51)
+    assert (rest[:, None] + slope[:, None] * each >= np.interp(each, load, kw) - 1e-12).all()
+    assert rest + slope * at == pytest.approx(np.interp(at, load, kw))

@@ -97,7 +97,7 @@ def test_without_an_api_they_run_whenever_there_is_work() -> None:
     found = plan(scenario(pools=pools, workloads=asked), gap=0.0, time_limit_s=60)
     assert (found.schedule.units.sum(axis=0) == 2).all()
     pools["rented"]["count"] = 1
-    with pytest.raises(InfeasibleError, match="add 1 machines to pool 'rented'"):
+    with pytest.raises(InfeasibleError, match="add 1 machine to pool 'rented'"):
         plan(scenario(pools=pools, workloads=asked), gap=0.0, time_limit_s=60)
 
 

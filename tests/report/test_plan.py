@@ -177,6 +177,15 @@ def test_training_goes_to_the_cheap_hours_and_serving_to_the_api_by_night() -> N
         assert served["h100-rented", hour] > served.get(("groq-api", hour), 0.0)
 
 
+def test_idle_and_overheads_are_borne_by_who_uses_the_pool_or_site() -> None:
+    planned = run(EXAMPLES / "midday.yaml", with_savings=False)
+    mine = {w.name: w for w in planned.workloads}
+    # The assistant runs in the cloud and on an API, where nothing idles but rented GPUs; all else is the warehouse's.
+    assert mine["assistant"].with_idle_usd < 1.05 * mine["assistant"].own_usd
+    assert mine["recommender"].with_idle_usd > planned.by_component["staff"] + planned.by_component["capital"]
+    assert sum(w.with_idle_usd for w in planned.workloads) == pytest.approx(planned.cost_usd, rel=1e-9)
+
+
 def test_prices_frontier_and_regret_are_told() -> None:
     from pertoken.errors import InputError
     from pertoken.report.plan import frontier_of

@@ -103,9 +103,14 @@ def _power(instance: Instance, program: Program, session: Session, base_usd: flo
     for s, name in enumerate(instance.site_names):
         columns = program.columns["kw"][s]
         if np.isfinite(instance.site_cap_kw[s]).any() and (columns >= 0).all():
+            over = [b.rows[b.entities.index(name)] for b in program.blocks if b.name == "power_cap"]
+            rows = np.concatenate(over) if over else np.zeros(0, dtype=np.int64)
+            number, low, cap = rows.astype(np.int32), np.full(len(rows), -np.inf), program.row_upper[rows]
             session.bounds(columns, 0.0, program.upper[columns] + 1.0)
+            session.highs.changeRowsBounds(len(rows), number, low, cap + 1.0)
             found[name] = _saved(session, base_usd)
             session.bounds(columns, 0.0, program.upper[columns])
+            session.highs.changeRowsBounds(len(rows), number, low, cap)
     return {name: usd for name, usd in found.items() if np.isfinite(usd)}
 
 

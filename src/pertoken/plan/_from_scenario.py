@@ -40,13 +40,15 @@ def instance_from_scenario(
     market: Market | None = None,
     room: float = 1.0,
     every_size: bool = False,
+    scaled: bool = False,
 ) -> tuple[Instance, tuple[str, ...]]:
     """The planning instance of a scenario, and notes on what it leaves out.
 
     Parameters: case: where in the predictor's 80 % interval throughput is (``low``, ``expected``, ``high``);
-    keep: owned, colocated and reserved machines are there and paid for, not to be chosen; room: the multiple of the
-    demand that endless pools have machines for; every_size: jobs may take any size that meets their deadline, not the
-    few smallest of these. Raises CannotServeError where a workload runs on none of its pools.
+    keep: owned, colocated and reserved machines are there and paid for, not to be chosen; room: the multiple
+    of the demand that endless pools have machines for; every_size: jobs may take any size that meets their
+    deadline, not the few smallest of these; scaled: the program may multiply the demand, so that no hour
+    bounds the load of a replica. Raises CannotServeError where a workload runs on none of its pools.
     """
     market = market or Market(scenario)
     pools = list(scenario.pools)
@@ -58,7 +60,7 @@ def instance_from_scenario(
             sized_for = 1.0 if every_size else room
             train(rows, scenario, name, workload, pools, job_rows, case, sized_for, every_size)
         else:
-            most = math.inf if every_size else room
+            most = math.inf if scaled else room
             serve(rows, scenario, name, workload, pools, classes, case, most)
     machines = _machines(scenario, pools, rows, classes, keep, room)
     work = _work(scenario, classes, job_rows)

@@ -131,7 +131,9 @@ def _slacks(instance: Instance, program: Program) -> list[_Slack]:
                     for t in range(len(rows))
                 ]
             elif block.name == "power" and entity in capped:
-                found.append(_Slack("power_cap", entity, rows, down, 1.0, "kW"))
+                over = [b.rows[b.entities.index(entity)] for b in program.blocks if b.name == "power_cap"]
+                every = np.concatenate([rows, *over])
+                found.append(_Slack("power_cap", entity, every, -np.ones(len(every)), 1.0, "kW"))
     return found
 
 

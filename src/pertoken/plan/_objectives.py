@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
@@ -29,16 +30,31 @@ OBJECTIVES: dict[str, str] = {
 
 def aim(instance: Instance, objective: Objective, goal: Goal, gap_fraction: float, watch: Watch) -> Plan:
     """The plan of an instance for any objective."""
-    notes: tuple[str, ...] = ()
     if objective == "carbon" or np.isfinite(goal.budget_kgco2e):
         instance, notes = _known_carbon(instance)
+        if notes:
+            return _with_notes(notes, lambda: _aim(instance, objective, goal, gap_fraction, watch))
+    return _aim(instance, objective, goal, gap_fraction, watch)
+
+
+def _with_notes(notes: tuple[str, ...], made: Callable[[], Plan]) -> Plan:
+    """The plan with notes; where there is none, they are told with the reason."""
+    try:
+        found = made()
+    except InfeasibleError as error:
+        error.args = ("; ".join((str(error), *notes)),)
+        raise
+    return replace(found, notes=found.notes + notes)
+
+
+def _aim(instance: Instance, objective: Objective, goal: Goal, gap_fraction: float, watch: Watch) -> Plan:
     if objective == "time":
         found = _soonest(instance, goal, gap_fraction, watch)
     elif objective == "tokens" and not np.isfinite(goal.budget_usd):
         raise InputError("the objective 'tokens' needs a budget in USD: without one there is no end to it")
     else:
         found = _solve(instance, replace(goal, objective=objective), gap_fraction, watch)
-    return replace(found, notes=found.notes + notes, goal=goal)
+    return replace(found, goal=goal)
 
 
 def _known_carbon(instance: Instance) -> tuple[Instance, tuple[str, ...]]:

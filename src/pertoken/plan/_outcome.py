@@ -163,6 +163,17 @@ def spread_kwh(instance: Instance, s: Schedule) -> Floats:
     return _beyond_line(instance, s.units, s.loads, s.load)
 
 
+def loads_of(instance: Instance, s: Schedule) -> Floats:
+    """Load of each unit's replicas in each hour, as they share it; that of all requests on one where none is there
+    (K, T)."""
+    found = np.zeros(s.units.shape)
+    for k in range(len(found)):
+        there = np.maximum(s.units[k] - instance.unit_start_hours[k] * s.loads[k], 0.0)
+        total = s.load[instance.flow_unit == k].sum(axis=0)
+        found[k] = np.where(there > 0, total / np.maximum(there, 1e-9), 1.0)
+    return np.minimum(found, 1.0)
+
+
 def _loaded(i: Instance, s: Schedule, f: int) -> tuple[Floats, Floats, _Energy]:
     """A flow's GPU-hours, prefill's share of them, and energy: its own beyond idle, and the idle power of those GPUs.
 

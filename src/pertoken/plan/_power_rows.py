@@ -57,6 +57,49 @@ def power_rows(b: Builder, i: Instance) -> None:
     b.add(rows[position[i.pool_site[i.flow_pool[flows]]]], b.columns["y"][flows], c.energy_flows[flows])
     for number, band in enumerate(i.peaks):
         _peak_rows(b, i, number, band)
+    if i.part_load is not None:
+        _cap_rows(b, i, i.part_load)
+
+
+def _cap_rows(b: Builder, i: Instance, part_load: Floats) -> None:
+    """power_cap[s,t]: what is on, at no less than its power: that of a unit, n·P(y/n), lies below any tangent of P,
+    n·(P(x) − P'(x)·x) + P'(x)·y, and on it at the load x."""
+    sites = np.flatnonzero(np.isfinite(i.site_cap_kw).any(axis=1))
+    if not len(sites):
+        return
+    c, line = coefficients(i), i.line_kw()
+    rows = b.constraint(
+        "power_cap", [i.site_names[s] for s in sites], -INF, (i.site_cap_kw - i.site_base_kw)[sites], "kW"
+    )
+    for row, s in zip(rows, sites, strict=True):
+        for p in np.flatnonzero(i.pool_site == s):
+            b.add(row, b.columns["machines"][p], c.energy_machines[p])
+            b.add(row, b.columns["starts"][p], c.energy_starts[p])
+            b.add(row, b.columns["held"][p], c.energy_off[p])
+            b.add(row, b.columns["rented"][p], c.energy_off[p])
+        for f in np.flatnonzero((i.pool_site[i.flow_pool] == s) & (i.flow_unit >= 0)):
+            unit = int(i.flow_unit[f])
+            curve = i.unit_curve[unit] if i.unit_curve else None
+            slope = line[f] if curve is None else tangent(curve.load, curve.kw, part_load[unit])[1]
+            b.add(row, b.columns["y"][f], slope * i.pue[i.flow_pool[f]])
+        for k in np.flatnonzero(i.pool_site[i.unit_pool] == s):
+            curve = i.unit_curve[k] if i.unit_curve else None
+            if curve is not None:
+                rest = tangent(curve.load, curve.kw, part_load[k])[0]
+                b.add(row, b.columns["units"][k], rest * i.pue[i.unit_pool[k]])
+
+
+def tangent(load: Floats, kw: Floats, at: Floats) -> tuple[Floats, Floats]:
+    """A line over a curve, near it at the loads `at` (T,): kW at no load, and kW per unit of load.
+
+    >>> rest, slope = tangent(np.array([0.0, 0.5, 1.0]), np.array([0.0, 0.4, 0.5]), np.array([0.25, 0.75]))
+    >>> rest.round(3).tolist(), slope.round(3).tolist()
+    ([0.0, 0.3], [0.8, 0.2])
+    """
+    right = np.clip(np.searchsorted(load, at), 1, len(load) - 1)
+    slope = (kw[right] - kw[right - 1]) / (load[right] - load[right - 1])
+    rest = (kw[None, :] - slope[:, None] * load[None, :]).max(axis=1)
+    return np.asarray(rest, dtype=np.float64), np.asarray(slope, dtype=np.float64)
 
 
 def _given_kw(i: Instance) -> Floats:

@@ -42,7 +42,8 @@ s.t.
   runs on are fewer than a unit of g takes; loaded[g,p,t]: replicas of g on p have no load to spare
 - share[d,k,t]: x ≤ D − f·(⌈D⌉ − units[k,t]) (implied; a cut that tightens the relaxation)
 - spot, vendor: Σ tokens by limited flows ≤ fraction·Σ tokens of that workload, by hour
-- power[s,t]: kw[s,t] = base + Σ_p kwh[p,t], kw ≤ cap (a bound: power_cap)
+- power[s,t]: kw[s,t] = base + Σ_p kwh[p,t], kw ≤ cap (a bound)
+- power_cap[s,t]: the same ≤ cap with units' power on lines above their curves, where the line below was not enough
 - peak[i,t]: kw[s(i),t] ≤ metered[i] ≤ Σ_n peak[i,n], peak[i] ≥ what the period has already seen
 - ratchet[i,q]: Σ_n peak[i,n] ≥ fraction·(metered[q] or Σ_n peak[q,n]) of each earlier month q it looks back on
 - tier[i,n]: width·tier[i,n] ≤ peak[i,n−1], peak[i,n] ≤ most·tier[i,n]

@@ -273,6 +273,11 @@ def _settle_once(session: Session, program: Program, gap_fraction: float) -> boo
     bound = bound if session.watch.bound is None else _tighter(bound, session.watch.bound, program.maximise)
     if rounded is not None and (gap(rounded[0], bound) or 0.0) <= gap_fraction:
         return True
+    if rounded is not None:
+        rounded = _close_some(session, program, once, rounded)
+        if (gap(rounded[0], bound) or 0.0) <= gap_fraction:
+            fix(session, once, rounded[1])
+            return session.relax()
     session.bounds(once, program.lower[once], program.upper[once])
     limit = max(_ONCE_SHARE * session.watch.left_s(), 1.0)
     found = session.integer(gap_fraction / 2, None, limit, only=once)
@@ -290,6 +295,32 @@ def _settle_once(session: Session, program: Program, gap_fraction: float) -> boo
     return session.relax()
 
 
+def _close_some(
+    session: Session, program: Program, once: Ints, rounded: tuple[float, Floats]
+) -> tuple[float, Floats]:
+    """What is decided once, each place that is open closed in turn, dearest first, where that is better.
+
+    The relaxation opens a part of many places, and rounding opens them all.
+    """
+    until = session.watch.elapsed_s() + _CLOSE_SHARE * session.watch.left_s()
+    opened, best = program.columns["open"], rounded
+    closed: list[int] = []
+    for column in opened[np.argsort(-program.cost[opened], kind="stable")]:
+        if best[1][once == column][0] < 0.5 or program.lower[column] > 0:
+            continue
+        if session.watch.over or session.watch.elapsed_s() > until:
+            break
+        session.bounds(once, program.lower[once], program.upper[once])
+        shut = np.array([*closed, column])
+        fix(session, shut, np.zeros(len(shut)))
+        found = _round_once(session, program, untouched=False) if session.relax() else None
+        if found is not None and _better(found[0], best[0], program.maximise):
+            best, closed = found, [*closed, int(column)]
+    return best
+
+
+_CLOSE_SHARE = 0.15
+"""Share of the time left that closing what need not be open may take."""
 _ONCE = ("held", "runs_on", "open", "tier")
 """Variables that are decided once for the horizon."""
 _ONCE_SHARE = 0.25
@@ -298,11 +329,10 @@ _CANDIDATES = 4
 """Pools tried for each job."""
 
 
-def _round_once(session: Session, program: Program) -> tuple[float, Floats] | None:
+def _round_once(session: Session, program: Program, *, untouched: bool = True) -> tuple[float, Floats] | None:
     """Round and fix one kind after another, solving again between; objective and values, None where it
-    fails."""
+    fails. untouched: nothing is fixed yet, so that what the first job costs at least bounds every plan."""
     held, runs_on, opened, tier = (program.columns[n] for n in _ONCE)
-    untouched = True
     for job in range(runs_on.shape[0]):
         here = runs_on[job][runs_on[job] >= 0]
         if len(here) and not _place(session, here, program.maximise, bounds=untouched):

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from pertoken import catalog
-from pertoken.errors import CannotServeError
+from pertoken.errors import CannotServeError, InputError
 from pertoken.perf.point import TrainingPoint, TrainingPrediction
 from pertoken.perf.power import server_power_w
 from pertoken.perf.training import predict_training, retained_fraction
@@ -21,6 +21,10 @@ from pertoken.units import DAYS_PER_WEEK, HOURS_PER_DAY, IDLE, SECONDS_PER_HOUR,
 
 MAX_FLEET_GPUS = 256
 """GPUs a pool without a count is tried with at most."""
+
+
+_NOTHING_KEPT = 1e-6
+"""Part of a job's time at or below which what it keeps is nothing."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +76,13 @@ def jobs(workload: Training, pool: Pool) -> tuple[Job, ...]:
         except CannotServeError as error:
             refused = error
             continue
-        found.append(
-            Job(
-                gpus,
-                prediction,
-                float(prediction.tokens_per_s.value),
-                _retained(workload, pool, gpus),
-                precision,
+        kept = _retained(workload, pool, gpus)
+        if kept <= _NOTHING_KEPT:
+            refused = CannotServeError(
+                f"on {gpus} GPUs interruptions and failures leave no work that is kept"
             )
-        )
+            continue
+        found.append(Job(gpus, prediction, float(prediction.tokens_per_s.value), kept, precision))
     if not found:
         assert refused is not None
         raise refused

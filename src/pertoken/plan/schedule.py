@@ -18,7 +18,7 @@ from pertoken.plan._against import Alternative, alternatives
 from pertoken.plan._goal import AMPLE
 from pertoken.plan._instance import Floats, Instance
 from pertoken.plan._objectives import OBJECTIVES, Objective, aim
-from pertoken.plan._outcome import Schedule, spread_kwh
+from pertoken.plan._outcome import Schedule, loads_of, spread_kwh
 from pertoken.plan._plan import Origin, Plan
 from pertoken.plan._program import INF, Goal, build
 from pertoken.plan._solve import Progress, Report, Session, Watch, stoppable
@@ -148,14 +148,9 @@ def _of_scenario(
             best = billed
         if watch.over or (kept and _same_tiers(instance, billed.instance)):
             break
-        spread = spread_kwh(found.instance, found.schedule)
-        if instance.spread_kwh is not None:
-            spread = np.maximum(spread, instance.spread_kwh)
-        instance = replace(
-            instance,
-            tier_shares=billed.instance.tier_shares,
-            spread_kwh=instance.spread_kwh if kept else spread,
-        )
+        instance = replace(instance, tier_shares=billed.instance.tier_shares)
+        if not kept:
+            instance = _tightened(instance, found)
     assert best is not None
     if not _keeps(best):
         notes += (
@@ -179,12 +174,26 @@ def _of_scenario(
 
 def _billed(found: Plan, instance: Instance, before: Plan | None) -> Plan:
     """The plan with what it costs in an instance's tiers; its bound the first round's, where nothing was given yet."""
-    made = replace(found, instance=replace(instance, spread_kwh=None))
+    made = replace(found, instance=replace(instance, spread_kwh=None, part_load=None))
     if found.objective_name == "cost":
         made = replace(made, objective=made.cost_usd)
     elif found.objective_name == "carbon":
         made = replace(made, objective=made.carbon_kg)
     return made if before is None or instance.tier_shares else replace(made, bound=before.bound)
+
+
+def _tightened(instance: Instance, found: Plan) -> Instance:
+    """The instance with what a plan's replicas drew at part load given, and bounded from above for a site's cap."""
+    spread = spread_kwh(found.instance, found.schedule)
+    before = instance.spread_kwh if instance.spread_kwh is not None else np.zeros_like(spread)
+    goal = found.goal
+    limited = np.isfinite(goal.budget_usd) or np.isfinite(goal.budget_kgco2e)
+    capped = (found.schedule.site_kw > instance.site_cap_kw).any()
+    return replace(
+        instance,
+        spread_kwh=np.maximum(spread, before) if limited else instance.spread_kwh,
+        part_load=loads_of(found.instance, found.schedule) if capped else instance.part_load,
+    )
 
 
 def _keeps(found: Plan) -> bool:
@@ -221,7 +230,7 @@ def _with_room(
     while True:
         instance, notes = instance_from_scenario(
             scenario, case=origin.case, keep=origin.keep, market=origin.market, room=room,
-            every_size=every_size or objective in ("tokens", "time"),
+            every_size=every_size or objective in ("tokens", "time"), scaled=objective == "tokens",
         )  # fmt: skip
         if objective != "tokens" or room >= AMPLE or not np.isfinite(goal.budget_usd):
             return instance, notes

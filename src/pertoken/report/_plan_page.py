@@ -43,7 +43,8 @@ def write_page(planned: Planned, path: Path) -> None:
     title = f"The cheapest schedule: {planned.scenario.name}"
     if planned.found.objective_name != "cost":
         title = f"Plan ({planned.found.objective_name}): {planned.scenario.name}"
-    subtitle = f"{horizon.days} day{'s' if horizon.days > 1 else ''} from {horizon.start}, {horizon.timezone}. All money is USD."
+    days = f"{horizon.days} day{'s' if horizon.days > 1 else ''}"
+    subtitle = f"{days} from {horizon.start}, {horizon.timezone}. All money is USD."
     write_whole(path, html_page(title, subtitle, blocks(planned)))
 
 
@@ -273,7 +274,7 @@ def _workloads(planned: Planned) -> Table:
         for w in planned.workloads
     ]
     return Table(
-        "By workload; idle, waste and overheads in proportion to each one's own cost.",
+        "By workload; idle, waste and overheads of a pool or site go to who uses it, in proportion to own cost.",
         ("workload", "model", "tokens", "own USD", "USD", "USD per M tokens"),
         rows,
         (2, 3, 4, 5),

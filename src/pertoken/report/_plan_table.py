@@ -37,11 +37,12 @@ def as_text(planned: Planned) -> str:
 def render(planned: Planned) -> RenderableType:
     """The tables for a rich console."""
     f, horizon = planned.found, planned.scenario.horizon
+    days = f"{horizon.days} day{'s' if horizon.days > 1 else ''}"
     from pertoken.report.plan import objective_text
 
     parts: list[RenderableType] = [
         Text(
-            f"{planned.scenario.name}: {horizon.days} day{'s' if horizon.days > 1 else ''} from {horizon.start} ({horizon.timezone}), USD",
+            f"{planned.scenario.name}: {days} from {horizon.start} ({horizon.timezone}), USD",
             style="bold",
         ),
         Text(f"{objective_text(f.objective_name)}; {proof(f)}"),
@@ -85,8 +86,9 @@ def _components(planned: Planned) -> Table:
 
 def _workloads(planned: Planned) -> Table:
     table = _table(
-        "By workload (idle and overheads in proportion)", "workload", "tokens", "own USD", "USD", "USD per M"
-    )
+        "By workload (with idle and overheads of the pools and sites it uses)",
+        "workload", "tokens", "own USD", "USD", "USD per M",
+    )  # fmt: skip
     for w in planned.workloads:
         table.add_row(w.name, tokens(w.tokens), usd(w.own_usd), usd(w.with_idle_usd), usd(w.usd_per_mtok))
     return table
