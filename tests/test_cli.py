@@ -74,6 +74,11 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, arguments: tup
         ((*PREDICT, "--gpu", "H1000"), "unknown GPU 'H1000'"),
         (("catalog", "gpuz"), "unknown catalogue 'gpuz'"),
         (("validate", "nowhere.csv"), "nowhere.csv"),
+        (("compare", str(SHOP), "--tokens", "50"), "--tokens '50' would be +5,000%: write +50% or +5000%"),
+        (("compare", str(SHOP), "--png", "x.pdf"), "--png x.pdf writes a PNG: name it x.png"),
+        (("doctor", "--data", str(SHOP)), "shop.yaml is a file: give the folder"),
+        (("close", "--data", "nowhere", "--from", "2026-11-24", "--to", "x"), "write 2026-11-24T00:00Z for UTC"),
+        ((*PREDICT, "--gpu", "A100"), "did you mean A100-40GB-SXM, A100-80GB-SXM, A100-40GB-PCIe?"),
         (("simulate", str(SHOP), "--pool", "h100-ownd"), "h100-owned"),
     ],
 )  # fmt: skip

@@ -27,20 +27,33 @@ class InputError(PerTokenError):
     """A value from a human, a file or the network that cannot be used."""
 
 
+SHOWN = 12
+"""Known names told where none is near."""
+
+
 class UnknownNameError(InputError):
     """A name that is in no catalogue.
 
     Parameters: what the name should name ("GPU", "model"), the name asked for, the known names, the list of
-    `pertoken catalog` to look at where none is near, and the part of the name that counts (empty: all of it).
+    `pertoken catalog` to look at where none is near (empty: it is in none, the known names are told), and the part
+    of the name that counts (empty: all of it).
+
+    >>> str(UnknownNameError("scope", "admin", ["read", "write"]))
+    "unknown scope 'admin': there is read, write"
     """
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "", like: str = "") -> None:
-        self.kind, self.name = kind, name
+        self.kind, self.name, known = kind, name, list(known)
         self.nearest = nearest(like or name, known)
-        known_text = (
-            f"did you mean {', '.join(self.nearest)}?" if self.nearest else f"see `pertoken catalog {hint}`"
-        )
-        super().__init__(f"unknown {kind} {name!r}: {known_text}")
+        super().__init__(f"unknown {kind} {name!r}: {self._remedy(known, hint)}")
+
+    def _remedy(self, known: list[str], hint: str) -> str:
+        if self.nearest:
+            return f"did you mean {', '.join(self.nearest)}?"
+        if hint:
+            return f"see `pertoken catalog {hint}`"
+        more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
+        return f"there is {', '.join(known[:SHOWN])}{more}" if known else "there is none"
 
 
 class ScenarioError(InputError):
@@ -81,11 +94,17 @@ class MissingExtraError(PerTokenError):
         super().__init__(f"{what} needs the extra {extra!r}: pip install 'pertoken[{extra}]'")
 
 
+LEAST_BEGUN = 4
+"""Letters and digits of a name from which those that begin with it come first."""
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """The known names that look most like `name`, best first; case and punctuation do not count.
+    """The known names that begin with `name` or look most like it, best first; case and punctuation do not count.
 
     >>> nearest("h100-smx", ["H100-SXM", "H200-SXM", "L4"])
     ['H100-SXM', 'H200-SXM']
+    >>> nearest("llama-3.3", ["Llama-3.2-3B", "Llama-3.3-70B-Instruct"])
+    ['Llama-3.3-70B-Instruct', 'Llama-3.2-3B']
     """
 
     def plain(text: str) -> str:
@@ -95,6 +114,7 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     for candidate in known:
         by_plain.setdefault(plain(candidate), candidate)
     target = plain(name)
-    hits = difflib.get_close_matches(target, by_plain, n=count, cutoff=0.5)
-    contains = [p for p in by_plain if target and target in p and p not in hits]
-    return [by_plain[p] for p in (hits + sorted(contains, key=len))[:count]]
+    begin = sorted((p for p in by_plain if len(target) >= LEAST_BEGUN and p.startswith(target)), key=len)
+    alike = difflib.get_close_matches(target, by_plain, n=count, cutoff=0.5)
+    contain = sorted((p for p in by_plain if target and target in p), key=len)
+    return [by_plain[p] for p in list(dict.fromkeys((*begin, *alike, *contain)))[:count]]

@@ -18,6 +18,7 @@ import pertoken
 from pertoken.plan.options import Market, Option, evaluate, options
 from pertoken.report.compare import Comparison, compare
 from pertoken.scenario import Scenario, Serving, load
+from pertoken.units import CATEGORIES, COMPONENTS, PHASES
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SHOP = EXAMPLES / "shop.yaml"
@@ -238,6 +239,10 @@ def test_json_csv_html_and_png_are_written(shop: Comparison, tmp_path: Path) -> 
     with (tmp_path / "s.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 15
+    for row in (row for row in rows if row["usd_per_month"]):
+        for parts in (CATEGORIES, [f"phase_{p}" for p in PHASES], [f"component_{c}" for c in COMPONENTS]):
+            each = [float(row[f"usd_per_month_{part}"]) for part in parts]
+            assert sum(each) == pytest.approx(float(row["usd_per_month"]), abs=0.005)
     shop.to_html(tmp_path / "deep" / "s.html")
     page = (tmp_path / "deep" / "s.html").read_text(encoding="utf-8")
     assert "h100-owned" in page
@@ -316,6 +321,62 @@ def test_a_model_from_a_config_file_and_a_tariff_from_a_series(tmp_path: Path) -
     (tmp_path / "prices.csv").write_text("\n".join(lines[:100] + lines[101:]), encoding="utf-8")
     with pytest.raises(pertoken.errors.InputError, match=r"prices.csv.*(line 101|gap)"):
         compare(path)
+
+
+ONE_GPU = """
+name: one
+horizon: {start: 2027-05-01, days: 7, timezone: America/Chicago}
+sites:
+  home: {timezone: America/Chicago, tariff: {usd_per_kwh: 0.12}, pue: 1.2, carbon_g_per_kwh: 420}
+pools:
+  h100: {gpu: H100, site: home, price: {term: on_demand, usd_per_gpu_hour: 2.5}}
+workloads:
+  chat:
+    kind: serving
+    model: Llama-3.1-8B
+    requests_per_day: 10000
+    input_tokens: 1000
+    output_tokens: 200
+    slo: {ttft_s: 2, tpot_s: 0.05}
+"""
+
+
+def noted(tmp_path: Path, *changes: tuple[str, str]) -> str:
+    text = ONE_GPU
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    path = tmp_path / "one.yaml"
+    path.write_text(text, encoding="utf-8")
+    return " ".join(compare(path).workloads[0].notes)
+
+
+def test_notes_say_what_the_columns_hold_and_what_looks_like_another_unit(tmp_path: Path) -> None:
+    plain = noted(tmp_path)
+    assert "h100 is rented by machines of 8 GPUs, 1 would do" in plain
+    assert "TTFT, TPOT: of a full replica" in plain
+    assert "one number where they print alike; energy" in plain
+    assert "?" not in plain
+    odd = noted(
+        tmp_path,
+        ("on_demand, usd_per_gpu_hour: 2.5}", "on_demand, usd_per_gpu_hour: 2.5}, gpus_per_machine: 1"),
+        ("usd_per_kwh: 0.12", "usd_per_kwh: 13.5"),
+        ("carbon_g_per_kwh: 420", "carbon_g_per_kwh: 0.21"),
+        ("ttft_s: 2, tpot_s: 0.05", "ttft_s: 1000, tpot_s: 50"),
+    )
+    assert "machines of 8" not in odd
+    for text in (
+        "13.5 USD per kWh: cents?",
+        "0.21 g per kWh: kg?",
+        "ttft_s is 1000 seconds",
+        "tpot_s is 50 seconds",
+    ):
+        assert text in odd
+
+
+def test_a_bare_price_is_no_tariff_and_says_how_it_is_written(tmp_path: Path) -> None:
+    with pytest.raises(pertoken.errors.InputError, match=r"tariff: a price is written \{usd_per_kwh: 0.12\}"):
+        noted(tmp_path, ("tariff: {usd_per_kwh: 0.12}", "tariff: 0.12"))
 
 
 def test_nobody_can_is_one_line() -> None:

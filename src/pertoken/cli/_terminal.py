@@ -22,14 +22,29 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def _png_only(path: Path | None) -> Path | None:
+    if path is not None and path.suffix.lower() != ".png":
+        raise InputError(f"--png {path} writes a PNG: name it {path.with_suffix('.png')}")
+    return path
+
+
+def _folder(path: Path) -> Path:
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--data {path} is a file: give the folder of journal and ledger")
+    return path
+
+
 ScenarioFile = Annotated[Path, typer.Argument(help="Scenario file (YAML).", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 HtmlFile = Annotated[Path | None, typer.Option("--html", help="Write one self-contained page.")]
 CsvFile = Annotated[Path | None, typer.Option("--csv", help="Write the table as CSV.")]
-PngFile = Annotated[Path | None, typer.Option("--png", help="Write the headline figure.")]
+PngFile = Annotated[Path | None, typer.Option("--png", help="Write the headline figure.", callback=_png_only)]
 
 
-DataFolder = Annotated[Path, typer.Option("--data", help="Folder of journal and ledger.", show_default=False)]
+DataFolder = Annotated[
+    Path, typer.Option("--data", help="Folder of journal and ledger.", show_default=False, callback=_folder)
+]
 FleetFile = Annotated[Path | None, typer.Option("--fleet", help="Fleet file, where no service runs.")]
 
 
@@ -39,8 +54,12 @@ def moment_of(text: str, option: str) -> datetime:
     except ValueError as error:
         raise InputError(f"{option} {text!r} is no time: write 2026-11-24T00:00Z") from error
     if found.tzinfo is None:
-        raise InputError(f"{option} {text!r} has no time zone: write {text}Z for UTC")
+        raise InputError(f"{option} {text!r} has no time zone: write {found:%Y-%m-%dT%H:%M}Z for UTC")
     return found
+
+
+MOST_PLAIN = 10.0
+"""Shares beyond are written with their %."""
 
 
 def fraction_of(text: str, option: str) -> float:
@@ -48,6 +67,8 @@ def fraction_of(text: str, option: str) -> float:
         value = float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
     except ValueError as error:
         raise InputError(f"{option} {text!r} is no share: write +50% or 0.5") from error
+    if value > MOST_PLAIN and not text.strip().endswith("%"):
+        raise InputError(f"{option} {text!r} would be {value:+,.0%}: write +{value:g}% or +{value:.0%}")
     if not -1 < value < 1000 or value == 0:
         raise InputError(f"{option} {text!r} must be above -100 % and not 0")
     return value

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from pertoken.report.compare import OptionResult, WorkloadResult
 
 
+DEAREST_USD_PER_KWH, CLEANEST_G_PER_KWH = 2.0, 4.0
+"""No tariff of the catalogue and no grid lies beyond."""
+SLOWEST_TTFT_S, SLOWEST_TPOT_S = 300.0, 10.0
+"""Nobody waits longer."""
+
+
 def tokens(count: float) -> str:
     """A token count in words' length.
 
@@ -75,7 +81,7 @@ def notes(market: Market, result: WorkloadResult) -> list[str]:
         f"USD per month is the horizon's cost × {HOURS_PER_MONTH:.0f} h ÷ {len(market.hours)} h; each option alone "
         "bears its whole pool and its site's overheads, so tables must not be added up"
     ]
-    found += _left_out(running)
+    found += _left_out(running) + _machines(scenario, running) + _unlikely(scenario, workload)
     if isinstance(workload, Training):
         if workload.restarts is None:
             found.append("left out, because nobody wrote it: work lost to restarts")
@@ -87,8 +93,48 @@ def notes(market: Market, result: WorkloadResult) -> list[str]:
     bases = sorted({str(o.facts["basis"]) for o in running if "basis" in o.facts})
     if bases:
         found.append(
-            f"throughput is {' and '.join(bases)}; intervals are 80 %; energy is at the utility meter"
+            f"throughput is {' and '.join(bases)}; 80 %: the cost at the ends of its 80 % interval, one number where "
+            f"they print alike{_full(running)}; energy is at the utility meter"
         )
+    return found
+
+
+def _full(running: list[OptionResult]) -> str:
+    """What ``full`` means, where it is printed."""
+    ends = ((o.low, o.high) for o in running)
+    some = any((low is None) != (high is None) for low, high in ends)
+    return ", full where the pool could not carry the tokens" if some else ""
+
+
+def _machines(scenario: Scenario, running: list[OptionResult]) -> list[str]:
+    """Pools rented by the catalogue's machine where fewer GPUs would do."""
+    found = []
+    for o in running:
+        pool = scenario.pools[str(o.facts["pool"])]
+        whole = pool.price.term in ("on_demand", "spot", "reserved") and pool.gpus_per_machine is None
+        degrees = (v for k, v in o.facts.get("layout", {}).items() if k != "ep")
+        needed = o.facts.get("replicas", 0) * math.prod(degrees)
+        if whole and 0 < needed < o.facts["paid_gpus"]:
+            found.append(
+                f"{o.facts['pool']} is rented by machines of {pool.machine_gpus} GPUs, {needed} would do: write "
+                "gpus_per_machine where fewer can be had"
+            )
+    return found
+
+
+def _unlikely(scenario: Scenario, workload: Serving | Training) -> list[str]:
+    """Numbers that look like another unit's."""
+    found = []
+    for name, site in scenario.sites.items():
+        price = getattr(site.tariff, "usd_per_kwh", 0.0)
+        if price > DEAREST_USD_PER_KWH:
+            found.append(f"sites.{name}.tariff.usd_per_kwh is {price:g} USD per kWh: cents?")
+        if 0 < (site.carbon_g_per_kwh or 0.0) < CLEANEST_G_PER_KWH:
+            found.append(f"sites.{name}.carbon_g_per_kwh is {site.carbon_g_per_kwh:g} g per kWh: kg?")
+    slo = getattr(workload, "slo", None)
+    for field, most in (("ttft_s", SLOWEST_TTFT_S), ("tpot_s", SLOWEST_TPOT_S)):
+        if slo is not None and getattr(slo, field) > most:
+            found.append(f"slo.{field} is {getattr(slo, field):g} seconds: milliseconds?")
     return found
 
 
@@ -96,7 +142,8 @@ def _serving_notes(scenario: Scenario, workload: Serving, running: list[OptionRe
     from pertoken.report._compare_table import usd
 
     found = [
-        "busy: share of paid GPU hours that compute; load: of the held replicas' capacity; J/out leaves out idle"
+        "busy: share of paid GPU hours that compute; load: of the held replicas' capacity; TTFT, TPOT: of a full "
+        "replica; J/out leaves out idle"
     ]
     vendor = [
         f"{o.facts['pool']} {usd(o.vendor_usd_per_mtok_output)}"

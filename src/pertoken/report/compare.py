@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from pertoken.errors import CannotServeError
 from pertoken.ledger import Ledger, open_ledger
+from pertoken.plan._serving import resolve_model
 from pertoken.plan.options import CASES, Market, Option, evaluate, facts, options, usage
 from pertoken.plan.whatif import (
     VOLUMES,
@@ -31,9 +32,12 @@ from pertoken.plan.whatif import (
 from pertoken.report._compare_notes import notes
 from pertoken.scenario import Api, Bought, Scenario, Training, load
 from pertoken.units import (
+    CATEGORIES,
+    COMPONENTS,
     GRAMS_PER_KILOGRAM,
     HOURS_PER_MONTH,
     MONTHS_PER_YEAR,
+    PHASES,
     SECONDS_PER_HOUR,
     TOKEN_METERS,
     base_meter,
@@ -148,7 +152,8 @@ class Comparison:
 
     @property
     def table(self) -> pa.Table:
-        """One row per option that runs: its facts and metrics."""
+        """One row per option: its facts and metrics, USD per month in all, by category, by phase and by component
+        (each of the three adds up to all)."""
         rows = []
         for workload in self.workloads:
             for option in workload.options:
@@ -159,6 +164,8 @@ class Comparison:
                 names = dict.fromkeys((*SERVING_METRICS, *TRAINING_METRICS))
                 flat |= {name: option.metrics.get(name) for name in names}
                 flat |= {"usd_per_month": option.usd_per_month, "low": option.low, "high": option.high}
+                flat |= _parts(option)
+                flat |= {"kwh_per_month": option.kwh_per_month, "kgco2e_per_month": option.kgco2e_per_month}
                 rows.append(flat)
         return pa.Table.from_pylist(rows)
 
@@ -222,6 +229,21 @@ class Comparison:
         buffer = io.BytesIO()
         csv.write_csv(self.table, buffer)
         write_whole(Path(path), buffer.getvalue().decode())
+
+
+def _parts(option: OptionResult) -> dict[str, float | None]:
+    """USD per month by category, phase and component, each part of each named; nothing where it cannot run."""
+    split = (
+        ("", CATEGORIES, option.usd_per_month_by_category),
+        ("phase_", PHASES, option.usd_per_month_by_phase),
+        ("component_", COMPONENTS, option.usd_per_month_by_component),
+    )
+    runs = option.usd_per_month is not None
+    return {
+        f"usd_per_month_{prefix}{part}": found.get(part, 0.0) if runs else None
+        for prefix, parts, found in split
+        for part in parts
+    }
 
 
 def compare(
@@ -329,7 +351,7 @@ def _workload(
     return WorkloadResult(
         name,
         workload.kind,
-        workload.model if isinstance(workload.model, str) else workload.model.config.name,
+        workload.model if isinstance(workload.model, str) else resolve_model(workload.model).name,
         tokens_per_month(market.scenario, workload),
         results,
     )

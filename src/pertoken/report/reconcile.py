@@ -101,8 +101,10 @@ def read_bill(path: Path) -> dict[tuple[str, str], Decimal]:
         if path.stat().st_size > _MAX_BYTES:
             raise InputError(f"{path}: more than {_MAX_BYTES} bytes is no bill")
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text: a CSV file is needed") from error
     rows = csv.DictReader(text.splitlines())
     names = rows.fieldnames or []
     if not {"pool", "usd"} <= set(names) <= set(_COLUMNS):

@@ -105,6 +105,13 @@ class Site(_Strict):
     def _zone(cls, name: str) -> str:
         return _timezone(name)
 
+    @field_validator("tariff", mode="before")
+    @classmethod
+    def _no_bare_price(cls, value: Any) -> Any:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            raise ValueError(f"a price is written {{usd_per_kwh: {value:g}}}")
+        return value
+
     @field_validator("tariff")
     @classmethod
     def _known(cls, value: Any) -> Any:
