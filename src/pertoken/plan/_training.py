@@ -76,11 +76,13 @@ def jobs(workload: Training, pool: Pool) -> tuple[Job, ...]:
         except CannotServeError as error:
             refused = error
             continue
-        kept = _retained(workload, pool, gpus)
+        try:
+            kept = _retained(workload, pool, gpus)
+        except InputError as error:  # so many interruptions that no hour is left: not here, perhaps elsewhere
+            refused = CannotServeError(str(error))
+            continue
         if kept <= _NOTHING_KEPT:
-            refused = CannotServeError(
-                f"on {gpus} GPUs interruptions and failures leave no work that is kept"
-            )
+            refused = CannotServeError(f"on {gpus} GPUs interruptions and failures leave no useful work")
             continue
         found.append(Job(gpus, prediction, float(prediction.tokens_per_s.value), kept, precision))
     if not found:
