@@ -41,6 +41,7 @@ def test_the_same_question_has_the_same_address() -> None:
     others = [Job(verb="compare", scenario=TEXT), Job(verb="plan", scenario=TEXT, gap_percent=2)]
     assert len({job.id, *(o.id for o in others)}) == 3
     assert job_named(job.model_dump_json(), job.id) == job
+    assert Job(verb="plan", scenario=TEXT, keep=True).id not in {job.id, *(o.id for o in others)}
     with pytest.raises(InputError, match="another run"):
         job_named(others[0].model_dump_json(), job.id)
     with pytest.raises(InputError, match="no run"):
@@ -61,6 +62,7 @@ def test_the_command_line_is_the_same_run() -> None:
     assert job.command == (
         "pertoken plan scenario.yaml --objective cost --gap 0.01 --time-limit 30 --frontier tokens=0.5,1"
     )
+    assert Job(verb="plan", scenario=TEXT, keep=True, prices=True).command.endswith("--keep --prices")
     assert Job(verb="compare", scenario=TEXT, sensitivity=True).command.endswith(
         "scenario.yaml --sensitivity"
     )
@@ -96,6 +98,22 @@ def test_a_plan_is_the_plan_and_its_book_closes_to_the_same_cent(tmp_path: Path)
     assert (tmp_path / "calendar.ics").read_text().startswith("BEGIN:VCALENDAR")
     figures = [b for b in page["blocks"] if b["kind"] == "figure"]
     assert any(f["spec"]["encoding"]["x"]["title"].startswith("local hours") for f in figures)
+
+
+def test_addresses_given_out_stay() -> None:
+    """That of this job before `keep` and `prices` were options."""
+    job = Job(verb="plan", scenario="name: x\n", values=(0.5,), against="tokens")
+    assert job.id == "46e1e11a73d209eeb45b7e2f19ac6c86607d3c893b9a5198416152595128a0be"
+
+
+def test_shadow_prices_are_those_of_the_command_line(tmp_path: Path) -> None:
+    steps, page = done(Job(verb="plan", scenario=TEXT, prices=True, keep=True, gap_percent=2), tmp_path)
+    told = json.loads((tmp_path / "result.json").read_text())["shadow_prices"]
+    planned = plan(parse(TEXT, {}), gap=0.02, with_prices=True, keep=True, with_savings=False)
+    assert planned.prices is not None
+    assert told == planned.prices.to_dict()
+    assert any("at the margin" in str(block.get("caption", "")) for block in page["blocks"])
+    assert "what one more of each would save" in {str(s.get("step")) for s in steps}
 
 
 def test_what_is_too_much_to_draw_is_named_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ _DRAWN_BYTES = 3 << 20
 """Size of a figure's specification above which a browser had better not be asked to draw it."""
 _TILES = 4
 """Options of a workload shown large, the cheapest."""
+_LATER = ("keep", "prices")
 Tell = Callable[[Mapping[str, Any]], None]
 
 
@@ -48,11 +49,18 @@ class Job(BaseModel):
     against: Literal["", "tokens", "carbon", "deadline"] = ""
     """plan: also the least cost at each of `values` of this; empty: not asked."""
     values: Annotated[tuple[float, ...], Field(max_length=12)] = ()
+    keep: bool = False
+    """plan: machines that are there stay and are paid for."""
+    prices: bool = False
+    """plan: also shadow prices."""
 
     @property
     def id(self) -> str:
         """SHA-256 of all of it: the same question has the same address."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+        asked = self.model_dump(mode="json")
+        # What came later counts only where it is asked for: addresses that were given out stay.
+        asked = {key: value for key, value in asked.items() if value or key not in _LATER}
+        text = json.dumps(asked, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
 
     @property
@@ -64,6 +72,7 @@ class Job(BaseModel):
         else:
             words += ["--objective", self.objective, "--gap", f"{self.gap_percent / 100:g}"]
             words += ["--time-limit", f"{self.time_limit_s:g}"]
+            words += [f"--{name}" for name in _LATER if getattr(self, name)]
             if self.against:
                 words += ["--frontier", f"{self.against}={','.join(f'{v:g}' for v in self.values)}"]
         return " ".join(words)
@@ -112,6 +121,7 @@ def _compare(job: Job, scenario: Scenario, folder: Path, tell: Tell) -> None:
 
 
 def _plan(job: Job, scenario: Scenario, folder: Path, tell: Tell) -> None:
+    from pertoken.plan._duals import shadow_prices
     from pertoken.plan.schedule import frontier, savings
     from pertoken.report.plan import AGAINST
     from pertoken.report.plan import run as plan
@@ -122,7 +132,7 @@ def _plan(job: Job, scenario: Scenario, folder: Path, tell: Tell) -> None:
     gap = job.gap_percent / 100
     planned = plan(
         scenario, objective=job.objective, gap=gap, time_limit_s=job.time_limit_s, with_savings=False,
-        progress=progress,
+        keep=job.keep, progress=progress,
     )  # fmt: skip
     _write_plan(planned, folder)
     tell({"step": "a plan is there", "first": True})
@@ -132,11 +142,15 @@ def _plan(job: Job, scenario: Scenario, folder: Path, tell: Tell) -> None:
         tell({"step": "what it saves"})
         planned = replace(planned, alternatives=savings(planned.found, time_limit_s=job.time_limit_s))
         _write_plan(planned, folder)
+    if job.prices:
+        tell({"step": "what one more of each would save"})
+        found = planned.found
+        prices = shadow_prices(found.instance, found.beside(), time_limit_s=job.time_limit_s)
+        planned = replace(planned, prices=prices)
+        _write_plan(planned, folder)
     if job.against:
         tell({"step": f"least cost against {job.against}"})
-        made = frontier(
-            planned.found.instance, job.against, job.values, gap=gap, time_limit_s=job.time_limit_s
-        )
+        made = frontier(planned.found, job.against, job.values, gap=gap, time_limit_s=job.time_limit_s)
         points = [(value, None if point is None else point.cost_usd) for value, point in made]
         planned = replace(planned, against=AGAINST[job.against], frontier=points)
         _write_plan(planned, folder)

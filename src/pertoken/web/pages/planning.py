@@ -71,8 +71,12 @@ _OPTIONS = {
     "compare": {"sensitivity": ""},
     "plan": {
         "objective": "cost", "time_limit_s": "30", "gap_percent": "1", "against": "tokens", "values": "0.5, 1, 1.5",
+        "keep": "", "prices": "",
     },
 }  # fmt: skip
+
+
+_TICKS = {"sensitivity", "keep", "prices"}
 
 
 @asynccontextmanager
@@ -203,8 +207,7 @@ def _with(filled: _Filled, problem: str, at: str) -> _Filled:
 
 def _job(verb: Verb, filled: _Filled) -> Job:
     options: dict[str, Any] = {k: v for k, v in filled.options.items() if v}
-    if "sensitivity" in options:
-        options["sensitivity"] = True
+    options |= dict.fromkeys(_TICKS & options.keys(), True)
     if verb == "plan":
         options["values"] = tuple(v.strip() for v in filled.options["values"].split(",") if v.strip())
         if not options.get("against"):
