@@ -51,6 +51,14 @@ def test_a_host_that_prepares_pictures_leaves_a_fast_gpu_waiting() -> None:
     assert found.gpu_power_w.value[1] < alone.gpu_power_w.value[1]
 
 
+def test_that_host_keeps_up_with_eight_requests_and_not_with_sixteen() -> None:
+    at = replace(PICTURES, concurrency=np.array([8.0, 16.0]))
+    found = predict_task(model("Qwen3-VL-8B-Instruct"), gpu("B200"), at, "image-chat")
+    # Measured: 7 and 36 ms per token of each request, 513 and 283 W.
+    assert found.tpot_s.value[1] > 2.5 * found.tpot_s.value[0]
+    assert found.gpu_power_w.value[1] < found.gpu_power_w.value[0]
+
+
 @pytest.mark.parametrize(
     ("point", "task", "error", "says"),
     [
