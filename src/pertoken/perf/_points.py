@@ -370,7 +370,10 @@ def _layout(cells: _Cells) -> _Placed:
         layout = _named_layout(cells.text["parallelism"])
     elif "moe_tp" in cells.number or "moe_ep" in cells.number:
         layout = _expert_layout(cells)
-        n = float(layout.gpus)
+        n, stated = float(layout.gpus), n
+        assumed = (
+            "" if math.isnan(stated) or stated == n else "GPUs are those of the experts' degrees, not n_gpus"
+        )
     else:
         layout, assumed = _plain_layout(cells)
     if math.isnan(n):
