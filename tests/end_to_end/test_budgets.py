@@ -81,7 +81,7 @@ def test_it_fires_lasts_and_resolves_in_a_real_alertmanager(
     wait_until("it is sent again", lambda: lasts_until() > first)
     told = pertoken("budget", "--data", str(ours.data))
     assert told.returncode == 1
-    assert "spent     15.00 of 10.00 USD (150.0%), -5.00 left" in told.stdout
+    assert "spent     15.00 of 10.00 USD (150.0 %), -5.00 left" in told.stdout
 
     # More is allowed: the service starts again, knows what fired, and says that it is over, once.
     ours.stop()

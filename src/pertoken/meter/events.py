@@ -224,15 +224,7 @@ def _time(value: float | datetime | None, now_s: float) -> float:
 
 
 def _from_arrow(body: bytes, source: str, now_s: float, pool: str, tenant: str) -> pa.Table:
-    try:
-        _refuse_compressed(body)
-        with pa.ipc.open_stream(body) as stream:
-            table = stream.read_all()
-        if table.num_rows > MAX_EVENTS:
-            raise InputError(f"{table.num_rows} events in one body: at most {MAX_EVENTS} are taken")
-        table.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError, IndexError) as error:
-        raise InputError(f"an Arrow stream cannot be read: {error}") from error
+    table = _streamed(body)
     known = {"ts", "key", "pool", "model", "tenant", "meter", "quantity", "phase"}
     unknown = set(table.column_names) - known
     missing = {"key", "meter", "quantity"} - set(table.column_names)
@@ -260,16 +252,22 @@ def read_records(body: bytes) -> pa.Table:
 
     Raises InputError on a stream that cannot be read, has other columns or rows that do not belong.
     """
+    return checked(_streamed(body).replace_schema_metadata(None))
+
+
+def _streamed(body: bytes) -> pa.Table:
+    """The rows of an Arrow stream. Raises InputError where it cannot be read, is compressed inside, or holds too
+    many."""
     try:
         _refuse_compressed(body)
         with pa.ipc.open_stream(body) as stream:
             table = stream.read_all()
+        if table.num_rows > MAX_EVENTS:
+            raise InputError(f"{table.num_rows} rows in one body: at most {MAX_EVENTS} are taken")
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError, IndexError) as error:
         raise InputError(f"an Arrow stream cannot be read: {error}") from error
-    if table.num_rows > MAX_EVENTS:
-        raise InputError(f"{table.num_rows} records in one body: at most {MAX_EVENTS} are taken")
-    return checked(table.replace_schema_metadata(None))
+    return table
 
 
 def _plain(table: pa.Table, name: str) -> Any:
