@@ -148,7 +148,7 @@ def test_beyond_loopback_tokens_and_tls(service: Callable[..., Service], tmp_pat
     closed = pertoken("close", "--data", data, "--from", start, "--to", end)
     assert (closed.returncode, closed.stdout) == (
         0,
-        "1 hours closed\n1 hours left out: nothing was metered before the others\n",
+        "1 hour closed\n1 hour left out: nothing was metered before the others\n",
     )
     assert ask("GET", "/v1/cost", bearer=reader) == (
         200,

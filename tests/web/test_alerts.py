@@ -307,7 +307,7 @@ def test_what_nobody_takes_for_a_day_is_given_up_and_told(
     alarm.look([standing(55)], NOW)
     wait(lambda: receiver.tries)
     clock.at_s += 25 * 3600
-    wait(lambda: alarm.problems() == {"ops": "1 alerts were given up after 24 h"})
+    wait(lambda: alarm.problems() == {"ops": "1 alert given up after 24 h"})
     receiver.status = 200
     alarm.look([standing(85)], NOW + timedelta(hours=25))
     wait(lambda: receiver.taken)

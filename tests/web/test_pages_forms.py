@@ -109,6 +109,16 @@ def test_a_figure_on_the_page_is_a_figure_of_the_ledger(client: Client) -> None:
     assert float(tile[1]) == pytest.approx(cheapest, rel=0.005)
 
 
+def test_what_is_ticked_is_run_and_stays_ticked(client: Client) -> None:
+    address = started(client, "plan", keep="on", prices="on", against="")
+    page = ended(client, address)
+    assert "at the margin" in page
+    assert client.get(f"{address}.json").json()["shadow_prices"]
+    assert "--keep --prices" in client.get(f"{address}.yaml").text.splitlines()[0]
+    for name in ("keep", "prices"):
+        assert re.search(rf'name="{name}" type="checkbox" value="on" checked>', page)
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_wrong_input_keeps_what_was_typed_and_says_one_line(client: Client, verb: str) -> None:
     typed = {

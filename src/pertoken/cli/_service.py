@@ -60,12 +60,18 @@ def close(
     as_json: Json = False,
 ) -> None:
     """Turn hours into costs again, at the rates in force at each."""
+    from pertoken.report._written import counted
     from pertoken.web.serve import close as run
 
     found = run(data, fleet, moment_of(start, "--from"), moment_of(end, "--to"))
-    lines = [f"{found['hours']} hours closed", *(f"open: {h}: {why}" for h, why in found["unpriced"].items())]
+    lines = [
+        f"{counted(found['hours'], 'hour')} closed",
+        *(f"open: {h}: {why}" for h, why in found["unpriced"].items()),
+    ]
     if found["unmetered"]:
-        lines.insert(1, f"{found['unmetered']} hours left out: nothing was metered before the others")
+        lines.insert(
+            1, f"{counted(found['unmetered'], 'hour')} left out: nothing was metered before the others"
+        )
     show(found if as_json else "\n".join(lines), as_json)
     if found["unpriced"]:
         raise typer.Exit(1)

@@ -14,6 +14,7 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import RedirectResponse
 
 from pertoken.errors import InputError
+from pertoken.report._written import counted
 from pertoken.web._doors import COOKIE
 from pertoken.web._limits import body_of
 
@@ -151,6 +152,7 @@ def _environment() -> jinja2.Environment:
     )
     # "<" inside a script element could end it; in JSON the escape is equal.
     found.filters["inline_json"] = lambda value: Markup(json.dumps(value).replace("<", "\\u003c"))
+    found.globals["counted"] = counted
     found.globals["static"] = lambda name: f"/static/{name}?{_file(name)[1].strip(chr(34))}"
     return found
 

@@ -20,6 +20,7 @@ import msgspec
 from pertoken.errors import InputError
 from pertoken.fleet import Alertmanager, Alerts, Email, Webhook
 from pertoken.report._crossings import Event, crossings
+from pertoken.report._written import counted
 from pertoken.report.budgets import Standing
 from pertoken.web._send import send_alertmanager, send_email, send_webhook
 
@@ -113,7 +114,7 @@ class Alarm:
         found = {w.channel.name: w.problem for w in self._workers if w.problem}
         for name, count in lost.items():
             tail = f"; {found[name]}" if name in found else ""
-            found[name] = f"{count} alerts were given up after {GIVE_UP // timedelta(hours=1)} h{tail}"
+            found[name] = f"{counted(count, 'alert')} given up after {GIVE_UP // timedelta(hours=1)} h{tail}"
         return found | ({"state": self._writing} if self._writing else {})
 
     def failing(self) -> dict[str, bool]:

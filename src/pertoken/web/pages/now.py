@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 from fastapi import APIRouter, FastAPI, Request, Response
 
-from pertoken.report._written import shown
+from pertoken.report._written import counted, shown
 from pertoken.report.now import HOUR, HOURS_BACK, Day, Tile, closed_day
 from pertoken.report.so_far import window_s
 from pertoken.report.spend import one_sided
@@ -129,7 +129,9 @@ def _shown(tile: Tile, day: Day, window: Question) -> _Shown:
         )
     label = f"{tile.title} by hour, [{tile.unit}]: "
     label += (
-        f"{shown(min(values))} to {shown(highest)} over {len(values)} hours" if values else "nothing metered"
+        f"{shown(min(values))} to {shown(highest)} over {counted(len(values), 'hour')}"
+        if values
+        else "nothing metered"
     )
     return _Shown(tile, shown(day.total.value(tile)), bars, label, _behind(tile, window))
 
