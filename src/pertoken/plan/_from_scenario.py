@@ -9,7 +9,7 @@ can repeat any option of `compare` and never has to be dearer.
 - Where its token counts have a spread (`cv`), its requests fall into three size buckets of equal number,
   prompt and answer taken to grow together; a bucket's work is the predicted work of its own mean, scaled so
   that all buckets together are the work `compare` predicts.
-- Load is packed: replicas work at their operating point or rest, which makes power linear in load.
+- Power is a line in load that lies under every curve `compare` bills by; what is above it is billed, and given.
 - Owned, colocated and reserved machines are the planner's to take or leave, for the whole horizon, up to the
   count written; what is taken is paid used or not.
 """

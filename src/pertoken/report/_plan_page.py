@@ -3,6 +3,7 @@ found."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from pertoken.report._page import (
     write_whole,
 )
 from pertoken.report._plan_calendar import runs
-from pertoken.report._plan_table import busiest, price_lines, proof, within_gap
+from pertoken.report._plan_table import answers, busiest, price_lines, proof, regret_rows, within_gap
 from pertoken.units import COMPONENTS
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def blocks(planned: Planned) -> list[Block]:
     lead = [
         f"Cost {usd(planned.cost_usd)} USD over the horizon, {usd(planned.usd_per_month)} USD a month.",
         f"The plan is {proof(f)}.",
+        *(f"{line[0].upper()}{line[1:]}." for line in answers(planned)),
         *f.notes,
     ]
     made: list[Block] = [
@@ -70,6 +72,14 @@ def blocks(planned: Planned) -> list[Block]:
         made.append(Figure("Power at each site's meter, and the price of energy there.", power))
     if planned.alternatives:
         made.append(_alternatives(planned))
+    if planned.robust is not None:
+        names = list(planned.robust.plans)
+        title = (
+            f"Regret in USD: a row's plan, met by a column's future. Least worst: {planned.robust.choice}."
+        )
+        made.append(
+            Table(title, ("plan", *names), regret_rows(planned.robust), tuple(range(1, len(names) + 1)))
+        )
     if len(planned.progress) > 1:
         made.append(Figure("Best plan and bound while the solver ran.", _gap(planned)))
     if planned.prices is not None:
@@ -131,14 +141,6 @@ def _heat(planned: Planned) -> Spec:
     tooltip = [{"field": name} for name in ("runs", "day", "hour", "count")]
     if len(set(days)) > _STRIP_DAYS:
         return _panels(rows, colour, tooltip, len(set(days)))
-    # Hours are told apart by their place, so that the one a clock shows twice is drawn twice.
-    starts = [at for at, day in enumerate(days) if at == 0 or day != days[at - 1]]
-    names = ", ".join(f"'{days[at][5:]}'" for at in starts)
-    dates = {
-        "values": starts,
-        "labelExpr": f"[{names}][indexof({starts}, datum.value)]",
-        "labelAlign": "left",
-    }
     return {
         "$schema": SCHEMA,
         "data": {"values": rows},
@@ -152,7 +154,7 @@ def _heat(planned: Planned) -> Spec:
                 "type": "quantitative",
                 "title": f"local hours ({planned.scenario.horizon.timezone})",
                 "scale": {"domain": [0, len(days)], "nice": False},
-                "axis": {**dates, "grid": True, "zindex": 1},
+                "axis": {**_day_axis(days), "grid": True, "zindex": 1},
             },
             "x2": {"field": "until"},
             "y": {
@@ -165,6 +167,17 @@ def _heat(planned: Planned) -> Spec:
             "color": colour,
             "tooltip": tooltip,
         },
+    }
+
+
+def _day_axis(days: Sequence[str]) -> Spec:
+    """Ticks where a day begins. Hours are told apart by their place: the one a clock shows twice is drawn twice."""
+    starts = [at for at, day in enumerate(days) if at == 0 or day != days[at - 1]]
+    names = ", ".join(f"'{days[at][5:]}'" for at in starts)
+    return {
+        "values": starts,
+        "labelExpr": f"[{names}][indexof({starts}, datum.value)]",
+        "labelAlign": "left",
     }
 
 

@@ -19,6 +19,7 @@ from pertoken.units import HOURS_PER_DAY
 
 if TYPE_CHECKING:
     from pertoken.plan._duals import ShadowPrices
+    from pertoken.plan._robust import Robust
     from pertoken.plan.schedule import Plan
     from pertoken.report.plan import Planned
 
@@ -47,6 +48,7 @@ def render(planned: Planned) -> RenderableType:
         ),
         Text(f"{objective_text(f.objective_name)}; {proof(f)}"),
         Text(f"cost {usd(planned.cost_usd)} USD over the horizon, {usd(planned.usd_per_month)} USD a month"),
+        *(Text(line) for line in answers(planned)),
         _components(planned),
         _workloads(planned),
         _days(planned),
@@ -61,6 +63,25 @@ def render(planned: Planned) -> RenderableType:
         parts.append(_frontier(planned))
     parts += [Text(f"note: {note}") for note in f.notes]
     return Group(*parts)
+
+
+def answers(planned: Planned) -> list[str]:
+    """What an objective other than cost found, when training is done, energy and gas: a line each."""
+    from pertoken.plan.schedule import completion_hours
+
+    f, found = planned.found, []
+    if f.objective_name == "tokens":
+        found.append(f"{f.scale:.4g} × the tokens asked for: {tokens(sum(planned.tokens.values()))} in all")
+    if f.objective_name == "time":
+        found.append(f"all training done {f.objective:g} h after the start")
+    elif done := completion_hours(f):
+        found.append(
+            "training done after " + ", ".join(f"{hours} h ({name})" for name, hours in done.items())
+        )
+    if planned.kwh:
+        gas = "gas unknown" if planned.kgco2e is None else f"{planned.kgco2e:,.4g} kgCO2e"
+        found.append(f"{planned.kwh:,.4g} kWh at the meter, {gas}")
+    return found
 
 
 def proof(f: Plan) -> str:
@@ -195,6 +216,14 @@ def _regrets(planned: Planned) -> Table:
         "plan",
         *names,
     )
-    for name, row in zip(names, planned.robust.regret_usd, strict=True):
-        made.add_row(name, *(f"{v:,.0f}" if np.isfinite(v) else "cannot" for v in row))
+    for row in regret_rows(planned.robust):
+        made.add_row(*row)
     return made
+
+
+def regret_rows(robust: Robust) -> list[tuple[str, ...]]:
+    """A plan's name and its regret in each future, in words where its machines cannot do it."""
+    return [
+        (name, *(usd(float(v)) if np.isfinite(v) else "cannot" for v in row))
+        for name, row in zip(robust.plans, robust.regret_usd, strict=True)
+    ]

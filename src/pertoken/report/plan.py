@@ -246,22 +246,32 @@ def run(
             found, notes=(*found.notes, "stopped by hand: only the plan itself, nothing beside it")
         )
     rivals = savings(found, time_limit_s=time_limit_s) if with_savings and objective == "cost" else []
-    robust = None
-    if under:
-        from pertoken.plan._robust import Future
-        from pertoken.plan._robust import under as against_cases
-
-        futures = {case: Future(case) for case in under}
-        robust = against_cases(chosen, futures, keep=keep, gap=gap, time_limit_s=time_limit_s)
+    robust = _regret(chosen, under, keep, gap, time_limit_s) if under else None
     prices = shadow_prices(found.instance, found.beside(), time_limit_s=time_limit_s) if with_prices else None
     front: list[tuple[float, float | None]] = []
     if against is not None:
-        made = frontier(found, against, values, gap=gap, time_limit_s=time_limit_s)
-        front = [(value, None if point is None else point.cost_usd) for value, point in made]
-        more = [n for _, point in made if point is not None for n in point.notes if n not in found.notes]
-        found = replace(found, notes=(*found.notes, *dict.fromkeys(f"frontier: {n}" for n in more)))
+        found, front = _front(found, against, values, gap, time_limit_s)
     closed = _closed(chosen, found, rivals, robust, steps)
     return replace(closed, prices=prices, against=AGAINST[against] if against else "", frontier=front)
+
+
+def _regret(scenario: Scenario, under: Sequence[str], keep: bool, gap: float, time_limit_s: float) -> Robust:
+    from pertoken.plan._robust import Future
+    from pertoken.plan._robust import under as against_cases
+
+    futures = {case: Future(case) for case in under}
+    return against_cases(scenario, futures, keep=keep, gap=gap, time_limit_s=time_limit_s)
+
+
+def _front(
+    found: Plan, against: Against, values: Sequence[float], gap: float, time_limit_s: float
+) -> tuple[Plan, list[tuple[float, float | None]]]:
+    """Least cost at each value, and the plan with the notes of those plans that are not its own."""
+    made = frontier(found, against, values, gap=gap, time_limit_s=time_limit_s)
+    more = [n for _, point in made if point is not None for n in point.notes if n not in found.notes]
+    notes = (*found.notes, *dict.fromkeys(f"frontier: {n}" for n in more))
+    front = [(value, None if point is None else point.cost_usd) for value, point in made]
+    return replace(found, notes=notes), front
 
 
 def _closed(
