@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from pertoken.errors import InfeasibleError, InputError
+from pertoken.errors import InfeasibleError, InputError, PerTokenError
 from pertoken.plan._against import Alternative, alternatives
 from pertoken.plan._goal import AMPLE
 from pertoken.plan._instance import Floats, Instance
@@ -141,7 +141,14 @@ def _of_scenario(
     instance = change(instance)
     best: Plan | None = None
     for _ in range(_ROUNDS):
-        found = aim(instance, objective, goal, gap_fraction, watch)
+        try:
+            found = aim(instance, objective, goal, gap_fraction, watch)
+        except InfeasibleError:
+            raise
+        except PerTokenError:  # out of time before there was another plan
+            if best is None:
+                raise
+            break
         billed = _billed(found, with_tiers(found.instance, found.schedule, origin.market), best)
         kept = _keeps(billed)
         if best is None or kept > _keeps(best) or (kept and _nearer(billed, best)):
@@ -152,10 +159,7 @@ def _of_scenario(
         if not kept:
             instance = _tightened(instance, found)
     assert best is not None
-    if not _keeps(best):
-        notes += (
-            "replicas at part load draw so much that a cap or budget is passed by a little: give it some room",
-        )
+    notes += _passed(best)
     if instance.tier_shares:
         notes += ("energy tiers: the bound holds for the tier each hour falls in",)
     terms = tuple(scenario.pools[name].price.term for name in best.instance.pool_names)
@@ -203,6 +207,20 @@ def _keeps(found: Plan) -> bool:
         return False
     usd = not np.isfinite(goal.budget_usd) or found.cost_usd <= goal.budget_usd * more
     return usd and (not np.isfinite(goal.budget_kgco2e) or found.carbon_kg <= goal.budget_kgco2e * more)
+
+
+def _passed(found: Plan) -> tuple[str, ...]:
+    """Notes on the limits that a plan cut short passes by what replicas at part load draw."""
+    i, why = found.instance, "power of replicas at part load, found last; let it run longer"
+    over_kw = (found.schedule.site_kw - i.site_cap_kw).max(axis=1, initial=0.0)
+    notes = [
+        f"site {name!r} draws up to {kw:.3g} kW more than its power cap: {why}"
+        for name, kw in zip(i.site_names, over_kw, strict=True)
+        if kw > _SLIGHT
+    ]
+    if not notes and not _keeps(found):
+        notes.append(f"the budget is passed by a little: {why}")
+    return tuple(notes)
 
 
 def _nearer(a: Plan, b: Plan) -> bool:
