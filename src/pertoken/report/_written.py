@@ -12,6 +12,7 @@ from typing import Any
 
 _NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
 _DIGITS = 6
+COUNTED_UNITS = ("token", "request")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -57,6 +58,15 @@ def counted(count: int, one: str) -> str:
     ('1 hour', '1,200 rows')
     """
     return f"{count:,} {one}" + ("" if count == 1 else "s")
+
+
+def unit_told(amount: Decimal, unit: str) -> str:
+    """A unit beside its amount: what is counted has a plural, what is measured has none.
+
+    >>> unit_told(Decimal(2), "token"), unit_told(Decimal(2), "kWh")
+    ('tokens', 'kWh')
+    """
+    return unit if amount == 1 or unit not in COUNTED_UNITS else f"{unit}s"
 
 
 def plain(value: Decimal) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from pertoken.errors import InputError, UnknownNameError
 from pertoken.ledger import Ledger
 from pertoken.report._page import CATEGORY_COLOURS, PALETTE, PHASE_COLOURS, UTC_AXES
-from pertoken.report._written import utc_text
+from pertoken.report._written import unit_told, utc_text
 from pertoken.units import CATEGORIES, COMPONENTS, HOURS_PER_DAY, IDLE, METERS, METRICS, PHASES, base_meter
 
 COST = "cost_usd"
@@ -207,6 +207,11 @@ class Line:
         """Of the quantity."""
         meter = METERS.get(base_meter(self.meter))
         return meter.unit if meter else ""
+
+    @property
+    def told_unit(self) -> str:
+        """The unit as it is read beside the quantity."""
+        return unit_told(self.quantity, self.unit)
 
 
 @dataclass(frozen=True)

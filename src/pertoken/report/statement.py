@@ -28,7 +28,7 @@ from pertoken.ledger._driven import driven
 from pertoken.meter.attribute import BOOK
 from pertoken.report._page import Block, Table, Text, html_page, write_whole
 from pertoken.report._spread import apportioned, rounded, weights_of
-from pertoken.report._written import counted, csv_text, utc_text, utc_told
+from pertoken.report._written import COUNTED_UNITS, counted, csv_text, utc_text, utc_told
 from pertoken.report.books import HOUR
 from pertoken.units import IDLE, METERS, MONTHS_PER_YEAR, TOKEN_METERS, base_meter
 
@@ -433,7 +433,7 @@ def _border(number: int, zone: ZoneInfo) -> datetime:
 def _told(meter: str, amount: Decimal) -> str:
     """A quantity with its unit; tokens and requests whole."""
     unit = METERS[meter].unit
-    return counted(round(amount), unit) if unit in ("token", "request") else f"{amount:,.3f} {unit}"
+    return counted(round(amount), unit) if unit in COUNTED_UNITS else f"{amount:,.3f} {unit}"
 
 
 def _nano(usd: Decimal) -> int:
