@@ -18,7 +18,7 @@ from pertoken.ledger import open_ledger
 from pertoken.plan._bursts import times_of
 from pertoken.plan._serving import Operation, operations
 from pertoken.plan._usage import Use, rows, uses_of
-from pertoken.plan.options import Market, Option, allowed, with_site
+from pertoken.plan.options import Market, Option, allowed, evaluate, with_site
 from pertoken.report._compare_table import table, usd
 from pertoken.report._page import Block, Figure, Table, html_page, write_whole
 from pertoken.report._page import Text as Words
@@ -120,12 +120,15 @@ def replay(
         served = served.model_copy(update={"trace": trace})
     market = Market(read)
     pool_name = _pool(read, name, pool)
-    operation = _operation(market, served, pool_name)
     slo = serving_slo(served)
     if find and slo is None:
         raise InputError(f"workload {name!r} has no slo: --find needs one to keep")
     if replicas < 0:
         raise InputError(f"--replicas {replicas} must be 1 or more")
+    if find or replicas:
+        operation, count = _operation(market, served, pool_name), replicas
+    else:
+        operation, count = _compared(market, name, pool_name)
     group = ReplicaGroup(pool_name, times_of(served, read.pools[pool_name], operation))
     source = _source(read, served, days, seed)
     found: Found | None = None
@@ -133,7 +136,6 @@ def replay(
         found = find_replicas(source, group, slo=slo, progress=progress)
         result = found.simulation
     else:
-        count = replicas or _compared(market, name, pool_name)
         result = simulate(source, [replace(group, replicas=count)], slo=slo or _no_bound(), progress=progress)
     metrics, cost = _close(market, name, served, pool_name, operation, result)
     return Replay(name, pool_name, operation, result, found, metrics, cost)
@@ -188,13 +190,12 @@ def _operation(market: Market, workload: Serving, pool: str) -> Operation:
     return max(found, key=lambda o: o.requests_per_s / o.candidate.layout.gpus)
 
 
-def _compared(market: Market, workload: str, pool: str) -> int:
-    from pertoken.plan.options import evaluate
-
+def _compared(market: Market, workload: str, pool: str) -> tuple[Operation, int]:
+    """The operating point and the replicas that `compare` would hold."""
     option = evaluate(market, workload, pool)
-    if option.machines is None:
+    if option.machines is None or option.operation is None:
         raise CannotServeError(f"{pool}: {option.refused}; say --replicas, or --find")
-    return option.machines.replicas
+    return option.operation, option.machines.replicas
 
 
 def _close(
