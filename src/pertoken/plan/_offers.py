@@ -168,7 +168,7 @@ def _replica(
     most = np.full(len(scenario.hours), 1 / reserve)
     if math.isfinite(room) and not isinstance(workload, Batch):
         asked = requests_per_hour(scenario, workload) * room / (per_hour * (1 - spot_loss(pool)))
-        most = np.minimum(most, asked / workload.minimum_replicas)
+        most = np.minimum(most, asked)
     line_kw = _least_slope(curve.load, curve.kw, most)
     for (d, _), factor in zip(classes, _work_factors(workload, pool, operation, classes), strict=True):
         rows.flows.append(
