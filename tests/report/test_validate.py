@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pertoken.catalog.gpus import gpu
 from pertoken.catalog.models import model
 from pertoken.errors import InputError
 from pertoken.perf import predict
+from pertoken.perf._points import NUMBER_COLUMNS
 from pertoken.perf.point import Layout, Point, TrainingPoint
 from pertoken.perf.training import predict_training
 from pertoken.report.validate import validate
@@ -212,6 +215,47 @@ def test_a_file_where_nothing_can_be_answered(tmp_path: Path) -> None:
     found = validate(path)
     assert (found.overall, found.worst) == ((), ())
     assert "0 of 1 rows scored" in str(found)
+
+
+CELLS = {
+    "gpu": ["h100", "mi300x", "4x B200", "L4", "tpu-v6e", "NVIDIA GB300", "a100", "warp9"],
+    "model": ["Llama-3.1-8B", "gpt-oss-120b", "DeepSeek-R1", "nemotronh_56b", "mpt-7b", "nobody/nothing"],
+    "precision": ["", "fp8", "bf16", "NVFP4", "awq", "w8a8", "fp6"],
+    "engine": ["", "vllm-0.6.3", "SGLang v0.4.9", "TensorRT-LLM 0.17", "tgi", "nim"],
+    "kind": ["", "pretrain", "LoRA", "full fine-tune", "qlora", "inferencex_db_dump"],
+    "task": ["", "gpqa", "video-chat", "summarization"],
+    "parallelism": ["", "", "TP8", "DEP4", "EP8", "TP0"],
+    "disagg": ["", "", "True"],
+    "mode": ["", "", "agg", "disagg"],
+    "dp_attention": ["", "True", "False"],
+    "spec_decoding": ["", "none", "mtp"],
+    "activation_ckpt": ["", "True", "selective"],
+    "source": ["", "InferenceMAX CI"],
+    "concurrency": ["", "saturation", "0.5", "1", "64.0", "1e9"],
+}
+NUMBERS = ["", "", "0", "0.5", "1", "2", "3", "8.0", "64", "1000", "1e6"]
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(st.data())
+def test_any_row_is_scored_or_has_a_reason(tmp_path: Path, data: st.DataObject) -> None:
+    columns = [*CELLS, *data.draw(st.sets(st.sampled_from(NUMBER_COLUMNS), min_size=4))]
+    row = st.tuples(*(st.sampled_from(CELLS.get(name, NUMBERS)) for name in columns))
+    lines = data.draw(st.lists(row.map(",".join), min_size=1, max_size=12))
+    found = validate(write(tmp_path / "p.csv", *lines, header=",".join(columns)))
+    assert found.answered + len(found.unanswered) == found.rows == len(lines)
+    for s in found.scored:
+        assert 0 < s.low <= s.predicted <= s.high < math.inf
+    for u in found.unanswered:
+        assert u.reason
+        assert "\n" not in u.reason
+    json.dumps(found.to_dict(), allow_nan=False)
+    assert str(found)
 
 
 def test_malformed_files_name_their_line(tmp_path: Path) -> None:
