@@ -240,7 +240,7 @@ def test_kinds_of_training(tmp_path: Path) -> None:
     kinds = {
         "pretrain": "pretrain", "MoE pre-training": "pretrain", "LoRA": "lora", "lora fine-tuning": "lora",
         "full fine-tune": "full", "full_finetune": "full", "SFT": "full", "finetuning": "full",
-        "inferencex_db_dump": "", "": "",
+        "full-parameter": "full", "full": "full", "full_load": "", "inferencex_db_dump": "", "": "",
     }  # fmt: skip
     header = "gpu,model,n_gpus,input_len,tokens_per_s,kind,global_batch_size,mfu_pct"
     rows = read(tmp_path, header, *(f"h100,Llama-3.1-8B,8,8192,9000,{kind},," for kind in kinds))

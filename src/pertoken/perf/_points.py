@@ -34,7 +34,7 @@ COLUMNS = (*TEXT_COLUMNS, "concurrency", *NUMBER_COLUMNS)
 BLANK = frozenset({"", "nan", "na", "n/a", "none", "null", "-"})
 TRAINING_KINDS = (
     (re.compile(r"\blora\b|\bpeft\b"), "lora"),
-    (re.compile(r"\bfull\b|\bsft\b|fine ?tun|\bft\b"), "full"),
+    (re.compile(r"^full$|\bfull (param|ft\b)|\bsft\b|fine ?tun"), "full"),
     (re.compile(r"pre ?train|\btrain(ing)?\b"), "pretrain"),
 )
 """What a row's `kind` says of a training run, first match: "LoRA", "full fine-tune", "MoE pretraining"."""
