@@ -9,11 +9,10 @@ import pytest
 
 from pertoken import catalog
 from pertoken.report.books import HOUR, Books
-from tests.report.test_books import PLAIN, START, Make, books_of, peaks, told, usd
+from tests.report.test_books import PLAIN, START, Make, peaks, told, usd
 
 FIRST = datetime(2026, 11, 1, 7, tzinfo=UTC)  # midnight in Los Angeles, summer time
 DECEMBER = datetime(2026, 12, 1, 8, tzinfo=UTC)
-__all__ = ["books_of"]
 
 
 def with_peak(kw: float) -> str:
