@@ -114,6 +114,14 @@ def test_mixture_of_experts_is_slower_than_its_active_weights_alone() -> None:
     assert moe.mfu.value < dense.mfu.value
 
 
+def test_what_is_not_recomputed_must_fit() -> None:
+    job = TrainingPoint(16, 8192, 64)
+    recomputed = predict_training(model("Llama-3.1-70B"), gpu("H100"), replace(job, checkpointing="full"))
+    assert float(recomputed.mfu.value) > 0.2
+    with pytest.raises(CannotServeError, match="more GPUs, tp or cp are needed, or activation checkpointing"):
+        predict_training(model("Llama-3.1-70B"), gpu("H100"), replace(job, checkpointing="none"))
+
+
 @pytest.mark.parametrize("name", gpus())
 def test_no_gpu_trains_beyond_what_its_matrix_units_can(name: str) -> None:
     job = TrainingPoint(8, 4096, 1024, checkpointing="none")

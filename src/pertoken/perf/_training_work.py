@@ -44,6 +44,9 @@ DEFAULT_STEP_TOKENS = 16_384
 """Tokens per GPU and optimiser step where no global batch is given."""
 MICRO_BATCH_TOKENS = 8_192
 """Tokens per micro-batch and model replica where none is given (at least one sequence)."""
+LAYER_BYTES = 34.0
+"""Bytes per value of the residual stream that one layer's intermediates take with flash attention (Korthikanti et al.,
+arXiv 2205.05198)."""
 ATTENTION_PASSES = 3.5
 """Forward, and a backward of two and a half: flash attention computes the scores again."""
 CONTEXT_POINTS = (np.arange(16) + 0.5) / 16
@@ -176,16 +179,18 @@ def training_layout(model: Model, gpu: Gpu, point: TrainingPoint) -> TrainingLay
 
 
 def _check_activations(model: Model, gpu: Gpu, point: TrainingPoint, ways: int, pp: int) -> None:
-    """Raises CannotServeError where state and one sequence's activations do not fit, recomputed in full.
+    """Raises CannotServeError where state and one sequence's activations do not fit, recomputed in full unless the
+    point says that nothing is recomputed.
 
     A sequence keeps its layers' inputs (2 bytes × hidden × layers; two micro-batches in flight with pipeline
-    stages), one layer's intermediates (34 bytes × hidden, flash attention) and its logits (2 bytes ×
-    vocabulary).
+    stages), or without checkpointing all of their intermediates (34 bytes × hidden × layers, flash attention),
+    one layer's intermediates and its logits (2 bytes × vocabulary).
     """
     state = model.parameters * _state_bytes(model, point) / point.gpus
     tokens = point.sequence_tokens / ways
-    inputs = 2.0 * model.hidden * model.layers / pp * min(pp, 2)
-    kept = tokens * (inputs + 34.0 * model.hidden + 2.0 * model.vocabulary)
+    whole = point.checkpointing == "none"
+    inputs = (LAYER_BYTES if whole else 2.0) * model.hidden * model.layers / pp * min(pp, 2)
+    kept = tokens * (inputs + LAYER_BYTES * model.hidden + 2.0 * model.vocabulary)
     room = _usable_bytes(gpu)
     if state + kept > room:
         need, held, live, can = (v / BYTES_PER_GB for v in (state + kept, state, kept, room))
@@ -193,6 +198,7 @@ def _check_activations(model: Model, gpu: Gpu, point: TrainingPoint, ways: int, 
             f"training {model.name} on {point.gpus} × {gpu.name} needs {need:.1f} GB per GPU "
             f"({held:.1f} state, {live:.1f} activations of one sequence of {point.sequence_tokens:.0f} tokens "
             f"over {ways} GPUs); {can:.1f} GB can be used: more GPUs, tp or cp are needed"
+            + (", or activation checkpointing" if whole else "")
         )
 
 
