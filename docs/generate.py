@@ -95,15 +95,20 @@ def _verbs() -> list[str]:
 
     from pertoken.cli import app
 
-    group = typer.main.get_command(app)
+    return _commands("pertoken", typer.main.get_command(app))
+
+
+def _commands(prefix: str, group: Any) -> list[str]:
+    """Verbs of a group in order of their names, those of groups within it after it."""
     rows: list[str] = []
     for name, command in sorted(getattr(group, "commands", {}).items()):
-        rows.append(f"### `pertoken {name}`\n\n{(command.help or '').strip()}")
+        rows.append(f"### `{prefix} {name}`\n\n{(command.help or '').strip()}")
         options = [
             [f"`{_parameter(p)}`", getattr(p, "help", "") or ""] for p in command.params if p.name != "help"
         ]
         if options:
             rows.append(_table(["option", "what"], options))
+        rows += _commands(f"{prefix} {name}", command)
     return rows
 
 

@@ -67,7 +67,7 @@ def _meters(names: Sequence[str]) -> tuple[str, list[str]]:
 def metric_named(name: str) -> Metric:
     """The metric of that name. Raises UnknownNameError."""
     if name not in METRICS:
-        raise UnknownNameError("metric", name, METRICS, hint="gpus")
+        raise UnknownNameError("metric", name, METRICS)
     return METRICS[name]
 
 

@@ -77,7 +77,7 @@ async def metric(
     names = split_names(name)
     for one in names:
         if one not in METRICS:
-            raise UnknownNameError("metric", one, METRICS, hint="gpus")
+            raise UnknownNameError("metric", one, METRICS)
     found = await asyncio.to_thread(pages.answer, service.books.ledger, names, question)
     return Figures(units={n: METRICS[n].unit for n in names}, **found)
 
