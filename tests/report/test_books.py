@@ -13,6 +13,7 @@ import pytest
 from pertoken import catalog, meter
 from pertoken.errors import InputError, ScenarioError
 from pertoken.fleet import RunningFleet, load_fleet
+from pertoken.meter import prometheus
 from pertoken.rates.energy import bill
 from pertoken.report._terms import hours_between, months_of
 from pertoken.report.books import Books, hours_in, open_books
@@ -164,6 +165,23 @@ def test_hours_without_a_meter_are_paid_for_too(books_of: Make) -> None:
     assert usd(books)["capital"] == 10
     assert books.closed_until == START + 5 * HOUR
     assert not books.due(START + 5 * HOUR)
+
+
+def test_a_silent_exporter_sets_no_peak(books_of: Make) -> None:
+    """dcgm-exporter is down for five hours of steady 1 kW: no hour of the month was above it, and none is billed so."""
+    books = books_of(PLAIN)
+    target, state = prometheus.Target("d", "owned"), meter.State(0.0)
+    first = START.timestamp() - 1
+    for seconds in (*range(0, 3600, 60), *range(6 * 3600, 7 * 3600 + 60, 60)):
+        text = f'DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{{gpu="0"}} {seconds * 1e6}\n'
+        rows, state = prometheus.read(text, target, state, now_s=first + seconds)
+        books.journal.append(rows)
+    books.close_due(START + 7 * HOUR)
+    boards = books.ledger.usage("hour", where={"meter": "gpu_energy_kwh"}).to_pylist()
+    assert [float(r["quantity"]) for r in boards if r["hour"] >= START] == pytest.approx([1.0] * 7, abs=1e-3)
+    power = books.ledger.usage("hour", where={"meter": "energy_kwh"}).to_pylist()
+    (peak,) = peaks(books)
+    assert peak[1] == max(r["quantity"] for r in power)
 
 
 def test_an_hour_nobody_heard_costs_what_is_owned_and_says_that_its_use_is_unknown(books_of: Make) -> None:

@@ -4,7 +4,9 @@ in, state out.
 A counter's growth between two readings is booked to the hour it fell in, split by time where the two readings
 stand in different hours. After a silence longer than `MAX_GAP_S` the growth is booked where it was seen and
 the silence is marked with ``gap_seconds``: nobody knows in which of the hours it happened, and none is
-invented. A counter that starts again (its value fell, or its process started since) counts from zero.
+invented. Energy alone is split by time then too (`OVER_GAP`): its mean power is measured, and all of it in one
+hour would be a peak there never was. A counter that starts again (its value fell, or its process started since)
+counts from zero.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ MAX_GAP_S = 300.0
 """Silence up to this is an ordinary pause between readings."""
 TOLD_AT_ZERO = ("running_seconds", "active_seconds", "output_tokens")
 """Meters whose zero says something: idle is not unknown, and who counts tokens here is believed on none too."""
+OVER_GAP = "measured:mean_over_gap"
+"""Basis of energy that a counter went on counting over a silence: its mean power is known, and holds in each hour."""
 _LARGEST_GPU_W = 20_000.0  # no board draws this: a reading above it is in milliwatts
 _STARTED_S = 1.0  # tolerance of process start times, which move by a tick
 _SETTLED_S = 60.0  # after this, a series new to an instance that sends them one by one was not there before
@@ -277,8 +281,9 @@ def _growth(
     length = time_s - before.time_s
     if rule.milli_trap and length > 0 and amount * JOULES_PER_KWH / length > _LARGEST_GPU_W:
         amount /= MILLISECONDS_PER_SECOND
+    over_gap = rule.steady and length > MAX_GAP_S and value >= before.value
     if amount > 0 or rule.meter in TOLD_AT_ZERO:
-        yield amount, min(start_s, time_s), "measured"
+        yield amount, min(start_s, time_s), OVER_GAP if over_gap else "measured"
 
 
 def _since_zero(work: _Pass, rule: Foreign, time_s: float) -> float | None:

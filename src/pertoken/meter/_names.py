@@ -40,6 +40,11 @@ class Foreign:
     milli_trap: bool = False
     """Some versions report thousandths of the unit they name."""
 
+    @property
+    def steady(self) -> bool:
+        """Whether it counts energy: what runs draws power all the time, at least its idle one."""
+        return self.device and self.how == "counter"
+
 
 def _engine(meter: str, how: How = "counter", **more: object) -> Foreign:
     return Foreign(meter, "engine", how, **more)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pertoken.meter._counters import (
     MAX_GAP_S,
+    OVER_GAP,
     TOLD_AT_ZERO,
     Quantity,
     Reading,
@@ -204,7 +205,7 @@ def _parts(q: Quantity, amount: float) -> list[tuple[float, float]]:
     pieces = hours_of(q.start_s, q.end_s)
     if len(pieces) <= 1:
         return [(q.end_s, amount)]
-    if length > MAX_GAP_S and q.meter != "gap_seconds":
+    if length > MAX_GAP_S and q.meter != "gap_seconds" and q.basis != OVER_GAP:
         # Growth across a silence has no known hours: it stands where it was seen, and the hours before are spoken for.
         return [*((piece.time_s, 0.0) for piece in pieces[:-1]), (q.end_s, amount)]
     whole = amount == int(amount) and q.meter not in _CONTINUOUS
