@@ -300,19 +300,15 @@ def test_energy_over_a_silence_is_its_mean_power_and_no_peak() -> None:
     text = 'DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{{gpu="0",UUID="A"}} {}\n'
     table = scrapes(text.format(1e9), text.format(1e9 + 4 * 3.6e9), step_s=4 * 3600.0, start_s=T0 + 1800)
     found = [r for r in table.to_pylist() if r["meter"] == "gpu_energy_kwh"]
-    assert [(r["ts"].hour, pytest.approx(r["quantity"])) for r in found] == [
-        (7, 0.5),
-        (8, 1),
-        (9, 1),
-        (10, 1),
-        (11, 0.5),
-    ]
+    by_hour = {r["ts"].hour: r["quantity"] for r in found}
+    assert by_hour == pytest.approx({7: 0.5, 8: 1, 9: 1, 10: 1, 11: 0.5})
     assert {r["basis"] for r in found} == {"measured:mean_over_gap"}
     assert sum(r["quantity"] for r in table.to_pylist() if r["meter"] == "gap_seconds") == 4 * 3600
     # A counter that fell began anew at a time nobody knows: what it counted since stands where it was seen.
     table = scrapes(text.format(9e12), text.format(3.6e9), step_s=4 * 3600.0, start_s=T0 + 1800)
     found = [r for r in table.to_pylist() if r["meter"] == "gpu_energy_kwh"]
-    assert [(r["ts"].hour, pytest.approx(r["quantity"]), r["basis"]) for r in found] == [(11, 1, "measured")]
+    assert [(r["ts"].hour, r["basis"]) for r in found] == [(11, "measured")]
+    assert found[0]["quantity"] == pytest.approx(1)
 
 
 def test_a_clock_that_steps_back_counts_nothing_twice() -> None:
