@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from bench.fit.serving_rows import Row, gpu_of, load_rows, model_of
+from bench.fit.serving_rows import Row, configuration_of, gpu_of, load_rows, model_of, ranges
 from pertoken.errors import CannotServeError
 from pertoken.perf._coefficients import (
     DIRECTIONS,
@@ -47,13 +47,16 @@ SPREAD_ORDER = Spread._fields
 
 MOE = ("routed", "grouped", "grouped_prefill", "expert_us")
 BROAD = ("reading", "computing", "latency", "handling")
+FRONT = ("stall", "first_ms", "first_steps")
+"""What engines settle each in their own way: whether a prompt shares a step with decoding or stops it, and how
+first tokens are handed out."""
 FREE = tuple(n for n in NAMES if n != "seats")
 """What the fit moves step by step; seats, which bind or do not, are searched."""
 PARTICULAR = (*(n for n in FREE if n not in DIRECTIONS["latency"]), "latency")
 Levels = dict[str, tuple[tuple[str, ...], float]]
 STAGES: tuple[Levels, ...] = (
     {"all": (FREE, 0.2), "precision": (MOE, 0.2), "engine|precision": (MOE, 0.3)},
-    {"vendor": (BROAD, 0.1), "engine": (BROAD, 0.1)},
+    {"vendor": (BROAD, 0.1), "engine": (BROAD + FRONT, 0.1)},
     {"configuration": (PARTICULAR, 0.6)},
     {"release": (PARTICULAR, 0.6)},
 )
@@ -67,8 +70,14 @@ SCALE = {"prefill": 0.5, "attention": 0.25, "request_ms": 1.5, "first_ms": 1.5, 
          "slot": 4.0, "first_steps": 2.5}  # fmt: skip
 """Prior deviations relative to their level's: narrow where physics leaves little room, wide where it says
 little."""
-NOISE = {"tokens_per_s": 0.06, "tpot_s": 0.06, "ttft_s": 0.6}
+SHARED_SCALE = SCALE | {"request_ms": 0.5, "sequence_us": 0.5, "row_us": 0.5, "step_ms": 0.5, "kernel_us": 0.5,
+                        "stall": 5.0}  # fmt: skip
+"""The same for effects that reach beyond a configuration: a host's times are much alike everywhere, and where
+rows tell otherwise it is mostly a configuration's own; what prompts stall is the engine's choice."""
+NOISE = {"tokens_per_s": 0.06, "tpot_s": 0.09, "ttft_s": 0.6}
 """Standard deviation of a row's residual in log space, by quantity, that the fit weighs rows by."""
+STRAY = 0.15
+"""Median absolute log error at which a configuration's rows weigh half in what all share."""
 ROUNDS = 12
 TOLERANCE = 5e-3
 HUBER = 2.0
@@ -215,22 +224,25 @@ def _fit_stage(b: Batch, levels: Levels, start: Floats) -> dict[tuple[str, str, 
 
     minimise Σ w ρ((log measured − log predicted) / noise) + Σ (effect / prior deviation)²
     """
+    shared = not {"configuration", "release"} & set(levels)
+    scale = SHARED_SCALE if shared else SCALE
     names = [
         (level, key, direction)
         for level, (directions, _) in levels.items()
         for key in dict.fromkeys(k[level] for k in b.keys)
         for direction in directions
     ]
-    prior = np.array([levels[level][1] * SCALE.get(direction, 1.0) for level, _, direction in names])
+    prior = np.array([levels[level][1] * scale.get(direction, 1.0) for level, _, direction in names])
     members = [(b.rows_of(level, key), [NAMES.index(n) for n in DIRECTIONS[d]]) for level, key, d in names]
     values = np.zeros(len(names))
-    weight = np.array([r.weight for r in b.rows]) * _balance(b)
+    weighed = np.array([r.weight for r in b.rows]) * _balance(b, SHARED_POWER if shared else BALANCE_POWER)
     for _ in range(ROUNDS):
         logs = start.copy()
         for value, (rows, columns) in zip(values, members, strict=True):
             logs[np.ix_(rows, columns)] += value
         normal, gradient = np.diag(prior**-2), -values / prior**2
         centre, slopes = _slopes(b, logs)
+        weight = weighed * _trust(b, centre) if shared else weighed
         for quantity, noise in NOISE.items():
             residual = np.log(b.measured[quantity]) - np.log(centre[quantity])
             known = np.isfinite(residual)
@@ -250,16 +262,37 @@ def _fit_stage(b: Batch, levels: Levels, start: Floats) -> dict[tuple[str, str, 
 
 BALANCE_ROWS = 30.0
 BALANCE_POWER = 0.3
+SHARED_POWER = 0.5
 
 
-def _balance(b: Batch) -> Floats:
+def _balance(b: Batch, power: float = BALANCE_POWER) -> Floats:
     """Less weight per row of a configuration with many rows: two hundred points of one model are not two
     hundred witnesses of what engines and GPUs have in common."""
     out = np.ones(len(b.rows))
     for key in {k["configuration"] for k in b.keys}:
         rows = b.rows_of("configuration", key)
-        out[rows] = (BALANCE_ROWS / rows.size) ** BALANCE_POWER
+        out[rows] = (BALANCE_ROWS / rows.size) ** power
     return np.clip(out, 0.0, 2.0)
+
+
+def _trust(b: Batch, answer: dict[str, Floats]) -> Floats:
+    """Less weight to a configuration that stands out whole: 1 / (1 + (median absolute log error / STRAY)²), mean
+    over all rows 1.
+
+    One that ran with settings nobody published would else pull what all share; its own effects fit it later.
+    """
+    off = np.mean(
+        [
+            np.nan_to_num(np.abs(np.log(b.measured[quantity] / answer[quantity])))
+            for quantity in ("tokens_per_s", "tpot_s")
+        ],
+        axis=0,
+    )
+    out = np.ones(len(b.rows))
+    for key in {k["configuration"] for k in b.keys}:
+        rows = b.rows_of("configuration", key)
+        out[rows] = 1 / (1 + (float(np.median(off[rows])) / STRAY) ** 2)
+    return np.asarray(out / out.mean(), dtype=np.float64)
 
 
 def _slopes(b: Batch, logs: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
@@ -393,8 +426,7 @@ def own_spreads(scored: Sequence[Scored]) -> dict[str, list[float]]:
     """Half-widths of configurations with rows of their own: theirs over random folds, drawn to all rows'."""
     groups: dict[str, list[Scored]] = {}
     for s in scored:
-        keys = level_keys(model_of(s.row.model), gpu_of(s.row.gpu), s.row.engine, s.row.precision)
-        groups.setdefault(keys["configuration"], []).append(s)
+        groups.setdefault(configuration_of(s.row), []).append(s)
     everyone = [half_width(scored, q) for q in SPREAD_ORDER]
     return {
         key: [
@@ -403,6 +435,39 @@ def own_spreads(scored: Sequence[Scored]) -> dict[str, list[float]]:
         ]
         for key, group in sorted(groups.items())
     }
+
+
+EDGE = 6.0
+"""Concurrency held back at either end of a configuration's range, as a factor, to see how predictions err there."""
+
+
+def far_slopes(rows: Sequence[Row], own: dict[str, list[float]]) -> dict[str, float]:
+    """Half-width that an e-fold beyond a configuration's rows adds in quadrature, by quantity.
+
+    The highest and then the lowest concurrencies of every configuration that spans enough are held back; the
+    80 % quantile of √(error² − own²) ÷ e-folds beyond.
+    """
+    whole = ranges([r for r in rows if r.scored])
+    slopes: dict[str, list[float]] = {q: [] for q in SPREAD_ORDER}
+    for upper in (True, False):
+
+        def held(row: Row, upper: bool = upper) -> bool:
+            low, high = whole.get(configuration_of(row), (1.0, 1.0))
+            outer = row.concurrency > high / EDGE if upper else row.concurrency < low * EDGE
+            return row.scored and high / low >= 2 * EDGE and outer
+
+        kept = [r for r in rows if not held(r)]
+        inner = ranges([r for r in kept if r.scored])
+        out = [r for r in rows if held(r) and configuration_of(r) in inner]
+        for s in score(fit(batch(kept)), out):
+            key = configuration_of(s.row)
+            low, high = inner[key]
+            beyond = float(np.log(s.row.concurrency / high if upper else low / s.row.concurrency))
+            for q, width in zip(SPREAD_ORDER, own[key], strict=True):
+                error = abs(float(np.log(getattr(s, q) / getattr(s.row, q))))
+                if beyond > 0 and np.isfinite(error):
+                    slopes[q].append(np.sqrt(max(error**2 - width**2, 0.0)) / beyond)
+    return {q: round(float(np.quantile(values, COVERAGE)), 3) for q, values in slopes.items()}
 
 
 def tables(found: Fit) -> dict[str, Any]:
@@ -420,6 +485,7 @@ def write(found: Fit, rows: Sequence[Row], results: dict[str, list[Scored]], pat
     """The coefficient file the package ships."""
     seen: dict[str, dict[str, list[str]]] = {}
     b = batch(rows)
+    own = own_spreads(results["random"])
     for keys in b.keys:
         for level in ("vendor", "architecture", "gpu", "architecture|engine|precision", "model"):
             seen.setdefault(level, {}).setdefault(keys[level], [])
@@ -429,7 +495,9 @@ def write(found: Fit, rows: Sequence[Row], results: dict[str, list[Scored]], pat
         "scored": sum(r.scored for r in b.rows),
         "base": {name: getattr(Coefficients(), name) for name in NAMES},
         "spread": spreads(results),
-        "spread_own": own_spreads(results["random"]),
+        "spread_own": own,
+        "range": ranges(b.rows),
+        "far": far_slopes(rows, own),
         "residuals": {split: summary(scored) for split, scored in results.items()},
         "coverage": {
             split: {q: round(coverage(scored, split, q), 3) for q in QUANTITIES}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from pertoken.catalog.gpus import Gpu, gpu
 from pertoken.catalog.models import Model, model, model_from_config
 from pertoken.errors import InputError, UnknownNameError
+from pertoken.perf._coefficients import level_keys
 from pertoken.perf._work import precision_name
 from pertoken.perf.point import Layout
 from pertoken.units import MILLISECONDS_PER_SECOND
@@ -92,6 +93,22 @@ def _configs() -> dict[str, Model]:
 @cache
 def gpu_of(name: str) -> Gpu:
     return gpu(name)
+
+
+def configuration_of(row: Row) -> str:
+    """The key of a row's effects of its own: GPU × engine family × precision × architecture."""
+    keys = level_keys(
+        model_of(row.model), gpu_of(row.gpu), row.engine, row.precision, split=row.prefill_gpus > 0
+    )
+    return keys["configuration"]
+
+
+def ranges(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
+    """Fewest and most requests in flight of every configuration's rows."""
+    held: dict[str, list[float]] = {}
+    for row in rows:
+        held.setdefault(configuration_of(row), []).append(row.concurrency)
+    return {key: (min(values), max(values)) for key, values in sorted(held.items())}
 
 
 def load_rows(folder: Path = DATA / "performance") -> list[Row]:

@@ -94,6 +94,26 @@ def test_errors_of_the_shipped_file_are_those_it_states(serving: Any) -> None:
     assert np.median(error) <= fitted()["residuals"]["random"]["tokens_per_s median"]
 
 
+def test_a_configuration_that_stands_out_whole_weighs_less_in_what_all_share(serving: Any) -> None:
+    """A median error of STRAY: half the weight of one without error, relative to the mean of 1."""
+    b = serving.batch([r for r in serving.load_rows() if r.gpu == "MI355X" and r.scored])
+    keys = sorted({k["configuration"] for k in b.keys})
+    answer = {q: b.measured[q].copy() for q in ("tokens_per_s", "tpot_s")}
+    stray = b.rows_of("configuration", keys[0])
+    for values in answer.values():
+        values[stray] *= np.exp(serving.STRAY)
+    trust = serving._trust(b, answer)
+    assert trust.mean() == pytest.approx(1.0)
+    assert trust[stray[0]] / trust[b.rows_of("configuration", keys[1])[0]] == pytest.approx(0.5)
+
+
+def test_ranges_hold_every_row_of_their_configuration(serving: Any) -> None:
+    ranges = serving.ranges(serving.batch(serving.load_rows()).rows)
+    assert {key: list(span) for key, span in ranges.items()} == fitted()["range"]
+    assert set(fitted()["effects"]["configuration"]) == set(ranges)
+    assert all(0.0 < slope < 1.0 for slope in fitted()["far"].values())
+
+
 def test_summary_counts_percent(serving: Any) -> None:
     row = next(r for r in serving.load_rows() if r.scored)
     off = serving.Scored(row, 1.1 * row.tokens_per_s, row.ttft_s, 0.9 * row.tpot_s)

@@ -55,8 +55,9 @@ def test_on_a_measured_point_the_answer_is_the_measurement(points: Points) -> No
     found = predict_measured(points, LLAMA, H100, point([8, 32, 128]), predict)
     assert found is not None
     base = predict(LLAMA, H100, point([8, 32, 128]))
-    assert found.tokens_per_s.value == pytest.approx(1.3 * base.tokens_per_s.value, rel=0.01)
-    assert found.tpot_s.value == pytest.approx(base.tpot_s.value / 1.3, rel=0.01)
+    # Runs repeat within 3 %, the model errs by some 15: a thirtieth of the 30 % stays with the model.
+    assert found.tokens_per_s.value == pytest.approx(1.3 * base.tokens_per_s.value, rel=0.015)
+    assert found.tpot_s.value == pytest.approx(base.tpot_s.value / 1.3, rel=0.015)
     assert found.gpu_power_w.value == pytest.approx(600, rel=0.05)
     assert found.basis == "measured"
 

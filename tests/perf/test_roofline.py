@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from pertoken.catalog.gpus import Gpu, gpu
 from pertoken.catalog.models import Model, model
 from pertoken.errors import CannotServeError, InputError
 from pertoken.perf import Layout, Point, predict, step_times, utilisations
-from pertoken.perf._coefficients import Coefficients, lookup
+from pertoken.perf._coefficients import Coefficients, Lookup, Spread, lookup
 from pertoken.perf._steps import (
     attention_per_token_s,
     cache_per_sequence_s,
@@ -77,7 +77,7 @@ def test_one_token_visits_its_own_experts_and_a_batch_fewer_than_independent_dra
     oss, b200 = model(OSS), gpu(B200)
     found = work(oss, b200, Layout(), formats(b200, "fp4"))
     assert covered(found, 1.0) == pytest.approx(4 / 128)
-    assert 0.8 < float(np.asarray(covered(found, 100.0))) < 0.958
+    assert 0.7 < float(np.asarray(covered(found, 100.0))) < 0.958
 
 
 def test_an_engine_runs_what_memory_its_seats_and_its_slots_allow() -> None:
@@ -207,6 +207,42 @@ def test_interval_surrounds_the_value_and_widens_for_what_was_not_measured() -> 
     assert "not measured" in strange.source
 
 
+def test_intervals_widen_beyond_the_concurrency_that_was_measured() -> None:
+    """half-width = √(own² + (far × e-folds beyond the rows)²): e² times as many requests are two e-folds."""
+    found = Lookup(Coefficients(), Spread(0.09, 0.5, 0.1), "fitted", "", 4.0, 64.0, Spread(0.1, 0.3, 0.2))
+    for inside in (4.0, 10.0, 64.0):
+        assert found.spread_at(inside) == pytest.approx((0.09, 0.5, 0.1))
+    beyond = np.hypot([0.09, 0.5, 0.1], 2 * np.array([0.1, 0.3, 0.2]))
+    assert np.allclose(found.spread_at(64.0 * np.e**2), beyond)
+    assert np.allclose(found.spread_at(1.0)[0], np.hypot(0.09, 0.1 * np.log(4.0)))
+    assert np.asarray(found.spread_at(np.array([8.0, 512.0]))[2]).shape == (2,)
+
+
+def test_a_measured_configuration_is_less_sure_far_from_its_rows() -> None:
+    at = predict(
+        model("meta-llama/Llama-3.1-70B"), gpu(B200),
+        Point(1000, 1000, np.array([16.0, 2000.0]), precision="fp8", engine="vllm", layout=Layout(tp=8)),
+    ).tokens_per_s  # fmt: skip
+    near, far = np.log(np.asarray(at.high) / np.asarray(at.value))
+    assert far > 1.5 * near
+
+
+@given(PAIRS, SIZES, st.sampled_from([1.0, 8.0, 100.0]))
+def test_a_step_is_never_faster_than_reading_at_the_datasheets_bandwidth(
+    pair: tuple[str, str, str, int], length: float, sequences: float
+) -> None:
+    """Fitted effects may add up to less than ideal where nothing was measured; the roofline holds there too."""
+    name, card, precision, tp = pair
+    m, g = model(name), gpu(card)
+    ideal = work(m, g, Layout(tp=tp), formats(g, precision))
+    requests = requests_of(Point(length, length, 1), length, 0.0, length)
+    cache_s = cache_per_sequence_s(ideal, decode_context(ideal, requests))
+    dream = Coefficients(**dict.fromkeys((f.name for f in fields(Coefficients)), 1e-9))
+    step = decode_step_s(ideal, dream, sequences, 1.0, cache_s, 0.0)
+    read = ideal.always_s + ideal.routed_s * covered(ideal, sequences) + sequences * cache_s
+    assert step == pytest.approx(read)
+
+
 def test_precision_the_hardware_lacks_is_named() -> None:
     assert (
         "fp4 weights, bf16 compute"
@@ -314,3 +350,5 @@ def test_names_of_engines_and_precisions_in_the_field() -> None:
         "trt", "sglang", "trt", "other",
     ]  # fmt: skip
     assert precision_name("NVFP4") == "fp4"
+    written = ("FP8-dynamic", "w8a8_int8", "int4 awq", "torch.bfloat16", "modelopt_fp4", "mxfp8")
+    assert [precision_name(name) for name in written] == ["fp8", "int8", "int4", "bf16", "fp4", "fp8"]

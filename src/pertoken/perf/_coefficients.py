@@ -21,7 +21,7 @@ import numpy as np
 from pertoken.catalog.gpus import Gpu
 from pertoken.catalog.models import Model
 from pertoken.perf._work import engine_family, formats, precision_name
-from pertoken.perf.point import FloatLike
+from pertoken.perf.point import FloatLike, Floats
 
 
 @dataclass(frozen=True)
@@ -89,18 +89,25 @@ DIRECTIONS: Mapping[str, tuple[str, ...]] = {
 """What one effect moves: a single coefficient, or several that share a cause, together."""
 
 HARDWARE: Mapping[str, Mapping[str, float]] = {
+    "volta": {"computing": 0.20},
+    "turing": {"computing": 0.20},
     "ampere": {"reading": 0.0, "computing": -0.10},
     "ada": {"reading": 0.0, "computing": 0.15},
     "blackwell-rtx": {"computing": 0.15},
+    "cdna2": {"reading": 0.15, "computing": 0.55, "latency": 0.40, "handling": 0.2},
     "cdna3": {"reading": 0.10, "computing": 0.45, "latency": 0.40, "handling": 0.2},
     "cdna4": {"reading": 0.10, "computing": 0.25, "latency": 0.40, "handling": 0.2},
+    "gaudi2": {"reading": 0.15, "computing": 0.35, "latency": 0.60},
     "gaudi3": {"reading": 0.15, "computing": 0.35, "latency": 0.60},
+    "tpu": {"reading": 0.15, "computing": 0.25, "latency": 0.30},
+    "trainium": {"reading": 0.15, "computing": 0.45, "latency": 0.60},
     "apple-m3": {"reading": 0.05, "computing": 0.10},
 }
 """Log offsets an architecture starts from, before any row of ours: the share of datasheet peak that matrix and
 copy benchmarks reach against Hopper's, and the maturity of its kernels. Assumed, guided by what SemiAnalysis
 (2024-12) and Chips and Cheese (2024-06) report of MI300X against H100 (about 47 and 73 % of the bf16 peak);
-neither was read again for this table, and the offsets of latency and handling are judgement."""
+neither was read again for this table; the offsets of latency and handling, and those of architectures no row of
+ours was measured on, are judgement."""
 
 
 class Spread(NamedTuple):
@@ -118,6 +125,24 @@ class Lookup(NamedTuple):
     spread: Spread
     basis: str
     source: str
+    fewest: float = 0.0
+    """Requests in flight between which the configuration's rows lie."""
+    most: float = math.inf
+    far: Spread = Spread(0.0, 0.0, 0.0)
+    """Half-width that each e-fold beyond them adds in quadrature."""
+
+    def spread_at(self, concurrency: FloatLike) -> tuple[Floats, Floats, Floats]:
+        """Half-widths of the interval at a number of requests in flight: wider beyond those measured.
+
+        Formula: √(spread² + (far × e-folds beyond the rows)²).
+        """
+        asked = np.maximum(np.asarray(concurrency, dtype=np.float64), 1.0)
+        beyond = np.maximum(np.log(asked / self.most), 0.0) if math.isfinite(self.most) else 0.0
+        beyond = beyond + np.maximum(np.log(max(self.fewest, 1.0) / asked), 0.0)
+        tokens, ttft, tpot = (
+            np.hypot(own, far * beyond) for own, far in zip(self.spread, self.far, strict=True)
+        )
+        return tokens, ttft, tpot
 
 
 UNFITTED = Spread(0.5, 0.9, 0.5)
@@ -230,7 +255,10 @@ def _lookup(keys: tuple[tuple[str, str], ...]) -> Lookup:
     text = f"roofline fitted {file['date']} to {file['rows']} measured points ({label}): {NOVELTY[novelty]}"
     text += "; not this model there" if new_model else ""
     own = None if new_model or novelty != "none" else file["spread_own"].get(named["configuration"])
-    return Lookup(found, Spread(*own) if own else _spread(file, novelty, new_model), basis, text)
+    low, high = file["range"].get(named["configuration"], (0.0, math.inf))
+    far = Spread(*(file["far"][quantity] for quantity in Spread._fields))
+    spread = Spread(*own) if own else _spread(file, novelty, new_model)
+    return Lookup(found, spread, basis, text, low, high, far)
 
 
 def lookup(model: Model, gpu: Gpu, engine: str, precision: str, *, split: bool = False) -> Lookup:

@@ -84,7 +84,7 @@ def attention_per_token_s(work: Work, context: Context) -> FloatLike:
     )
 
 
-ALIKE = 0.9
+ALIKE = 0.85
 """Power of a step's tokens that choose experts as if each chose for itself: tokens of one batch resemble each other and
 visit fewer experts than independent draws would. Chosen with models left out."""
 
@@ -94,11 +94,11 @@ def covered(work: Work, tokens: FloatLike) -> FloatLike:
     return -np.expm1(work.log_miss * np.maximum(tokens, 1.0) ** ALIKE)
 
 
-def weights_s(work: Work, c: Coefficients, tokens: FloatLike) -> FloatLike:
-    """Seconds to read the weights a step of that many tokens touches."""
+def visited_s(work: Work, tokens: FloatLike) -> FloatLike:
+    """Ideal seconds to read the routed experts that a step of that many tokens visits."""
     if not np.any(work.routed_s):
-        return c.always * work.always_s  # dense: a power and an exponential less per point
-    return c.always * work.always_s + c.routed * work.routed_s * covered(work, tokens)
+        return 0.0  # dense: a power and an exponential less per point
+    return work.routed_s * covered(work, tokens)
 
 
 def latency_s(work: Work, c: Coefficients) -> FloatLike:
@@ -118,15 +118,16 @@ def decode_step_s(
 ) -> Floats:
     """Seconds for one decode step of `sequences` running requests of the replica (all ranks).
 
-    Formula: reads of weights ∨ GEMM FLOPs + cache reads ∨ attention FLOPs + links + latency + per-sequence
-    work, where a ∨ b = √(a² + b²): a roofline with a rounded corner. A pipeline of p stages runs p
-    micro-batches.
+    Formula: reads of weights + GEMM FLOPs + cache reads + attention FLOPs + links + latency + per-sequence
+    work, and never less than reading weights and caches at the datasheet's bandwidth takes. A pipeline of p
+    stages runs p micro-batches.
     """
     micro = np.maximum(sequences / work.pp, 1.0)
     tokens = micro * verified
     rank = np.maximum(micro / work.dp, np.minimum(micro, 1.0))
     gemm = c.gemm * tokens * (work.dense_gemm_s + c.grouped * work.routed_gemm_s)
-    read = weights_s(work, c, tokens)
+    visited = visited_s(work, tokens)
+    read = c.always * work.always_s + c.routed * visited
     attend = rank * (c.cache * cache_s + c.attention * verified * attention_s)
     seconds: Floats = (
         read
@@ -137,7 +138,7 @@ def decode_step_s(
         + MICRO * rank * (c.sequence_us + c.row_us * work.kernels)
         + c.gather * work.gather_s * tokens
     )
-    return seconds
+    return np.maximum(seconds, work.always_s + visited + rank * cache_s)
 
 
 def prompt_s(work: Work, c: Coefficients, requests: Requests) -> tuple[FloatLike, FloatLike]:
@@ -155,9 +156,8 @@ def prompt_s(work: Work, c: Coefficients, requests: Requests) -> tuple[FloatLike
     request = c.request_ms * MILLI / work.dp
     shared = n * per_token / work.pp + request + c.stall * latency_s(work, c) / work.pp
     alone = n * per_token + request * work.dp
-    return shared, np.maximum(alone, weights_s(work, c, n)) + c.eager * latency_s(
-        work, c
-    ) + c.first_ms * MILLI
+    read = c.always * work.always_s + c.routed * visited_s(work, n)
+    return shared, np.maximum(alone, read) + c.eager * latency_s(work, c) + c.first_ms * MILLI
 
 
 def max_sequences(work: Work, requests: Requests) -> Floats:

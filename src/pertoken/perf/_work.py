@@ -16,10 +16,15 @@ from pertoken.units import BYTES_PER_GB
 
 PRECISION_NAMES = {
     "bf16": "bf16", "bfloat16": "bf16", "fp16": "bf16", "float16": "bf16", "half": "bf16",
-    "fp8": "fp8", "fp8_block": "fp8", "fp8_e4m3": "fp8", "w8a8_fp8": "fp8",
-    "fp4": "fp4", "nvfp4": "fp4", "mxfp4": "fp4", "w4a8_mxfp4": "fp4",
-    "int8": "int8", "w8a8": "int8", "w8a16": "int8",
-    "int4": "int4", "w4a16": "int4", "awq": "int4", "gptq": "int4",
+    "torch.bfloat16": "bf16", "torch.float16": "bf16",
+    "fp8": "fp8", "fp8_block": "fp8", "fp8_e4m3": "fp8", "w8a8_fp8": "fp8", "fp8_e5m2": "fp8", "e4m3": "fp8",
+    "float8": "fp8", "float8_e4m3fn": "fp8", "fp8_static": "fp8", "fp8_dynamic": "fp8", "fp8_kv": "fp8",
+    "fp8_ootb": "fp8", "mxfp8": "fp8", "modelopt_fp8": "fp8",
+    "fp4": "fp4", "nvfp4": "fp4", "mxfp4": "fp4", "w4a8_mxfp4": "fp4", "w4a16_mxfp4": "fp4",
+    "w4a8_mxfp4_mxfp8": "fp4", "modelopt_fp4": "fp4",
+    "int8": "int8", "w8a8": "int8", "w8a16": "int8", "w8a8_int8": "int8", "int8_sq": "int8", "sq": "int8",
+    "int4": "int4", "w4a16": "int4", "awq": "int4", "gptq": "int4", "int4_wo": "int4", "int4_awq": "int4",
+    "awq_int4": "int4", "w4a16_awq": "int4", "gptq_int4": "int4",
 }  # fmt: skip
 """Foreign name of a precision to ours."""
 
@@ -48,10 +53,10 @@ def precision_name(precision: str) -> str:
 
     Raises InputError for a name that is none.
 
-    >>> precision_name("nvfp4"), precision_name("bfloat16")
-    ('fp4', 'bf16')
+    >>> precision_name("nvfp4"), precision_name("bfloat16"), precision_name("FP8-dynamic")
+    ('fp4', 'bf16', 'fp8')
     """
-    name = PRECISION_NAMES.get(precision.lower())
+    name = PRECISION_NAMES.get(precision.strip().lower().replace("-", "_").replace(" ", "_"))
     if name is None:
         raise InputError(f"unknown precision {precision!r}: one of bf16, fp8, fp4, int8, int4")
     return name
@@ -366,7 +371,7 @@ def work(model: Model, gpu: Gpu, layout: Layout, fmt: Formats) -> Work:
 def _too_large(model: Model, gpu: Gpu, layout: Layout, held: float, total: float) -> str:
     gib = 2.0**30
     usable = usable_bytes(gpu)
-    fewest = int(np.ceil(total / usable)) if usable > 0 else 0
+    fewest = max(int(np.ceil(total / usable)) if usable > 0 else 0, layout.gpus + 1)
     return (
         f"{model.name} does not fit {layout.gpus} × {gpu.name} (tp {layout.tp}, pp {layout.pp}, dp {layout.dp})"
         ": "

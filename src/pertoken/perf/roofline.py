@@ -44,12 +44,12 @@ def predict(model: Model, gpu: Gpu, point: Point) -> Prediction:
     Source: the coefficient file names rows and date; the method is in docs/perf.md.
     """
     loop, used, found, fmt = _answer(model, gpu, point)
-    power, spread = _gpu_power(model, gpu, point, used), found.spread
+    tokens, ttft, tpot = found.spread_at(point.concurrency)
     return Prediction(
-        tokens_per_s=_interval(loop.tokens_per_s, spread.tokens_per_s),
-        ttft_s=_interval(loop.ttft_s, spread.ttft_s),
-        tpot_s=_interval(loop.tpot_s, spread.tpot_s),
-        gpu_power_w=power,
+        tokens_per_s=_interval(loop.tokens_per_s, tokens),
+        ttft_s=_interval(loop.ttft_s, ttft),
+        tpot_s=_interval(loop.tpot_s, tpot),
+        gpu_power_w=_gpu_power(model, gpu, point, used),
         prefill_fraction=loop.prefill_fraction,
         max_concurrency=loop.max_concurrency,
         basis=found.basis,
@@ -182,7 +182,7 @@ def _no_room(
     )
 
 
-def _interval(value: Floats, half_width: float) -> Interval:
+def _interval(value: Floats, half_width: Floats) -> Interval:
     """A value with the same ratio up and down."""
     return Interval(value, value * np.exp(-half_width), value * np.exp(half_width))
 
