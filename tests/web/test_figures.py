@@ -93,6 +93,8 @@ def test_pools_whose_energy_nobody_measured_are_named(filled: Client) -> None:
         assert "too small" not in without.lower()
         assert "156,522" in without or "1.565e+05" in without, address  # 3.6e6 / 23 J
     assert "too small" not in filled.get("/figure/joule_per_token_output?by=pool").text.lower()
+    assert filled.get("/figure/joule_per_token_output.json").json()["unmeasured_pools"] == ["api"]
+    assert filled.get("/figure/joule_per_token_output.json?pool=p").json()["unmeasured_pools"] == []
     assert "too small" not in filled.get("/figure/usd_per_mtok_output").text.lower()
 
 

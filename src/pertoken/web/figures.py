@@ -17,7 +17,7 @@ from pertoken.errors import InputError, nearest
 from pertoken.ledger import Ledger
 from pertoken.report._page import PALETTE, UTC_AXES, png
 from pertoken.report._written import counted, csv_text, ratio
-from pertoken.report.spend import label, names_axis, one_sided
+from pertoken.report.spend import OneSided, label, names_axis, one_sided
 from pertoken.units import METRICS
 from pertoken.web._doors import ServiceHere
 from pertoken.web._frame import page
@@ -113,7 +113,8 @@ def _answer(request: Request, ledger: Ledger, asked: Asked, twin: str) -> Respon
         answer = {
             "figure": asked.name, "unit": asked.unit, "about": asked.about, "formula": asked.formula,
             "by": asked.by, "where": asked.question.where, "url": asked.url(""),
-            "rows_behind": [asked.behind("cost"), asked.behind("usage")], "rows": rows,
+            "rows_behind": [asked.behind("cost"), asked.behind("usage")],
+            "unmeasured_pools": list(lacking.pools) if (lacking := _lacking(ledger, asked)) else [], "rows": rows,
         }  # fmt: skip
         return Response(json.dumps(answer), media_type="application/json")
     if twin == ".csv":
@@ -130,8 +131,7 @@ def _answer(request: Request, ledger: Ledger, asked: Asked, twin: str) -> Respon
 
 
 def _page(request: Request, ledger: Ledger, asked: Asked, rows: list[dict[str, Any]]) -> Response:
-    # By pool each row is of one that has both, or of one that has no figure.
-    lacking = None if "pool" in asked.by else one_sided(ledger, asked.name, asked.question.asked)
+    lacking = _lacking(ledger, asked)
     return page(
         request,
         "figure.html",
@@ -151,6 +151,11 @@ def _page(request: Request, ledger: Ledger, asked: Asked, rows: list[dict[str, A
         twins=TWINS,
         dimensions=_COST_KEYS if asked.name == COST else _METRIC_KEYS,
     )
+
+
+def _lacking(ledger: Ledger, asked: Asked) -> OneSided | None:
+    """What makes it too small; by pool nothing does: each row is of one that has both sides, or has no figure."""
+    return None if "pool" in asked.by else one_sided(ledger, asked.name, asked.question.asked)
 
 
 def _shown(asked: Asked, row: Mapping[str, Any]) -> dict[str, str]:
