@@ -198,6 +198,28 @@ def test_what_a_silent_engine_counts_later_is_not_booked_by_events_too() -> None
     assert "usage events tell 80 more output_tokens of 'm' than the engine" in texts
 
 
+@pytest.mark.parametrize(("began", "held"), [(5.0, (1, 1, 1)), (7000.0, (0.5, 0, 0.5)), (0.0, (0.5, 0, 0.5))])
+def test_a_rented_engine_that_ran_through_a_silence_held_its_gpus(
+    began: float, held: tuple[float, ...]
+) -> None:
+    """Heard for half an hour, silent for two, heard again: whether it ran meanwhile its start time says, or nobody."""
+    target, state, tables = prometheus.Target("a", "h100", model="m", gpus=1.0), State(0.0), []
+    start = HOUR.timestamp()
+    for minute in (*range(31), *range(150, 181)):
+        first = start + (began if minute > 30 and began > 10 else -60)
+        told_start = f"process_start_time_seconds {first}\n" if began else ""
+        text = f"{told_start}vllm:generation_tokens_total {minute + 1}\nvllm:num_requests_running 1\n"
+        table, state = prometheus.read(text, target, state, now_s=start + 60 * minute - 0.001)
+        tables.append(table)
+    hours = [HOUR + timedelta(hours=n) for n in range(3)]
+    rented = fleet(h100={"price": RENTED})
+    found = attribute(totals(concat(tables)), rented, hours)
+    sums = by(found.usage, "gpu_hours", "hour")
+    assert tuple(sums.get(hour, 0.0) for hour in hours) == pytest.approx(held, abs=1e-5)
+    unseen = {r["quantity"] for r in found.usage.to_pylist() if r["basis"] == "assumed:unseen"}
+    assert bool(unseen) == (began == 5.0)
+
+
 def test_an_engine_that_began_anew_in_a_silence_counts_nothing_of_before() -> None:
     """Its first process took its count with it: what events tell of the silent hour is all that is known of it."""
     target, state, tables = prometheus.Target("a", "h100", model="m"), State(0.0), []

@@ -69,7 +69,7 @@ class Claims:
         if isinstance(count, int) and self.pool.price.term in HELD_BY_COUNT:
             return float(count)
         seen = self.tally.sum("device", "gpu_seen_seconds") / SECONDS_PER_HOUR
-        claimed = self.tally.sum("engine", "held_gpus") / SECONDS_PER_HOUR
+        claimed = self.tally.sum("engine", "held_gpus") / SECONDS_PER_HOUR + self._unseen()
         training = self.tally.sum("training", "gpu_hours")
         if seen or claimed or training:
             return max(seen, claimed + training)
@@ -84,6 +84,9 @@ class Claims:
         for (model, tenant, phase), amount in self.tally.training_hours().items():
             claim.parts[model, tenant, phase, "measured:training_log"] += amount
             claimed += amount
+        if unseen := self._unseen():
+            claim.parts["", IDLE, "idle", "assumed:unseen"] += unseen
+            claimed += unseen
         instances = self.tally.engines()
         stated = {i: h for i in instances if (h := self.tally.of(i, "held_gpus") / SECONDS_PER_HOUR)}
         rest = [i for i in instances if i not in stated]
@@ -106,6 +109,10 @@ class Claims:
             seen = watched or [self.tally.sum("training", "gpu_hours") > 0]
             claim.parts["", IDLE, "idle", "measured" if all(seen) else "assumed:unseen"] += held - claimed
         return claim.parts
+
+    def _unseen(self) -> float:
+        """GPU-hours of instances that were silent and ran on: held, and nobody knows for what."""
+        return self.tally.sum("engine", "held_unseen") / SECONDS_PER_HOUR
 
     def _instance(
         self,

@@ -77,7 +77,7 @@ def read_samples(
         Reading(Series(name, labels), value, now_s) for name, labels, value in samples if rules_of(name)
     ]
     quantities, new = advance(state, readings, now_s=now_s, whole=True)
-    return _table(quantities + _watched(readings, state, now_s), target, now_s), new
+    return _table(quantities + _watched(readings, state.last_s, new.start_s, now_s), target, now_s), new
 
 
 def read_remote_write(
@@ -130,23 +130,24 @@ def by_instance(
             if reading.time_s > before:
                 at_time[reading.time_s].append(reading)
         for time_s, together in at_time.items():
-            quantities += _watched(together, State(0.0, last_s=before), time_s)
+            quantities += _watched(together, before, new[key].start_s, time_s)
             before = time_s
         tables.append(_table(quantities, targets[key], now_s))
     return concat(tables), new, dict(unknown)
 
 
-def _watched(readings: Iterable[Reading], state: State, now_s: float) -> list[Quantity]:
-    """Seconds a target was seen, or the gap since it was last seen."""
+def _watched(readings: Iterable[Reading], last_s: float, start_s: float, now_s: float) -> list[Quantity]:
+    """Seconds a target was seen since `last_s`, or the gap; its process runs since `start_s` [POSIX s, 0: unknown]."""
     rules = [(r, rule) for r in readings for rule in rules_of(r.series.name) if rule.how != "start"]
-    if not rules or not state.last_s:
+    if not rules or not last_s:
         return []
-    length = now_s - state.last_s
-    interval = (state.last_s, now_s)
+    length = now_s - last_s
+    interval = (last_s, now_s)
     # A page may tell of an engine and of its GPUs (NIM, Triton): each is seen.
     kinds = dict.fromkeys(rule.kind for _, rule in rules)
     meter = "gap_seconds" if length > MAX_GAP_S else "seen_seconds"
-    found = [Quantity(kind, meter, "", "", {}, *interval, length, "measured") for kind in kinds]
+    basis = _ALIVE if meter == "gap_seconds" and 0 < start_s <= last_s else "measured"
+    found = [Quantity(kind, meter, "", "", {}, *interval, length, basis) for kind in kinds]
     if meter == "seen_seconds":
         gpus: dict[str, dict[str, str]] = {}
         for reading, rule in rules:
@@ -178,8 +179,9 @@ def _table(quantities: list[Quantity], target: Target, now_s: float) -> pa.Table
             if part > 0 or q.meter in TOLD_AT_ZERO:
                 sums[q.kind, pool, model, q.meter, q.basis, time_s] += part
     for (kind, pool, model, meter, basis, time_s), amount in list(sums.items()):
-        if meter == "seen_seconds" and kind == "engine" and target.gpus:
-            sums[kind, pool, model, "held_gpus", basis, time_s] += amount * target.gpus
+        held = "held_gpus" if meter == "seen_seconds" else "held_unseen" if basis == _ALIVE else ""
+        if held and kind == "engine" and target.gpus:
+            sums[kind, pool, model, held, basis, time_s] += amount * target.gpus
     if not sums:
         return empty()
     keys = list(sums)
@@ -225,6 +227,8 @@ def _pool(target: Target, labels: Mapping[str, str]) -> str:
     return target.pool
 
 
+_ALIVE = "measured:alive"
+"""Basis of a silence whose process ran before and after it: it held its GPUs meanwhile."""
 _CONTINUOUS = {m.name for m in METERS.values() if m.unit not in ("token", "request")} | {
     "prefill_seconds", "decode_seconds", "running_seconds", "active_seconds", "seen_seconds",
     "gpu_seen_seconds", "gap_seconds", "held_gpus",
