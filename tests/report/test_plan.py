@@ -79,6 +79,8 @@ def test_a_difference_smaller_than_the_gap_is_said_to_be_one(planned: Planned, t
         Alternative("always cloud", cost + 0.005 * cost),
         Alternative("twice as dear", 2 * cost),
         Alternative("the same", cost),
+        Alternative("too slow", None, "no plan found within 1 s", cut=True),
+        Alternative("elsewhere", None, "chat cannot run there"),
     ]
     told = replace(planned, found=found, alternatives=rivals)
     text = told.as_text()
@@ -88,6 +90,8 @@ def test_a_difference_smaller_than_the_gap_is_said_to_be_one(planned: Planned, t
         assert f"within the gap ({usd(-0.005 * cost)})" in shown
         assert f"within the gap ({usd(0.005 * cost)})" in shown
         assert shown.count("within the gap") == 2
+        assert "not found in time" in shown
+        assert "cannot be done" in shown
     assert f"{usd(cost)} (50.0%)" in text
     assert re.search(r"the same +\S+ +nothing *\n", text)
     assert [a["cost_usd"] for a in told.to_dict()["alternatives"]] == [a.cost_usd for a in rivals]

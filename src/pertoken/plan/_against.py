@@ -7,23 +7,29 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pertoken.errors import PerTokenError
+from pertoken.errors import CannotServeError, InfeasibleError, PerTokenError
 from pertoken.plan._instance import Bools, Instance, Rate
 from pertoken.plan._outcome import Schedule, total_usd
 from pertoken.plan._power_rows import billed_kw
 from pertoken.units import base_meter
 
-Solve = Callable[[Instance], Schedule]
+Solve = Callable[[Instance, int], Schedule]
 Bill = Callable[[Instance, Schedule], Instance]
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """Another way to do the same: its cost, None where it cannot be done and why."""
+    """Another way to do the same: its cost, None where it cannot be done, or (`cut`) was not found in time, and why."""
 
     name: str
     cost_usd: float | None
     note: str = ""
+    cut: bool = False
+
+    @property
+    def why(self) -> str:
+        """In short why it has no cost; empty where it has."""
+        return "" if self.cost_usd is not None else "not found in time" if self.cut else "cannot be done"
 
 
 def alternatives(
@@ -31,18 +37,22 @@ def alternatives(
 ) -> list[Alternative]:
     """The plan's rivals, each solved with the same program.
 
-    Parameters: solve: gives the schedule of an instance or raises; bill: the instance with energy in the tiers a
-    schedule falls in; terms: price term of each pool
-    (``owned``, ``on_demand``, ``api``, …), empty where unknown.
+    Parameters: solve: gives the schedule of an instance, or raises, knowing how many rivals are still to come;
+    bill: the instance with energy in the tiers a schedule falls in; terms: price term of each pool (``owned``,
+    ``on_demand``, ``api``, …), empty where unknown.
     """
     policed, instance = instance, replace(instance, on_prem=None)
-    pays = _Payer(solve, bill)
+    cloud = np.array([term not in ("owned", "colocated") for term in terms], dtype=np.bool_)
+    tariffed = bool(instance.peaks) or _varies(instance)
+    some = bool(cloud.any() and not cloud.all())
+    singles = sum(
+        not _missing(only(instance, one)) for one in np.eye(len(instance.pool_names), dtype=np.bool_)
+    )
+    pays = _Payer(solve, bill, singles + some + tariffed + (policed.on_prem is not None))
     found = [_single(instance, pays)]
-    if terms:
-        cloud = np.array([term not in ("owned", "colocated") for term in terms])
-        if cloud.any() and not cloud.all():
-            found.append(_restricted(instance, cloud, "always cloud", pays))
-    if instance.peaks or _varies(instance):
+    if some:
+        found.append(_restricted(instance, cloud, "always cloud", pays))
+    if tariffed:
         found.append(_ignoring_tariff(instance, pays))
     if policed.on_prem is not None:
         every = np.ones(len(instance.pool_names), dtype=np.bool_)
@@ -72,43 +82,60 @@ def only(instance: Instance, pools: Bools) -> Instance:
     )
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Payer:
-    """How a rival is scheduled, and what its schedule costs."""
+    """How a rival is scheduled, and what its schedule costs; `to_come` of them are still to be solved."""
 
     solve: Solve
     bill: Bill
+    to_come: int
+
+    def made(self, instance: Instance) -> Schedule:
+        self.to_come -= 1
+        return self.solve(instance, max(self.to_come, 0))
 
     def least_usd(self, instance: Instance) -> float:
-        made = self.solve(instance)
+        made = self.made(instance)
         return total_usd(self.bill(instance, made), made)
+
+
+def _missing(part: Instance) -> str:
+    """A class or job that the pools of a part cannot run; empty where they run all."""
+    for d, label in enumerate(part.class_names):
+        if part.requests[d].any() and not (part.flow_class == d).any():
+            return label
+    for j, label in enumerate(part.job_names):
+        if part.job_tokens[j] and not (part.flow_job == j).any():
+            return label
+    return ""
+
+
+def _no_cost(name: str, error: PerTokenError) -> Alternative:
+    return Alternative(name, None, str(error), cut=not isinstance(error, InfeasibleError | CannotServeError))
 
 
 def _restricted(instance: Instance, pools: Bools, name: str, pays: _Payer) -> Alternative:
     part = only(instance, pools)
-    for d, label in enumerate(instance.class_names):
-        if instance.requests[d].any() and not (part.flow_class == d).any():
-            return Alternative(name, None, f"{label} cannot run there")
-    for j, label in enumerate(instance.job_names):
-        if instance.job_tokens[j] and not (part.flow_job == j).any():
-            return Alternative(name, None, f"{label} cannot run there")
+    if missing := _missing(part):
+        return Alternative(name, None, f"{missing} cannot run there")
     try:
         return Alternative(name, pays.least_usd(part))
     except PerTokenError as error:
-        return Alternative(name, None, str(error))
+        return _no_cost(name, error)
 
 
 def _single(instance: Instance, pays: _Payer) -> Alternative:
     """The cheapest pool that can do everything alone."""
-    best, reasons = None, []
+    best, reasons, cut = None, [], False
     for p, name in enumerate(instance.pool_names):
         pools = np.arange(len(instance.pool_names)) == p
         tried = _restricted(instance, pools, f"best single option ({name})", pays)
         if tried.cost_usd is None:
             reasons.append(f"{name}: {tried.note}")
+            cut = cut or tried.cut
         elif best is None or best.cost_usd is None or tried.cost_usd < best.cost_usd:
             best = tried
-    return best or Alternative("best single option", None, "; ".join(reasons))
+    return best or Alternative("best single option", None, "; ".join(reasons), cut)
 
 
 def _varies(instance: Instance) -> bool:
@@ -126,8 +153,8 @@ def _ignoring_tariff(instance: Instance, pays: _Payer) -> Alternative:
 
     blind = replace(instance, rates=tuple(flat(r) for r in instance.rates), peaks=())
     try:
-        made = pays.solve(blind)
+        made = pays.made(blind)
     except PerTokenError as error:
-        return Alternative("ignoring the tariff", None, str(error))
+        return _no_cost("ignoring the tariff", error)
     made = replace(made, peak_kw=billed_kw(instance, made.site_kw))
     return Alternative("ignoring the tariff", total_usd(pays.bill(instance, made), made))

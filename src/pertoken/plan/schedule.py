@@ -273,8 +273,8 @@ def savings(found: Plan, *, gap: float = 0.02, time_limit_s: float = 60.0) -> li
     tariff; within the plan's carbon budget."""
     watch = Watch(time_limit_s)
 
-    def solve(instance: Instance) -> Schedule:
-        share = Watch(max(watch.left_s() / 2, 1.0), stop=watch.stop)
+    def solve(instance: Instance, to_come: int) -> Schedule:
+        share = Watch(max(watch.left_s() / (to_come + 1), 1.0), stop=watch.stop)
         return aim(instance, "cost", found.beside(), gap, share).schedule
 
     def bill(instance: Instance, made: Schedule) -> Instance:

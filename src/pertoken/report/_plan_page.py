@@ -298,7 +298,7 @@ def _alternatives(planned: Planned) -> Table:
     rows = []
     for a in planned.alternatives:
         if a.cost_usd is None:
-            rows.append((a.name, "–", f"cannot be done: {a.note}"))
+            rows.append((a.name, "–", f"{a.why}: {a.note}"))
         else:
             saved = within_gap(planned, a.cost_usd) or usd(a.cost_usd - planned.cost_usd)
             rows.append((a.name, usd(a.cost_usd), saved))

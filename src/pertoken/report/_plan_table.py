@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pertoken.plan.schedule import Plan
     from pertoken.report.plan import Planned
 
+_FEW_JOBS = 2
+"""Training runs that are told one by one."""
 _SHADES = " ░▒▓█"
 
 
@@ -159,7 +161,7 @@ def _alternatives(planned: Planned) -> Table:
     table = _table("Against", "instead", "USD", "the plan saves")
     for a in planned.alternatives:
         if a.cost_usd is None:
-            table.add_row(a.name, "–", "cannot be done")
+            table.add_row(a.name, "–", a.why)
         else:
             saved, near = a.cost_usd - planned.cost_usd, within_gap(planned, a.cost_usd)
             share = f" ({saved / a.cost_usd:.1%})" if a.cost_usd and not near else ""
