@@ -146,12 +146,12 @@ def test_the_services_own_line_is_raised(served: Served) -> None:
         for wrong, line in (
             (lambda: client.metric("usd_per_mtok_outputs"), "did you mean usd_per_mtok_output"),
             (lambda: client.cost("rate"), "cannot group or filter by 'rate'"),
-            (lambda: client.figure("nothing"), "unknown figure 'nothing'"),
+            (lambda: client.figure("nothing"), "there is no figure 'nothing'"),
             (lambda: client.report("actual", "plan:none"), "unknown book"),
             (lambda: client.close(END, START), "not after"),
             (lambda: client.send_events([{"key": ""}]), "key"),
             (lambda: client.doctor(0), "hours"),
-            (lambda: client.ask("GET", "/v1/nothing"), "Not Found"),
+            (lambda: client.ask("GET", "/v1/nothing"), "there is nothing at '/v1/nothing'"),
             (lambda: client.cost(start=datetime(2026, 11, 24)), "has no time zone"),  # noqa: DTZ001
             (lambda: client.send_events([{"key": "a", "quantity": object()}]), "cannot be sent"),
         ):
