@@ -31,8 +31,8 @@ PRIOR_SD: dict[tuple[str, str, str], float] = {
     ("gpu", "work", "batch"): 0.1, ("kind", "work", "level"): 0.2, ("kind|precision", "work", "level"): 0.2,
     ("kind", "work", "batch"): 0.1, ("task", "prefill", "level"): 0.4, ("model|task", "prefill", "level"): 0.3,
     ("all", "host", "level"): 0.3, ("gpu", "host", "level"): 1.0, ("hosts", "host", "level"): 1.0,
-    ("hosts|task", "host", "level"): 1.0, ("hosts|task", "host", "batch"): 0.5, ("hosts|task", "host", "at 8"): 0.5,
-    ("hosts|task", "host", "at 16"): 0.5, ("hosts|task", "host", "at 32"): 0.5,
+    ("hosts|task", "host", "level"): 1.0, ("hosts|task", "host", "batch"): 0.5, ("hosts|task", "host", "at 8"): 0.3,
+    ("hosts|task", "host", "at 16"): 0.3, ("hosts|task", "host", "at 32"): 0.3,
     ("configuration", "work", "level"): 0.15, ("configuration", "work", "batch"): 0.1,
     ("series", "host", "level"): 0.5,
 }  # fmt: skip
