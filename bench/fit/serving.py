@@ -93,6 +93,8 @@ class Batch:
     concurrency: Floats
     prefill_gpus: Floats
     split: Any
+    median_interval: Any
+    """Where a time per output token is the median between two: a step that no prompt stalls."""
     measured: dict[str, Floats]
     keys: tuple[dict[str, str], ...]
     members: dict[tuple[str, str], Any]
@@ -121,6 +123,7 @@ def batch(rows: Sequence[Row]) -> Batch:
     held = np.array([held_fraction(r.engine) for r in kept])
     requests = Requests(column("input_tokens"), 0.0, column("output_tokens"), 1.0, 1.0, 0.0, held)
     prefill = column("prefill_gpus")
+    between = np.array([r.median_interval for r in kept])
     measured = {name: column(name) for name in NOISE}
     members: dict[tuple[str, str], list[int]] = {}
     for i, k in enumerate(keys):
@@ -128,7 +131,7 @@ def batch(rows: Sequence[Row]) -> Batch:
             members.setdefault((level, key), []).append(i)
     return Batch(
         tuple(kept), stack_work(works) if works else None, requests, column("concurrency"), prefill, prefill
-        > 0, measured, tuple(keys), {k: np.array(v) for k, v in members.items()},
+        > 0, between, measured, tuple(keys), {k: np.array(v) for k, v in members.items()},
     )  # fmt: skip
 
 
@@ -137,6 +140,7 @@ def evaluate(b: Batch, logs: Floats) -> dict[str, Floats]:
     c = Coefficients(**{name: np.exp(logs[:, i]) for i, name in enumerate(NAMES)})
     shared = closed_loop(b.work, c, b.requests, b.concurrency)
     answer = {name: np.array(getattr(shared, name)) for name in NOISE}
+    answer["tpot_s"] = np.where(b.median_interval, shared.step_s, answer["tpot_s"])
     if b.split.any():
         apart = split_loop(b.work, c, b.requests, b.concurrency, np.maximum(b.prefill_gpus, 1e-3))
         for name in NOISE:

@@ -46,6 +46,8 @@ class Row:
     source: str
     weight: float = 1.0
     scored: bool = True
+    median_interval: bool = False
+    """tpot_s is the median time between two tokens: a step that no other prompt stalls."""
 
     @property
     def gpus(self) -> float:
@@ -271,6 +273,7 @@ def _mlenergy(folder: Path) -> Iterable[Row]:
             source="mlenergy",
             weight=0.3,
             scored=False,
+            median_interval=True,
         )
 
 

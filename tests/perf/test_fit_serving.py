@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from pertoken.catalog.gpus import gpus
 from pertoken.catalog.models import model
-from pertoken.perf._coefficients import DIRECTIONS, NAMES, fitted, level_keys, signature
+from pertoken.perf._coefficients import DIRECTIONS, NAMES, fitted, level_keys, lookup, signature
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / ".." / "shared" / "data" / "performance"
@@ -105,6 +106,24 @@ def test_a_configuration_that_stands_out_whole_weighs_less_in_what_all_share(ser
     trust = serving._trust(b, answer)
     assert trust.mean() == pytest.approx(1.0)
     assert trust[stray[0]] / trust[b.rows_of("configuration", keys[1])[0]] == pytest.approx(0.5)
+
+
+def test_rows_that_are_not_scored_do_not_narrow_the_interval() -> None:
+    """Chat rows at low weight give a configuration effects of its own; what its errors are, they do not tell."""
+    aside = [key for key in fitted()["range"] if key not in fitted()["spread_own"] and "split" not in key]
+    assert "H100-SXM|vllm|bf16|70.6B-A69.5B" in aside
+    found = lookup(model("meta-llama/Llama-3.3-70B-Instruct"), gpus()["H100-SXM"], "vllm", "bf16")
+    assert found.spread.tokens_per_s >= fitted()["spread"]["model"]["tokens_per_s"]
+    assert "rows at low weight alone" in found.source
+
+
+def test_a_median_interval_is_a_step_without_other_prompts(serving: Any) -> None:
+    rows = [r for r in serving.load_rows() if r.source == "mlenergy"][:20]
+    assert all(r.median_interval and math.isnan(r.ttft_s) for r in rows)
+    as_tpot = serving.batch([replace(r, median_interval=False) for r in rows])
+    b = serving.batch(rows)
+    logs = serving.base_logs(b)
+    assert np.all(serving.evaluate(b, logs)["tpot_s"] <= serving.evaluate(as_tpot, logs)["tpot_s"] * 1.001)
 
 
 def test_ranges_hold_every_row_of_their_configuration(serving: Any) -> None:

@@ -249,11 +249,17 @@ def _lookup(keys: tuple[tuple[str, str], ...]) -> Lookup:
     if not file:
         return Lookup(found, UNFITTED, "roofline", f"roofline with assumed efficiencies ({label})")
     novelty = novelty_of(file["seen"], named)
-    where = file["effects"]["configuration"] if novelty in ("none", "engine") else file["seen"]["model"]
-    new_model = named["configuration" if novelty in ("none", "engine") else "model"] not in where
+    measured = novelty in ("none", "engine")
+    new_model = (
+        named["configuration"] not in file["spread_own"]
+        if measured
+        else named["model"] not in file["seen"]["model"]
+    )
     basis = "roofline" if novelty in ("architecture", "vendor") else "fitted"
     text = f"roofline fitted {file['date']} to {file['rows']} measured points ({label}): {NOVELTY[novelty]}"
-    text += "; not this model there" if new_model else ""
+    if new_model:
+        aside = measured and named["configuration"] in file["range"]
+        text += "; this model there in rows at low weight alone" if aside else "; not this model there"
     own = None if new_model or novelty != "none" else file["spread_own"].get(named["configuration"])
     low, high = file["range"].get(named["configuration"], (0.0, math.inf))
     far = Spread(*(file["far"][quantity] for quantity in Spread._fields))
