@@ -429,9 +429,11 @@ RESIDUALS = """## What the residuals show
   SGLang of an unstated version waits 5 to 9 s for the first token in about half of its settings, at 4 requests in
   flight as at 64, and throughput there is derived from that wait. Llama-3.1-8B in FP8 with vLLM 0.12 would compute its
   prompts at up to 90 % of the datasheet's FLOPs: a prefix cache likely served part of them; no hits are published.
-  Qwen3-235B is the only model measured with vLLM and attention data parallel. None was dropped or weighed less. What
-  is left is that costs per sequence and per prompt differ between five architectures by more than their sizes explain:
-  wider priors by engine, by kind of model and by model, fitted jointly or in turn, all made left-out models worse.
+  Qwen3-235B is the only model measured with vLLM and attention data parallel. None was dropped, and all are scored
+  like the rest; in fitting, a configuration that stands out whole weighs less in what all share, whichever it is and in
+  every fold anew. What is left is that costs per sequence and per prompt differ between five architectures by more than
+  their sizes explain: wider priors by engine, by kind of model and by model, fitted jointly or in turn, all made
+  left-out models worse.
 - **Power and joules.** Most of their error is the throughput of the benchmark's stack, not the power model ("throughput
   given" above). Single-GPU B200 runs of gpqa, image-chat and video-chat took about 33 ms per step at batches from 16 to
   256, where the first batch of the same series, 8, and the chat task took 5 to 9 ms, and power fell to a third: a slow
