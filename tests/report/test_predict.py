@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -193,7 +194,7 @@ def test_without_prompts_all_energy_is_of_output_tokens() -> None:
         ({"gpus": 8, "tp": 16}, "makes 8 GPUs with --tp 16"),
     ],
 )
-def test_layouts_no_engine_runs_are_refused(asked: dict[str, int], text: str) -> None:
+def test_layouts_no_engine_runs_are_refused(asked: dict[str, Any], text: str) -> None:
     with pytest.raises(InputError, match=text):
         predict_point("Llama-3.1-8B", "H100", input_tokens=100, output_tokens=100, concurrency=4, **asked)
 
