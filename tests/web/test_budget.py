@@ -7,6 +7,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -109,6 +110,8 @@ def test_whether_the_next_request_fits(client: Client, clock: Clock) -> None:
     nobody = ask("zoe/with slash")
     assert (nobody["allowed"], nobody["tenant"]) == (True, "zoe/with slash")
     assert [b["budget"] for b in nobody["budgets"]] == ["all"]
+    for odd in ("zoe\nand more", "zoe\n", "\n", "zoe\r\n/x", "zoe\u2028"):
+        assert ask(quote(odd))["tenant"] == odd
     for query in ({"usd": "-1"}, {"usd": "nan"}, {"tokens": "-1"}, {"tokens": "1.5"}, {"usd": "x"}):
         assert client.get("/v1/budget/a", params=query).status_code == 422
 

@@ -6,11 +6,12 @@ import gzip
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import schemathesis
 from fastapi.testclient import TestClient
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from schemathesis.checks import CHECKS
 
@@ -213,6 +214,16 @@ def test_any_lines_as_a_book(ask: Callable[..., Any], rows: list[Any]) -> None:
     body = b"\n".join(json.dumps(row).encode(errors="surrogatepass") for row in rows)
     answer = ask("PUT", "/v1/books/{name}", content=body, headers={"content-type": "application/x-ndjson"})
     assert answer.status_code in (200, 400, 409)
+
+
+# A client folds away dots between slashes before it asks.
+@given(st.text(st.characters(codec="utf-8", exclude_characters="./"), max_size=20))
+@example("a line\nand another")
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_tenant(app: Any, tenant: str) -> None:
+    client = TestClient(app, base_url="http://127.0.0.1:8700")
+    answer = client.get(f"/v1/budget/{quote(tenant)}")
+    assert answer.status_code == 503 or (answer.status_code, answer.json()["tenant"]) == (200, tenant)
 
 
 @given(

@@ -116,7 +116,7 @@ async def budgets(service: ServiceHere, caller: Reader) -> list[BudgetStanding]:
 
 
 @router.get(
-    "/v1/budget/{tenant:path}",
+    "/v1/budget/{tenant:whole}",
     responses={**answers(401, 403, 422, 429, 503), 200: {"model": FitAnswer}},
     name="budget",
 )

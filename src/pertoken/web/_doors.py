@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, HTTPException, Request
 from pydantic import AfterValidator, AwareDatetime
+from starlette.convertors import Convertor, register_url_convertor
 
 from pertoken.errors import InputError
 from pertoken.web.service import Service
@@ -25,6 +26,21 @@ def _in_utc(moment: datetime) -> datetime:
             f"{moment.isoformat()} is no time in UTC: its year there is not 1 to 9999"
         ) from error
     return moment
+
+
+class _Whole(Convertor[str]):
+    """The rest of a path whatever is in it: Starlette's own `path` ends at a line break, and would not find the route."""
+
+    regex = r"(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("whole", _Whole())
 
 
 Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]

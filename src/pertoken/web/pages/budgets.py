@@ -94,7 +94,7 @@ async def statements(
     return await asyncio.to_thread(_all, request, service, twin, month)
 
 
-@router.get("/statement/{address:path}")
+@router.get("/statement/{address:whole}")
 async def statement_of(
     request: Request,
     service: ServiceHere,
