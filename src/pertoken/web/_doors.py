@@ -29,7 +29,7 @@ def _in_utc(moment: datetime) -> datetime:
 
 
 class _Whole(Convertor[str]):
-    """The rest of a path whatever is in it: Starlette's own `path` ends at a line break, and would not find the route."""
+    """The rest of a path, whatever is in it: what Starlette calls `path` ends at a line break."""
 
     regex = r"(?s:.*)"
 
