@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,12 @@ def test_verbs_with_a_service_and_without_one(service: Callable[..., Service], t
     assert "on no statement" in page.read_text()
     (row,) = csv.DictReader(table.read_text().splitlines())
     assert (row["usd"], row["output_tokens"], row["pool"]) == ("15.000000000", "1000000.000000", "api")
+    everyone = ("statement", "--data", data, "--month", month)
+    whole = pertoken(*everyone, "--json")
+    assert whole.returncode == 0, whole.stderr
+    told = json.loads(whole.stdout)
+    assert Decimal(told["ledger_usd"]) == sum(Decimal(s["usd"]) for s in told["tenants"] + told["nobodys"])
+    assert [s["usd"] for s in told["tenants"]] == ["15.000000000"]
     refused = pertoken(*asking, "--spread-idle")
     assert refused.returncode == 2
     assert refused.stderr == (
@@ -124,6 +131,10 @@ def test_verbs_with_a_service_and_without_one(service: Callable[..., Service], t
     again = pertoken(*asking, "--fleet", fleet, "--csv", str(tmp_path / "again.csv"))
     assert again.returncode == 0
     assert (tmp_path / "again.csv").read_text() == table.read_text()
+    alone = pertoken(*everyone, "--fleet", fleet, "--json", "--csv", str(tmp_path / "all.csv"))
+    assert json.loads(alone.stdout) == told
+    rows = csv.DictReader((tmp_path / "all.csv").read_text().splitlines())
+    assert sum(Decimal(row["usd"]) for row in rows) == Decimal(told["ledger_usd"])
     budgets = pertoken("budget", "--data", data, "--fleet", fleet, "--json")
     assert budgets.returncode == 0, budgets.stderr
     (found,) = json.loads(budgets.stdout)

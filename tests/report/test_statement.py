@@ -19,9 +19,10 @@ from pertoken.errors import InputError
 from pertoken.fleet import Chargeback as Policy
 from pertoken.fleet import RunningFleet, load_fleet
 from pertoken.ledger import Ledger, open_ledger
+from pertoken.report._month import Month, month_named
 from pertoken.report._spread import apportioned, rounded
 from pertoken.report._terms import hours_between
-from pertoken.report.statement import Month, Statement, chargeback, month_named, statement
+from pertoken.report.statement import Chargeback, Statement, chargeback, statement
 from pertoken.tables import rate_rows, usage_rows
 from tests.report.test_budgets import FLEET
 
@@ -206,6 +207,69 @@ def test_files_are_whole_and_safe(fleet: RunningFleet, ledger: Ledger, tmp_path:
     assert f"{found.shown_usd:,.2f}" in html
     told = found.to_dict()
     assert sum(Decimal(o["usd"]) for o in told["lines"]) == Decimal(told["usd"])
+
+
+def owned(fleet: RunningFleet, **price: object) -> RunningFleet:
+    """The fleet with h100 and l4 bought."""
+    terms = {"term": "owned", "usd_per_gpu": 30000, **price}
+    told = fleet.model_dump(mode="json")
+    for name in ("h100", "l4"):
+        told["pools"][name]["price"] = terms
+    return RunningFleet.model_validate(told)
+
+
+def test_energy_nobody_metered_is_named(fleet: RunningFleet, ledger: Ledger) -> None:
+    month = november(fleet, ledger)
+    missing = "No energy of l4 was metered: it is missing here."
+    assert statement(ledger, fleet, month, "a").notes == (), "its power is in the rent"
+    bought = owned(fleet)
+    found = statement(ledger, bought, month, "a")
+    assert found.notes == (missing,)
+    assert missing in str(found)
+    assert statement(ledger, bought, month, "b").notes == (), "b held no l4"
+    assert chargeback(ledger, bought, month).notes == (missing,)
+    inside = {"term": "colocated", "usd_per_kw_month": 150, "energy_included": True}
+    assert chargeback(ledger, owned(fleet, **inside), month).notes == ()
+    assert chargeback(ledger, owned(fleet, term="colocated", usd_per_kw_month=150), month).notes == (missing,)
+    when = hours_between(START, START + timedelta(hours=HOURS - 2))
+    amounts = {("input", "energy_kwh"): np.full(HOURS - 2, 0.4)}
+    ledger.add_usage(
+        usage_rows(
+            when, amounts, book="actual", pool="l4", model="n", tenant="a", basis="measured:gpu+host×pue"
+        )
+    )
+    partly = "In 2 hours no energy of l4 was metered: it is missing here."
+    assert partly in statement(ledger, bought, month, "a").notes
+
+
+def test_all_statements_are_read_and_sent(fleet: RunningFleet, ledger: Ledger, tmp_path: Path) -> None:
+    found = chargeback(ledger, owned(fleet), november(fleet, ledger))
+    assert Chargeback.from_dict(found.to_dict()) == found
+    text = str(found)
+    amounts = [Decimal(row[3].replace(",", "")) for row in found.rows]
+    assert sum(amounts) == found.shown_usd == found.ledger_usd.quantize(Decimal("0.01"))
+    assert [line.split()[-1] for line in text.splitlines() if line.startswith(("a ", "b ", "Ledger"))] == [
+        f"{amounts[0]:,.2f}", f"{amounts[1]:,.2f}", f"{found.shown_usd:,.2f}"
+    ]  # fmt: skip
+    assert found.missing[0] in text
+    found.to_csv(tmp_path / "all.csv")
+    found.to_html(tmp_path / "all.html")
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "all.csv").read_text())))
+    assert sum(Decimal(row["usd_to_the_cent"]) for row in rows) == found.shown_usd
+    assert f"{found.shown_usd:,.2f}" in (tmp_path / "all.html").read_text()
+    one = statement(ledger, owned(fleet), november(fleet, ledger), "a")
+    assert Statement.from_dict(one.to_dict()) == one
+
+
+def test_idle_may_be_left_with_nobody_once(fleet: RunningFleet, ledger: Ledger) -> None:
+    month = november(fleet, ledger)
+    spread, left = (chargeback(ledger, fleet, month, spread=asked) for asked in (None, False))
+    assert spread == chargeback(ledger, fleet, month, spread=True)
+    assert [s.idle_usd for s in left.tenants] == [Decimal(0)] * 2
+    assert left.ledger_usd == spread.ledger_usd == sum(s.usd for s in (*left.tenants, *left.nobodys))
+    assert "left with nobody" in left.policy
+    with pytest.raises(InputError, match="the fleet's policy spreads no idle"):
+        chargeback(ledger, with_policy(fleet, "no"), month, spread=True)
 
 
 @given(st.lists(st.fractions(min_value=-1000, max_value=1000), min_size=1, max_size=20))

@@ -114,8 +114,8 @@ def budget(
 @app.command()
 def statement(
     data: DataFolder,
-    tenant: Annotated[str, typer.Option(help="Whose.", show_default=False)],
     month: Annotated[str, typer.Option(help="Such as 2026-11.", show_default=False)],
+    tenant: Annotated[str, typer.Option(help="Whose, line by line; empty: all tenants, and their sum.")] = "",
     fleet: FleetFile = None,
     spread_idle: Annotated[
         bool | None,
@@ -125,7 +125,7 @@ def statement(
     html: HtmlFile = None,
     csv: CsvFile = None,
 ) -> None:
-    """What a tenant is charged for a month, line by line; all tenants and what is nobody's add up to the ledger."""
+    """What a tenant is charged for a month; without one, all tenants and what is nobody's: together the ledger."""
     from pertoken.web.charged import statement as run
 
     check_writable(html, csv)

@@ -10,27 +10,24 @@ tenants and nobody, then of each tenant's over its lines, so that what is read a
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from pertoken.errors import InputError
 from pertoken.fleet import RunningFleet
 from pertoken.ledger import Ledger
 from pertoken.ledger._driven import driven
 from pertoken.meter.attribute import BOOK
+from pertoken.report._month import Month, energy_missing
 from pertoken.report._page import Block, Table, Text, html_page, write_whole
 from pertoken.report._spread import apportioned, rounded, weights_of
-from pertoken.report._written import COUNTED_UNITS, counted, csv_text, utc_text, utc_told
-from pertoken.report.books import HOUR
-from pertoken.units import IDLE, METERS, MONTHS_PER_YEAR, TOKEN_METERS, base_meter
+from pertoken.report._written import COUNTED_UNITS, counted, csv_text
+from pertoken.units import IDLE, METERS, TOKEN_METERS, base_meter
 
 _NANO = 10**9
 _CENTS = 100
@@ -46,9 +43,12 @@ _SPREAD = {"by_gpu_hours": "spread by GPU hours", "by_cost": "spread by cost"}
 NOT_SPREAD = (
     "Idle GPUs and what the site costs are left out of this statement; the fleet's policy spreads them."
 )
+LEFT_OUT = "Idle GPUs and what the site costs are left with nobody here; the fleet's policy spreads them."
 HEAD = ("Pool", "Model", "Phase", "Component", "Quantity", "USD", "Basis")
 TOKENS_HEAD = ("Model", "Meter", "Tokens")
 CAPTION = "Cost [USD] by pool, model, phase and component, to the cent; the CSV has all digits"
+SHARES_HEAD = ("Tenant", "Own", "Part of idle", "Statement")
+SHARES_CAPTION = "USD; the last column to the cent, so that it adds up to the ledger's total"
 Key = tuple[str, str, str, str, str]
 """Pool, model, phase, category, component."""
 
@@ -81,35 +81,6 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Month:
-    """A month: its name, its hours (UTC), and how far they are closed."""
-
-    name: str
-    start: datetime
-    end: datetime
-    timezone: str
-    closed_until: datetime
-    unpriced_hours: int
-
-    @property
-    def span(self) -> str:
-        """Its hours, for people."""
-        return f"{utc_told(self.start)} to {utc_told(self.end)} ({self.timezone})"
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Why its sums may still change."""
-        found = []
-        if self.closed_until < self.end:
-            found.append(f"Provisional: the month is closed up to {utc_told(self.closed_until)}.")
-        if self.unpriced_hours:
-            found.append(
-                f"{counted(self.unpriced_hours, 'hour')} with usage that no rate prices yet: its cost is missing."
-            )
-        return tuple(found)
-
-
-@dataclass(frozen=True)
 class Statement:
     """What a tenant is charged for a month."""
 
@@ -119,6 +90,13 @@ class Statement:
     tokens: tuple[tuple[str, str, Decimal], ...]
     """Model, meter, amount."""
     policy: str
+    missing: tuple[str, ...] = ()
+    """Pools of its lines whose energy nobody metered."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why its sums may still change, and what is missing in them."""
+        return (*self.month.notes, *self.missing)
 
     @property
     def usd(self) -> Decimal:
@@ -151,10 +129,7 @@ class Statement:
     @classmethod
     def from_dict(cls, told: Mapping[str, Any]) -> Statement:
         """The statement that `to_dict` gave."""
-        month = Month(
-            told["month"], datetime.fromisoformat(told["start"]), datetime.fromisoformat(told["end"]),
-            told["timezone"], datetime.fromisoformat(told["closed_until"]), told["unpriced_hours"],
-        )  # fmt: skip
+        month = Month.from_dict(told)
         lines = [
             Line(
                 one["what"], one["pool"], one["model"], one["phase"], one["category"], one["component"],
@@ -164,17 +139,14 @@ class Statement:
             for one in told["lines"]
         ]  # fmt: skip
         tokens = tuple((one["model"], one["meter"], Decimal(one["quantity"])) for one in told["tokens"])
-        return cls(told["tenant"], month, tuple(lines), tokens, told["policy"])
+        return cls(told["tenant"], month, tuple(lines), tokens, told["policy"], _missing_told(told, month))
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: amounts as text, exact."""
         return {
-            "tenant": self.tenant, "month": self.month.name, "timezone": self.month.timezone,
-            "closed_until": utc_text(self.month.closed_until),
-            "unpriced_hours": self.month.unpriced_hours,
-            "start": utc_text(self.month.start), "end": utc_text(self.month.end),
+            "tenant": self.tenant, **self.month.to_dict(),
             "usd": _text(self.usd), "usd_to_the_cent": _text(self.shown_usd), "policy": self.policy,
-            "notes": list(self.month.notes),
+            "notes": list(self.notes),
             "lines": [
                 {
                     "what": one.what, "pool": one.pool, "model": one.model, "phase": one.phase,
@@ -209,16 +181,14 @@ class Statement:
         write_whole(path, html_page(f"Statement of {self.tenant}", self.month.name, self._blocks()))
 
     def __str__(self) -> str:
-        rows = [(_place(line), line.quantity, f"{line.shown_usd:,.2f}") for line in self.lines]
-        rows.append(("total", "", f"{self.shown_usd:,.2f}"))
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        lines = [f"{a:{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}} USD" for a, b, c in rows]
+        rows = [(_place(line), line.quantity, f"{line.shown_usd:,.2f} USD") for line in self.lines]
+        rows.append(("total", "", f"{self.shown_usd:,.2f} USD"))
         head = [f"Statement of {self.tenant}, {self.month.name} ({self.month.timezone})", ""]
-        return "\n".join([*head, *lines, "", self.policy, *self.month.notes])
+        return "\n".join([*head, *_columns(rows), "", self.policy, *self.notes])
 
     def _blocks(self) -> list[Block]:
         return [
-            Text("", [self.month.span, self.policy, *self.month.notes]),
+            Text("", [self.month.span, self.policy, *self.notes]),
             Table(CAPTION, HEAD, [*self.rows, self.sum_row], (4, 5)),
             Table("Tokens", TOKENS_HEAD, self.token_rows, (2,)),
         ]
@@ -250,11 +220,48 @@ class Chargeback:
     nobodys: tuple[Share, ...]
     ledger_usd: Decimal
     policy: str
+    missing: tuple[str, ...] = ()
+    """Pools whose energy nobody metered."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why its sums may still change, and what is missing in them."""
+        return (*self.month.notes, *self.missing)
 
     @property
     def shown_usd(self) -> Decimal:
         """The ledger's total to the cent, and the sum of all that is shown."""
         return sum((share.shown_usd for share in (*self.tenants, *self.nobodys)), Decimal("0.00"))
+
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        """A row per tenant under `SHARES_HEAD`, then what is nobody's, for people."""
+        return [
+            (s.tenant or f"({s.what})", f"{s.own_usd:,.2f}", f"{s.idle_usd:,.2f}", f"{s.shown_usd:,.2f}")
+            for s in (*self.tenants, *self.nobodys)
+        ]
+
+    @property
+    def sum_row(self) -> tuple[str, ...]:
+        """What the rows add up to, under `SHARES_HEAD`."""
+        return ("Ledger", "", "", f"{self.shown_usd:,.2f}")
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> Chargeback:
+        """The statements that `to_dict` gave."""
+        month = Month.from_dict(told)
+        tenants, nobodys = (
+            tuple(
+                Share(
+                    one["tenant"], Decimal(one["own_usd"]), Decimal(one["idle_usd"]),
+                    Decimal(one["usd_to_the_cent"]), one["what"],
+                )
+                for one in told[which]
+            )
+            for which in ("tenants", "nobodys")
+        )  # fmt: skip
+        missing = _missing_told(told, month)
+        return cls(month, tenants, nobodys, Decimal(told["ledger_usd"]), told["policy"], missing)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: amounts as text, exact."""
@@ -266,8 +273,8 @@ class Chargeback:
             }  # fmt: skip
 
         return {
-            "month": self.month.name, "timezone": self.month.timezone, "policy": self.policy,
-            "notes": list(self.month.notes), "ledger_usd": _text(self.ledger_usd),
+            **self.month.to_dict(), "policy": self.policy, "notes": list(self.notes),
+            "ledger_usd": _text(self.ledger_usd), "usd_to_the_cent": _text(self.shown_usd),
             "tenants": [told(s) for s in self.tenants], "nobodys": [told(s) for s in self.nobodys],
         }  # fmt: skip
 
@@ -279,23 +286,35 @@ class Chargeback:
         ]
         return csv_text(["tenant", "what", "own_usd", "idle_usd", "usd", "usd_to_the_cent"], rows)
 
+    def to_csv(self, path: Path) -> None:
+        """Write the CSV."""
+        write_whole(path, self.csv())
 
-def month_named(text: str, fleet: RunningFleet, ledger: Ledger, closed_until: datetime | None) -> Month:
-    """A month by its name, such as 2026-11, in the time zone of the fleet's chargeback. Raises InputError."""
-    if not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", text, re.ASCII) or not 1970 <= int(text[:4]) <= 2200:
-        raise InputError(f"{text[:20]!r} is no month: write 2026-11")
-    zone = ZoneInfo(fleet.chargeback.timezone)
-    number = int(text[:4]) * MONTHS_PER_YEAR + int(text[5:]) - 1
-    start, end = (_border(number + n, zone) for n in (0, 1))
-    open_hours = max((int(str(r["hours"])) for r in ledger.unpriced(BOOK, start, end)), default=0)
-    return Month(
-        text, start, end, fleet.chargeback.timezone, max(start, min(closed_until or end, end)), open_hours
-    )
+    def to_html(self, path: Path) -> None:
+        """Write one page that needs nothing else."""
+        blocks: list[Block] = [
+            Text("", [self.month.span, self.policy, *self.notes]),
+            Table(SHARES_CAPTION, SHARES_HEAD, [*self.rows, self.sum_row], (1, 2, 3)),
+        ]
+        write_whole(path, html_page("Statements of all tenants", self.month.name, blocks))
+
+    def __str__(self) -> str:
+        head = [
+            f"Statements of all tenants, {self.month.name} ({self.month.timezone})",
+            f"{SHARES_CAPTION}.",
+            "",
+        ]
+        lines = _columns([SHARES_HEAD, *self.rows, self.sum_row]) if self.rows else ["Nothing was metered."]
+        return "\n".join([*head, *lines, "", self.policy, *self.notes])
 
 
-def chargeback(ledger: Ledger, fleet: RunningFleet, month: Month) -> Chargeback:
-    """What each tenant is charged for a month, and what is nobody's."""
-    return _Sums(ledger, fleet, month, spread=fleet.chargeback.spread_idle != "no").chargeback()
+def chargeback(ledger: Ledger, fleet: RunningFleet, month: Month, spread: bool | None = None) -> Chargeback:
+    """What each tenant is charged for a month, and what is nobody's. `spread`: as `statement` has it.
+
+    Raises InputError where idle is asked for and the policy spreads none.
+    """
+    spreads, policy = _spreading(fleet, spread, LEFT_OUT)
+    return _Sums(ledger, fleet, month, spread=spreads).chargeback(policy)
 
 
 def statement(
@@ -305,16 +324,24 @@ def statement(
 
     Raises InputError where idle is asked for and the policy spreads none, or the tenant has no rows.
     """
-    policy = fleet.chargeback.spread_idle
-    if spread and policy == "no":
-        raise InputError("the fleet's policy spreads no idle: set chargeback.spread_idle in the fleet file")
-    sums = _Sums(ledger, fleet, month, spread=policy != "no" and spread is not False)
+    spreads, policy = _spreading(fleet, spread, NOT_SPREAD)
+    sums = _Sums(ledger, fleet, month, spread=spreads)
     if tenant in ("", IDLE) or tenant not in sums.own:
         # No names of others: whoever asks may be a tenant.
         raise InputError(
             f"nothing was charged to {tenant[:100]!r} in {month.name}: see that its usage names it so"
         )
-    return sums.statement(tenant, NOT_SPREAD if spread is False and policy != "no" else POLICIES[policy])
+    return sums.statement(tenant, policy)
+
+
+def _spreading(fleet: RunningFleet, asked: bool | None, left_out: str) -> tuple[bool, str]:
+    """Whether idle is spread, and what a statement says of it; `left_out`: where it is to be left out."""
+    policy = fleet.chargeback.spread_idle
+    if asked and policy == "no":
+        raise InputError("the fleet's policy spreads no idle: set chargeback.spread_idle in the fleet file")
+    if policy != "no" and asked is False:
+        return False, left_out
+    return policy != "no", POLICIES[policy]
 
 
 class _Sums:
@@ -337,7 +364,7 @@ class _Sums:
         for tenant in self.idle:
             self.own.setdefault(tenant, 0)  # its own usage has no price yet
 
-    def chargeback(self) -> Chargeback:
+    def chargeback(self, policy: str) -> Chargeback:
         """All tenants and nobody, to the cent adding up."""
         cents = self._cents()
         named = [t for t in self.own if t not in ("", IDLE)]
@@ -360,7 +387,8 @@ class _Sums:
             tuple(sorted(tenants, key=lambda s: (-s.usd, s.tenant))),
             tuple(nobodys),
             _usd(sum(self.own.values())),
-            POLICIES[self._fleet.chargeback.spread_idle],
+            policy,
+            energy_missing(self._ledger, self._fleet, self._month),
         )
 
     def statement(self, tenant: str, policy: str) -> Statement:
@@ -393,7 +421,9 @@ class _Sums:
         for row in used.to_pylist():
             tokens[row["model"], base_meter(row["meter"])] += row["quantity"]
         told = tuple((model, meter, amount) for (model, meter), amount in sorted(tokens.items()))
-        return Statement(tenant, self._month, tuple(lines), told, policy)
+        pools = {line.pool for line in lines}
+        missing = energy_missing(self._ledger, self._fleet, self._month, pools)
+        return Statement(tenant, self._month, tuple(lines), told, policy, missing)
 
     def _cents(self) -> dict[Any, int]:
         """Cents by tenant, and of what is nobody's: together the ledger's total, rounded."""
@@ -423,11 +453,17 @@ class _Sums:
         return {key: dict(found) for key, found in amounts.items()}, bases
 
 
-def _border(number: int, zone: ZoneInfo) -> datetime:
-    year, index = divmod(number, MONTHS_PER_YEAR)
-    moment = datetime.combine(date(year, index + 1, 1), time(), zone).astimezone(UTC)
-    full = moment.replace(minute=0, second=0, microsecond=0)
-    return full if full == moment else full + HOUR
+def _missing_told(told: Mapping[str, Any], month: Month) -> tuple[str, ...]:
+    return tuple(note for note in told["notes"] if note not in month.notes)
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows under one another: names to the left, amounts to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(f"{cell:{'>' if i else '<'}{widths[i]}}" for i, cell in enumerate(row)).rstrip()
+        for row in rows
+    ]
 
 
 def _told(meter: str, amount: Decimal) -> str:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from pertoken.report._month import month_named
 from pertoken.report.budgets import standings
-from pertoken.report.statement import Statement, month_named
+from pertoken.report.statement import Chargeback, Statement, chargeback
 from pertoken.report.statement import statement as made
 from pertoken.web.serve import _books, ask
 
@@ -27,15 +28,19 @@ def budgets(folder: Path, fleet_file: Path | None, tenant: str = "") -> list[dic
 
 def statement(
     folder: Path, fleet_file: Path | None, tenant: str, month: str, spread: bool | None = None
-) -> Statement:
-    """A tenant's statement of a month (2026-11). `spread`: with its part of idle (None: as the fleet's policy says).
+) -> Statement | Chargeback:
+    """A tenant's statement of a month (2026-11); all tenants' with what is nobody's where none is named.
 
-    Raises InputError on a month or tenant there is not, or where idle is asked for and the policy spreads none.
+    `spread`: with its part of idle (None: as the fleet's policy says). Raises InputError on a month or tenant there is
+    not, or where idle is asked for and the policy spreads none.
     """
-    asked = {"month": month} | ({} if spread is None else {"spread": str(spread).lower()})
-    found = ask(folder, "GET", f"/statement/{quote(tenant, safe='')}.json?{urlencode(asked)}")
+    asked = urlencode({"month": month} | ({} if spread is None else {"spread": str(spread).lower()}))
+    whose = f"/{quote(tenant, safe='')}.json" if tenant else ".json"
+    found = ask(folder, "GET", f"/statement{whose}?{asked}")
     if found is not None:
-        return Statement.from_dict(found)
+        return Statement.from_dict(found) if tenant else Chargeback.from_dict(found)
     with _books(folder, fleet_file) as books:
         span = month_named(month, books.fleet, books.ledger, books.closed_until)
+        if not tenant:
+            return chargeback(books.ledger, books.fleet, span, spread)
         return made(books.ledger, books.fleet, span, tenant, spread)

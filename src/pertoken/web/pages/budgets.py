@@ -19,10 +19,19 @@ from pertoken.fleet import COUNTED, Budget
 from pertoken.meter.attribute import BOOK
 from pertoken.report._budget_figures import bars, burn
 from pertoken.report._crossings import Event
+from pertoken.report._month import Month, month_named
 from pertoken.report._page import png
 from pertoken.report._written import counted, csv_text, percent, plain, utc_text, utc_told
 from pertoken.report.budgets import Standing, cumulative, grounds, stand
-from pertoken.report.statement import CAPTION, HEAD, TOKENS_HEAD, Month, chargeback, month_named, statement
+from pertoken.report.statement import (
+    CAPTION,
+    HEAD,
+    SHARES_CAPTION,
+    SHARES_HEAD,
+    TOKENS_HEAD,
+    chargeback,
+    statement,
+)
 from pertoken.units import IDLE, MONTHS_PER_YEAR, TOKENS_PER_MTOK
 from pertoken.web._budget import seen_by
 from pertoken.web._doors import Moment, Reader, ServiceHere, WholeReader
@@ -85,13 +94,18 @@ async def budget(
 @router.get("/statement")
 @router.get("/statement.{ending}")
 async def statements(
-    request: Request, service: ServiceHere, caller: WholeReader, ending: str = "", month: _MonthAsked = ""
+    request: Request,
+    service: ServiceHere,
+    caller: WholeReader,
+    ending: str = "",
+    month: _MonthAsked = "",
+    spread: bool | None = None,
 ) -> Response:
-    """All tenants of a month and what is nobody's: together the ledger."""
+    """All tenants of a month and what is nobody's: together the ledger; `spread`: with idle spread, or without."""
     twin = f".{ending}" if ending else ""
     if twin and twin not in STATEMENT_TWINS:
         raise HTTPException(404, f"statements end in one of {', '.join(STATEMENT_TWINS)}, or in nothing")
-    return await asyncio.to_thread(_all, request, service, twin, month)
+    return await asyncio.to_thread(_all, request, service, twin, month, spread)
 
 
 @router.get("/statement/{address:whole}")
@@ -184,26 +198,15 @@ def _standing(service: Service, wanted: Budget, at: datetime | None) -> Standing
     return stand(found[0], moment, None)
 
 
-def _all(request: Request, service: Service, twin: str, asked: str) -> Response:
+def _all(request: Request, service: Service, twin: str, asked: str, spread: bool | None) -> Response:
     month = _month(service, asked)
-    found = chargeback(service.books.ledger, service.fleet, month)
+    found = chargeback(service.books.ledger, service.fleet, month, spread)
     if twin == ".json":
         return Response(json.dumps(found.to_dict()), media_type="application/json")
     if twin == ".csv":
         return Response(found.csv(), media_type="text/csv")
-    rows = [
-        (
-            (s.tenant, _statement_url(s.tenant, month)),
-            _money(s.own_usd),
-            _money(s.idle_usd),
-            f"{s.shown_usd:,.2f}",
-        )
-        for s in found.tenants
-    ]
-    rows += [
-        ((f"({s.what})", ""), _money(s.own_usd), _money(s.idle_usd), f"{s.shown_usd:,.2f}")
-        for s in found.nobodys
-    ]
+    links = [_statement_url(s.tenant, month) for s in found.tenants] + [""] * len(found.nobodys)
+    rows = [((row[0], link), *row[1:]) for row, link in zip(found.rows, links, strict=True)]
     return page(
         request,
         "statements.html",
@@ -212,7 +215,9 @@ def _all(request: Request, service: Service, twin: str, asked: str) -> Response:
         month=month,
         months=_months(service, month),
         rows=rows,
-        total=("Ledger", "", "", f"{found.shown_usd:,.2f}"),
+        caption=SHARES_CAPTION,
+        head=SHARES_HEAD,
+        total=found.sum_row,
         twins=[(t[1:], f"/statement{t}?month={month.name}") for t in STATEMENT_TWINS],
     )
 
@@ -252,7 +257,7 @@ def _tenants(
         total=found.sum_row,
         tokens=found.token_rows,
         twins=[(t[1:], _statement_url(tenant, month, t)) for t in STATEMENT_TWINS],
-        notes=month.notes,
+        notes=found.notes,
     )
 
 
