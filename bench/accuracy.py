@@ -399,8 +399,7 @@ METHOD = """## Method
   that no training row measured has a host that nobody timed: its tokens per second and watts are means over the prior
   of the host's time, whose width is that of the fit. A user asks for it with `--task`. Rows marked "task unknown" are
   told no more than that prompts hold images or video, as `validate` reads rows of other stacks; "plain predict" is told
-  nothing, the host's share is then that of the mean row. (Until this edition "task unknown" was said to be plain
-  `predict`'s answer, but knew the media.)
+  nothing, the host's share is then that of the mean row.
 - **Training.** Counted work of a step over fitted efficiencies: seventeen shared numbers, an offset per architecture
   and GPU drawn to zero.
 - **Requests in flight** of ML.ENERGY's rows are the mean running batch, as `validate` reads them, 0.87 to 1 times the

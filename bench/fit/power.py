@@ -34,7 +34,7 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from bench.fit import serving, serving_rows, tasks
+from bench.fit import serving, serving_fit, serving_rows, tasks
 from bench.fit.tasks import Design, Served
 from pertoken.catalog.gpus import Gpu, gpu
 from pertoken.catalog.models import Model, model
@@ -135,16 +135,16 @@ def asked(rows: Sequence[Row]) -> list[serving_rows.Row]:
     ]  # fmt: skip
 
 
-def served(rows: Sequence[Row], found: serving.Fit | None = None, *, general: bool = True) -> Served:
+def served(rows: Sequence[Row], found: serving_fit.Fit | None = None, *, general: bool = True) -> Served:
     """What a serving fit says of every row; found None: the coefficient file the package ships; general: without
     effects of single configurations, which the rows of a task have of their own."""
-    b = serving.batch(asked(rows))
+    b = serving_fit.batch(asked(rows))
     if len(b.rows) != len(rows):
         raise RuntimeError("a measured configuration does not fit memory: the power rows cannot be aligned")
     if general:
         b = replace(b, keys=tuple({k: v for k, v in key.items() if k not in PARTICULAR} for key in b.keys))
         b = replace(b, members={k: v for k, v in b.members.items() if k[0] not in PARTICULAR})
-    logs = serving.shipped_logs(b) if found is None else found.logs(b)
+    logs = serving_fit.shipped_logs(b) if found is None else found.logs(b)
     c = Coefficients(**{name: np.exp(logs[:, i]) for i, name in enumerate(NAMES)})
     loop = closed_loop(b.work, c, b.requests, b.concurrency)
     compute, memory, _ = utilisation(b.work, b.requests, loop)
@@ -176,8 +176,8 @@ class LeftOut:
                 and not (r.source == "mlenergy" and _measurement(r) in same)
             ]
             # Effects of one configuration say nothing of rows whose configuration is left out.
-            stages = serving.STAGES if split == "random" else serving.STAGES[: serving.GENERAL]
-            found = serving.fit(serving.batch(kept), stages)
+            stages = serving_fit.STAGES if split == "random" else serving_fit.STAGES[: serving_fit.GENERAL]
+            found = serving_fit.fit(serving_fit.batch(kept), stages)
             self._made[split, unit] = served(self.rows, found), served(self.rows, found, general=False)
         return self._made[split, unit]
 

@@ -27,6 +27,11 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("bench.fit.serving")
 
 
+@pytest.fixture
+def fitting(serving: Any) -> Any:
+    return importlib.import_module("bench.fit.serving_fit")
+
+
 def test_the_file_names_only_what_the_package_knows() -> None:
     file = fitted()
     keys = set(level_keys(model("meta-llama/Llama-3.1-8B"), gpus()["H100-SXM"], "vllm", "fp8"))
@@ -52,9 +57,9 @@ def test_coverage_of_left_out_rows_is_what_the_interval_promises() -> None:
         assert 0.75 <= fitted()["coverage"][split]["tpot_s"] <= 0.85
 
 
-def test_rows_are_the_ones_the_file_was_fitted_to(serving: Any) -> None:
+def test_rows_are_the_ones_the_file_was_fitted_to(serving: Any, fitting: Any) -> None:
     rows = serving.load_rows()
-    fitted_rows = serving.batch(rows).rows
+    fitted_rows = fitting.batch(rows).rows
     assert len(fitted_rows) == fitted()["rows"]
     assert sum(r.scored for r in fitted_rows) == fitted()["scored"]
     assert all(r.concurrency >= 1 and r.output_tokens >= 1 and r.gpus > 0 for r in rows)
@@ -68,7 +73,7 @@ def test_one_measurement_is_one_row_whatever_layouts_it_stands_under(serving: An
     assert same[0].layout.gpus == 4
 
 
-def test_a_refit_of_a_sample_predicts_as_the_shipped_file_does(serving: Any) -> None:
+def test_a_refit_of_a_sample_predicts_as_the_shipped_file_does(serving: Any, fitting: Any) -> None:
     """General effects are held by all rows; a sample of two configurations moves them, its predictions hardly."""
     rows = [
         r
@@ -76,9 +81,9 @@ def test_a_refit_of_a_sample_predicts_as_the_shipped_file_does(serving: Any) -> 
         if (r.gpu, r.engine, r.source) == ("H100-SXM", "vllm", "inferencemax")
         or (r.gpu, r.engine, r.source) == ("MI355X", "sglang", "inferencemax")
     ]
-    b = serving.batch(rows)
-    refitted = serving.evaluate(b, serving.fit(b).logs(b))
-    shipped = serving.evaluate(b, serving.shipped_logs(b))
+    b = fitting.batch(rows)
+    refitted = fitting.evaluate(b, fitting.fit(b).logs(b))
+    shipped = fitting.evaluate(b, fitting.shipped_logs(b))
     for quantity, tolerance in (("tokens_per_s", 0.05), ("tpot_s", 0.05)):
         apart = np.abs(np.log(refitted[quantity] / shipped[quantity]))
         assert np.median(apart) < tolerance
@@ -86,24 +91,26 @@ def test_a_refit_of_a_sample_predicts_as_the_shipped_file_does(serving: Any) -> 
         assert np.median(error) < tolerance
 
 
-def test_errors_of_the_shipped_file_are_those_it_states(serving: Any) -> None:
+def test_errors_of_the_shipped_file_are_those_it_states(serving: Any, fitting: Any) -> None:
     """Median error over all scored rows is below that of random folds, which the file states."""
     rows = [r for r in serving.load_rows() if r.scored]
-    b = serving.batch(rows)
-    answer = serving.evaluate(b, serving.shipped_logs(b))
+    b = fitting.batch(rows)
+    answer = fitting.evaluate(b, fitting.shipped_logs(b))
     error = 100 * np.abs(np.expm1(np.log(answer["tokens_per_s"] / b.measured["tokens_per_s"])))
     assert np.median(error) <= fitted()["residuals"]["random"]["tokens_per_s median"]
 
 
-def test_a_configuration_that_stands_out_whole_weighs_less_in_what_all_share(serving: Any) -> None:
+def test_a_configuration_that_stands_out_whole_weighs_less_in_what_all_share(
+    serving: Any, fitting: Any
+) -> None:
     """A median error of STRAY: half the weight of one without error, relative to the mean of 1."""
-    b = serving.batch([r for r in serving.load_rows() if r.gpu == "MI355X" and r.scored])
+    b = fitting.batch([r for r in serving.load_rows() if r.gpu == "MI355X" and r.scored])
     keys = sorted({k["configuration"] for k in b.keys})
     answer = {q: b.measured[q].copy() for q in ("tokens_per_s", "tpot_s")}
     stray = b.rows_of("configuration", keys[0])
     for values in answer.values():
-        values[stray] *= np.exp(serving.STRAY)
-    trust = serving._trust(b, answer)
+        values[stray] *= np.exp(fitting.STRAY)
+    trust = fitting._trust(b, answer)
     assert trust.mean() == pytest.approx(1.0)
     assert trust[stray[0]] / trust[b.rows_of("configuration", keys[1])[0]] == pytest.approx(0.5)
 
@@ -117,17 +124,17 @@ def test_rows_that_are_not_scored_do_not_narrow_the_interval() -> None:
     assert "rows at low weight alone" in found.source
 
 
-def test_a_median_interval_is_a_step_without_other_prompts(serving: Any) -> None:
+def test_a_median_interval_is_a_step_without_other_prompts(serving: Any, fitting: Any) -> None:
     rows = [r for r in serving.load_rows() if r.source == "mlenergy"][:20]
     assert all(r.median_interval and math.isnan(r.ttft_s) for r in rows)
-    as_tpot = serving.batch([replace(r, median_interval=False) for r in rows])
-    b = serving.batch(rows)
-    logs = serving.base_logs(b)
-    assert np.all(serving.evaluate(b, logs)["tpot_s"] <= serving.evaluate(as_tpot, logs)["tpot_s"] * 1.001)
+    as_tpot = fitting.batch([replace(r, median_interval=False) for r in rows])
+    b = fitting.batch(rows)
+    logs = fitting.base_logs(b)
+    assert np.all(fitting.evaluate(b, logs)["tpot_s"] <= fitting.evaluate(as_tpot, logs)["tpot_s"] * 1.001)
 
 
-def test_ranges_hold_every_row_of_their_configuration(serving: Any) -> None:
-    ranges = serving.ranges(serving.batch(serving.load_rows()).rows)
+def test_ranges_hold_every_row_of_their_configuration(serving: Any, fitting: Any) -> None:
+    ranges = serving.ranges(fitting.batch(serving.load_rows()).rows)
     assert {key: list(span) for key, span in ranges.items()} == fitted()["range"]
     assert set(fitted()["effects"]["configuration"]) == set(ranges)
     assert all(0.0 < slope < 1.0 for slope in fitted()["far"].values())
