@@ -15,6 +15,7 @@ from pertoken.errors import InputError, ScenarioError
 from pertoken.fleet import RunningFleet, load_fleet
 from pertoken.meter import prometheus
 from pertoken.rates.energy import bill
+from pertoken.report import books as module
 from pertoken.report._terms import hours_between, months_of
 from pertoken.report.books import Books, hours_in, open_books
 from pertoken.tables import usage_rows
@@ -165,6 +166,161 @@ def test_hours_without_a_meter_are_paid_for_too(books_of: Make) -> None:
     assert usd(books)["capital"] == 10
     assert books.closed_until == START + 5 * HOUR
     assert not books.due(START + 5 * HOUR)
+
+
+def every_row(books: Books) -> list[dict[str, object]]:
+    """The costs of all hours, in order."""
+    return books.ledger.cost("hour", "pool", "tenant", "phase", "component").to_pylist()
+
+
+def test_an_event_of_before_the_first_close_books_every_hour_since(books_of: Make) -> None:
+    """The service began, then one event came of four hours ago: what is owned was held in all four."""
+    books = books_of(PLAIN)
+    now = START + 6 * HOUR
+    assert books.close_due(now).hours == ()
+    told(books, START + 2 * HOUR, "output_tokens", 5, "usage/gw")
+    assert books.due(now) == [START + n * HOUR for n in range(2, 6)]
+    assert set(books.close_due(now).hours) == {START + n * HOUR for n in range(2, 6)}
+    assert usd(books)["capital"] == 4 * 2
+    idle = books.ledger.usage_rows({"tenant": "(idle)", "meter": "gpu_hours"}).to_pylist()
+    assert {(r["hour"], r["quantity"], r["basis"]) for r in idle} == {
+        (START + n * HOUR, 2, "assumed:unseen") for n in (3, 4, 5)
+    }
+    assert not books.due(now)
+    # Still earlier: the hours between are booked as well, those that are booked are not booked again.
+    told(books, START, "output_tokens", 5, "usage/gw")
+    assert books.due(now) == [START, START + HOUR]
+    books.close_due(now)
+    assert usd(books)["capital"] == 6 * 2
+    before = every_row(books)
+    books.close(hours_in(START, now))
+    assert every_row(books) == before
+    # A late event between them closes its own hour alone.
+    told(books, START + HOUR, "output_tokens", 7, "usage/gw")
+    assert books.close_due(now).hours == (START + HOUR,)
+    assert usd(books)["capital"] == 6 * 2
+
+
+def test_hours_without_records_are_closed_after_a_restart_and_days_of_rest(books_of: Make) -> None:
+    books = books_of(PLAIN)
+    books.close_due(START)
+    told(books, START - 30 * HOUR, "output_tokens", 5, "usage/gw")
+    books.shut()  # before it could close them
+    again = books_of(PLAIN)
+    later = START + 50 * HOUR
+    assert len(again.close_due(later).hours) == 80
+    assert usd(again)["capital"] == 80 * 2
+    again.shut()
+    third = books_of(PLAIN)
+    assert not third.due(later)
+    assert (third.closed_until, third.first_hour()) == (later, START - 30 * HOUR)
+
+
+def test_old_hours_are_caught_up_on_by_and_by(books_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest first, a bounded number at a time; what is over meanwhile is closed at once."""
+    monkeypatch.setattr(module, "CATCH_UP_HOURS", 10)
+    books = books_of(PLAIN)
+    books.close_due(START)
+    told(books, START - 25 * HOUR, "output_tokens", 5, "usage/gw")
+    closed = [set(books.close_due(START + n * HOUR).hours) for n in range(5)]
+    assert [len(hours) for hours in closed] == [10, 11, 6, 1, 1]
+    assert min(closed[0]) == START - 10 * HOUR
+    assert START in closed[1]
+    assert not books.due(START + 4 * HOUR)
+    assert usd(books)["capital"] == 29 * 2
+
+
+def test_hours_of_an_api_alone_are_not_closed_again_and_again(books_of: Make) -> None:
+    """They leave no rows that would tell that they were closed."""
+    books = books_of("pools: {api: {price: {term: api, input_usd_per_mtok: 3, output_usd_per_mtok: 15}}}")
+    books.close_due(START)
+    told(books, START - 9 * HOUR, "output_tokens", 1_000_000, "usage/gw", pool="api")
+    assert len(books.close_due(START).hours) == 9
+    assert not books.due(START)
+    assert usd(books) == {"api": 15}
+
+
+def test_the_order_in_which_old_hours_close_changes_no_bill(books_of: Make) -> None:
+    """Peaks, ratchets and tiers of months that are caught up on, and of the same closed from the first on."""
+    text = PLAIN.replace("{usd_per_kwh: 0.1, demand_usd_per_kw: 10}", "Hartselle GSA-2").replace(
+        "America/Los_Angeles", "America/Chicago"
+    )
+    now = datetime(2026, 8, 3, tzinfo=UTC)
+    found = []
+    for folder, caught_up in (("late", True), ("first", False)):
+        books = books_of(text, folder)
+        if caught_up:
+            books.close_due(now)
+        for days, kwh in ((40, 600.0), (10, 60.0), (0.1, 80.0)):
+            hour = (now - timedelta(days=days)).replace(minute=0, second=0, microsecond=0)
+            told(books, hour, "it_energy_kwh", kwh, "node/pdu")
+        if caught_up:
+            while books.due(now):
+                books.close_due(now)
+        else:
+            first = books.first_hour()
+            assert first is not None
+            books.close(hours_in(first, now))
+        found.append(every_row(books))
+    assert found[0] == found[1]
+    assert {row["component"] for row in found[0]} >= {"demand_charge", "energy_charge", "capital"}
+
+
+def test_old_hours_that_have_no_price_hinder_no_others(books_of: Make) -> None:
+    books = books_of(
+        PLAIN.replace(
+            "{term: on_demand, usd_per_gpu_hour: 3}", "{term: on_demand, provider: lambda}"
+        ).replace(
+            "gpu: L4, site: dc, price: {term: on_demand", "gpu: H100-SXM, site: dc, price: {term: on_demand"
+        )
+    )
+    books.close_due(START)
+    told(books, datetime(2015, 1, 1, tzinfo=UTC), "output_tokens", 5, "usage/gw")
+    while len(books.close_due(START).hours):
+        pass
+    # Lambda's first price is of 2026-09-20, a day of Los Angeles: the hours since are closed, the one before is named.
+    assert books.stuck.startswith(
+        "hours up to 2026-09-20 06:00 UTC cannot be closed: no on_demand price of H100"
+    )
+    assert usd(books)["capital"] > 0
+    assert books.close_due(START + HOUR).hours == (START,)
+
+
+def test_days_that_are_no_longer_kept_hinder_no_close(books_of: Make) -> None:
+    books = books_of(PLAIN)
+    told(books, START - 48 * HOUR, "output_tokens", 5, "usage/gw")
+    books.close_due(START)
+    assert usd(books)["capital"] == 48 * 2
+    books.tidy(START, keep_days=1)
+    assert str(books.kept_from) == "2026-11-23"
+    told(books, START - 47 * HOUR, "output_tokens", 5, "usage/file")  # imported: nobody refused it
+    told(books, START - 72 * HOUR, "output_tokens", 5, "usage/file")
+    assert books.close_due(START + HOUR).hours == (START,)
+    assert books.too_late() == [START - 72 * HOUR, START - 47 * HOUR]
+    assert usd(books)["capital"] == 49 * 2
+
+
+def test_hours_closed_by_hand_are_known_as_closed(books_of: Make) -> None:
+    books = books_of(PLAIN)
+    told(books, START, "output_tokens", 5, "usage/gw")
+    now = START + 4 * HOUR + timedelta(minutes=20)
+    books.close_span(hours_in(START, START + 2 * HOUR), now)
+    assert books.closed_until == books.reached == START + 2 * HOUR
+    assert books.due(now) == [START + 2 * HOUR, START + 3 * HOUR]
+    books.close_span(hours_in(START + 2 * HOUR, now), now)  # the running hour too, which is not over
+    assert books.closed_until == START + 4 * HOUR
+    books.close_span(hours_in(START, START + HOUR), now)
+    assert books.closed_until == START + 4 * HOUR
+    books.close_span([START + 6 * HOUR], START + 9 * HOUR)  # not joined to the others
+    assert books.closed_until == START + 4 * HOUR
+
+
+def test_books_closed_before_that_was_remembered_say_how_far_they_are(books_of: Make) -> None:
+    books = books_of(PLAIN)
+    assert books.reached is None
+    books.close([START, START + HOUR])
+    assert books.closed_until is None
+    assert books.reached == START + 2 * HOUR
 
 
 def test_a_silent_exporter_sets_no_peak(books_of: Make) -> None:

@@ -197,6 +197,32 @@ def test_a_late_record_is_no_complaint_where_the_service_closes_its_hour_in_a_mi
     assert [c.hours for c in hung.complaints if c.kind == "closing"] == [1]
 
 
+def test_hours_that_are_caught_up_on_are_a_complaint_where_it_takes_more_than_a_minute(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pertoken.report.doctor.CATCH_UP_HOURS", 5)
+    running = Process(closes=True)
+    books.close_due(NOW)
+    told_at(books, NOW - 5 * HOUR, "output_tokens", 5, "usage/gw", "api")
+    assert not texts(examine(books, NOW, process=running), "closing")
+    told_at(books, NOW - 6 * HOUR, "output_tokens", 5, "usage/gw", "api")
+    (found,) = [c for c in examine(books, NOW, process=running).complaints if c.kind == "closing"]
+    assert found.text.startswith("from 2026-11-24 06:00 UTC on")
+    assert (found.hours, found.severity) == (6, "wrong")
+    books.stuck = "hours up to 2026-11-24 08:00 UTC cannot be closed: no price"
+    assert texts(examine(books, NOW, process=running), "closing") == [books.stuck]
+
+
+def test_records_of_days_no_longer_kept_are_a_complaint(books: Books) -> None:
+    books.close_due(NOW)
+    told_at(books, NOW - 72 * HOUR, "output_tokens", 5, "usage/gw", "api")
+    books.close_due(NOW)
+    books.tidy(NOW, keep_days=1)
+    told_at(books, NOW - 72 * HOUR, "output_tokens", 5, "usage/file", "api")
+    (text,) = texts(examine(books, NOW, process=Process(closes=True)), "closing")
+    assert text.startswith("records came for 2026-11-21 12:00 UTC, whose day is no longer kept")
+
+
 def test_every_finding_of_attribution_has_a_place_here() -> None:
     assert set(FINDINGS) <= set(KINDS)
 

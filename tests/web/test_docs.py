@@ -12,7 +12,7 @@ import yaml
 
 from pertoken.fleet import Sources, load_fleet
 from pertoken.meter.journal import WINDOW_ROWS
-from pertoken.report.books import open_books
+from pertoken.report.books import CATCH_UP_HOURS, open_books
 from pertoken.report.doctor import KINDS
 from pertoken.web.app import Limits
 from tests.web.conftest import Client
@@ -46,6 +46,7 @@ def test_limits_are_as_written() -> None:
     assert "at most 32 MiB" in PAGE
     assert "128 MiB may be on their way" in PAGE
     assert WINDOW_ROWS == 4_000_000
+    assert f"at most {CATCH_UP_HOURS} (four weeks) each minute" in PAGE
 
 
 def test_the_event_on_the_page_is_taken(client_of: Callable[..., Client]) -> None:

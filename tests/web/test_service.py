@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,18 @@ import pytest
 from pertoken.errors import InputError
 from pertoken.fleet import RunningFleet
 from pertoken.meter import Journal, nvml
+from pertoken.report._month import month_named
+from pertoken.report.actual import LedgerSource
 from pertoken.report.books import open_books
 from pertoken.report.doctor import examine
+from pertoken.report.imports import FileOf
+from pertoken.report.now import closed_day
+from pertoken.report.statement import chargeback, statement
 from pertoken.web import service as module
-from pertoken.web.serve import Bind, serve
+from pertoken.web.charged import statement as charged
+from pertoken.web.serve import Bind, close, diagnose, import_file, serve
 from pertoken.web.service import Service
-from tests.web.conftest import NOW_S, Clock
+from tests.web.conftest import FLEET, NOW_S, Clock
 
 NOW = datetime.fromtimestamp(NOW_S, UTC)
 EVENT = (
@@ -42,6 +50,13 @@ def wait(check: Callable[[], Any]) -> None:
     while not check():
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+def usd(service: Service) -> Decimal:
+    """What the actual book costs in all."""
+    (row,) = service.books.ledger.cost(where={"book": "actual"}).to_pylist()
+    found: Decimal = row["cost_usd"]
+    return found
 
 
 def send(service: Service, key: bytes, at_s: float) -> None:
@@ -69,6 +84,62 @@ def test_an_hour_closes_by_itself_once_it_is_over(service: Service, clock: Clock
     assert rows == [{"cost_usd": 15}]
     send(service, b"late", NOW_S + 120)
     wait(lambda: service.books.ledger.cost(where={"pool": "api"}).to_pylist() == [{"cost_usd": 30}])
+
+
+def test_an_event_of_hours_ago_books_what_was_held_since(
+    fleet: RunningFleet, tmp_path: Path, clock: Clock
+) -> None:
+    """Ledger, statement, report and the day so far tell the same, before and after a restart."""
+
+    def told(service: Service) -> None:
+        books = service.books
+        end = service.now()
+        month = month_named("2026-11", books.fleet, books.ledger, books.closed_until)
+        assert chargeback(books.ledger, books.fleet, month).ledger_usd == 32
+        assert statement(books.ledger, books.fleet, month, "t", None).usd == 8
+        source = LedgerSource(books.ledger)
+        facts = source.facts("actual", ["pool"], end - timedelta(hours=24), end)
+        assert sum(facts.costs.values()) == 32
+        day = closed_day(books.ledger, {}, end, until=books.closed_until)
+        assert [hour.hour for hour in day.hours] == [5, 6, 7, 8]
+
+    first = Service(open_books(fleet, tmp_path / "data"), tmp_path, clock=clock)
+    first.close_due()
+    clock.at_s += 120
+    event = EVENT.replace(b'"api"', b'"h100"') % (b"a", NOW_S - 4 * 3600)
+    first.take_events(event, "application/json", "test", "")
+    first.close_due()
+    told(first)
+    first.stop()
+    clock.at_s += 3600 * 24 * 3
+    second = Service(open_books(fleet, tmp_path / "data"), tmp_path, clock=clock)
+    second.close_due()
+    assert usd(second) == 32 + 3 * 24 * 8
+    second.stop()
+
+
+def test_a_close_without_a_service_is_remembered(tmp_path: Path) -> None:
+    path, data = tmp_path / "fleet.yaml", tmp_path / "data"
+    path.write_text(FLEET)
+    now = datetime.now(UTC)
+    row = {
+        "key": "a",
+        "ts": (now - timedelta(hours=5)).timestamp(),
+        "pool": "h100",
+        "tenant": "t",
+        "model": "m",
+    }
+    file = tmp_path / "usage.jsonl"
+    file.write_text(json.dumps({**row, "input_tokens": 5, "output_tokens": 5}))
+    import_file(data, path, file, FileOf("pertoken"))
+    assert diagnose(data, path)["facts"]["closed until"] == "never closed"
+    assert close(data, path, now - timedelta(hours=9), now)["hours"] == 6
+    found = diagnose(data, path)
+    assert found["facts"]["closed until"] == f"{now:%Y-%m-%d %H}:00 UTC"
+    assert not [c for c in found["complaints"] if c["kind"] == "closing"]
+    told = charged(data, path, "t", f"{now - timedelta(hours=5):%Y-%m}")
+    if f"{now:%Y-%m}" == told.month.name:
+        assert any(note.startswith("Provisional: the month is closed up to") for note in told.month.notes)
 
 
 def test_a_clock_that_jumps_is_told(service: Service, clock: Clock) -> None:

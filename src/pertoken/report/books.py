@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
@@ -19,7 +19,7 @@ from typing import Any, Self
 import pyarrow as pa
 
 from pertoken import meter
-from pertoken.errors import InputError, MissingRateError
+from pertoken.errors import InputError, MissingRateError, NoEvidenceError
 from pertoken.fleet import RunningFleet
 from pertoken.ledger import Ledger, open_ledger
 from pertoken.meter._split import MICRO, split
@@ -40,12 +40,14 @@ SCRAPED, WRITTEN, NVML = "scrape/", "written/", "nvml/"
 """Prefixes of the counter states that the journal's marks hold, by how the counters reach us."""
 IMPORTED = "import/"
 """Prefix of the marks of sources that were imported from files: they owe nothing more."""
-_UNTIL = "close/until"
-"""Mark of the journal: the first hour that was never closed."""
+_FROM, _UNTIL = "close/from", "close/until"
+"""Marks of the journal: every hour from the first of these up to, not with, the second was closed."""
 _KEPT = "close/kept-from"
 """Mark of the journal: the first day whose records were not deleted."""
 _LONGEST = timedelta(days=3660)
 _CHUNK_HOURS = _KEPT_LOOKS = 24 * 7
+CATCH_UP_HOURS = 24 * 7 * 4
+"""Hours from before those that are closed without a gap, closed at most at a time: the newest ones go first, always."""
 LEDGER_FILE, _JOURNAL = "ledger.duckdb", "journal"
 
 
@@ -79,6 +81,8 @@ class Books:
     ) -> None:
         self.journal, self.ledger, self.fleet, self.folder = journal, ledger, fleet, folder
         self.unpriced: dict[datetime, str] = {}
+        self.stuck = ""
+        """Why `close_due` could not close old hours the last time; empty: it could."""
         self._predictor = predictor
         self._lock = threading.Lock()
         self._reading = threading.Lock()  # the journal is read from one thread at a time
@@ -100,21 +104,55 @@ class Books:
         return self.take(rows, from_file(rows))
 
     def due(self, now: datetime) -> list[datetime]:
-        """Hours that a close is owed: complete ones never closed, and any before now that got late records."""
+        """Hours that a close is owed: complete ones never closed, from the first metered one on, and any before now
+        that got late records."""
         current = _hour(now)
-        until = self.closed_until or min([current, *self.journal.dirty_hours()])
-        hours = {h for h in self.journal.dirty_hours() if h < current} | set(self.unpriced)
-        at = until
+        return sorted({*self._recent(current), *self.behind(current)})
+
+    def _recent(self, current: datetime) -> set[datetime]:
+        """Of what is due: hours never closed after those that are, and late records among these."""
+        at = self.closed_until or current
+        since = max(self._since(current), self._kept_hour or datetime.min.replace(tzinfo=UTC))
+        hours = {h for h in self.journal.dirty_hours() if since <= h < current} | set(self.unpriced)
         while at < current:
             hours.add(at)
             at += HOUR
-        return sorted(hours)
+        return hours
+
+    def behind(self, now: datetime) -> list[datetime]:
+        """Of what is due: hours before those that are closed without a gap, where something was metered still
+        earlier; hours without records among them, those that the ledger has left out."""
+        since, first = self._since(_hour(now)), self.first_hour()
+        if first is None or first >= since:
+            return []
+        first = max(first, self._kept_hour or first)
+        rows = self.ledger.usage("hour", "meter", where={"book": BOOK}, start=first, end=since).to_pylist()
+        booked = {row["hour"] for row in rows if base_meter(row["meter"]) != "peak_kw"}
+        booked -= set(self.journal.dirty_hours())
+        return [hour for n in range((since - first) // HOUR) if (hour := first + n * HOUR) not in booked]
+
+    def too_late(self) -> list[datetime]:
+        """Hours that got records when those of their day were no longer kept: they cannot be closed again."""
+        kept = self._kept_hour
+        return [hour for hour in self.journal.dirty_hours() if kept is not None and hour < kept]
+
+    def _since(self, current: datetime) -> datetime:
+        """The first of the hours that are closed without a gap; where none is, the running one."""
+        mark = self.journal.marks.get(_FROM)
+        known = datetime.fromisoformat(mark.decode()) if mark else self.closed_until
+        return min(current, known or current)
 
     @property
     def closed_until(self) -> datetime | None:
         """The first hour that was never closed; None before the first close."""
         mark = self.journal.marks.get(_UNTIL)
         return datetime.fromisoformat(mark.decode()) if mark else None
+
+    @property
+    def reached(self) -> datetime | None:
+        """`closed_until`; where books were closed before that was kept, the hour after the last one they have."""
+        spans = {} if self.closed_until else {book: last for book, _, last in self.ledger.books()}
+        return self.closed_until or (spans[BOOK] + HOUR if BOOK in spans else None)
 
     def close(self, hours: Iterable[datetime]) -> Closed:
         """Turn hours (UTC) into rows of the book ``actual``, priced at the rates in force; idempotent.
@@ -142,18 +180,69 @@ class Books:
         return Closed(tuple(done), unpriced, tuple(findings))
 
     def close_due(self, now: datetime) -> Closed:
-        """Close what is due and remember how far that is."""
+        """Close what is due and remember how far that is.
+
+        Of hours before those that are closed without a gap at most `CATCH_UP_HOURS`, from the newest back; why they
+        cannot be closed stands in `stuck` and hinders no other.
+        """
         current = _hour(now)
-        closed = self.close(self.due(now))
-        if self.closed_until is None or self.closed_until < current:
-            self.journal.append(meter.RECORDS.empty_table(), marks={_UNTIL: current.isoformat().encode()})
+        closed = self.close(self._recent(current))
+        self._remember(self._since(current), max(current, self.closed_until or current))
+        return self._catch_up(current, closed)
+
+    def close_span(self, hours: Sequence[datetime], now: datetime) -> Closed:
+        """Close consecutive hours, the running one perhaps among them, and remember those that are over as closed."""
+        closed = self.close(hours)
+        over = [hour for hour in hours if hour < _hour(now)]
+        if over:
+            since, until = over[0], over[-1] + HOUR
+            known = self.closed_until
+            if known is None:
+                self._remember(since, until)
+            elif since <= known and until >= (first := self._since(known)):
+                self._remember(min(since, first), max(until, known))
         return closed
+
+    def _catch_up(self, current: datetime, closed: Closed) -> Closed:
+        """Close hours before those that are closed without a gap, week by week, back to the first metered one."""
+        self.stuck = ""
+        first, until = self.first_hour(), self.closed_until or current
+        hours = self.behind(current)
+        runs = _runs(hours[-CATCH_UP_HOURS:])
+        while runs:
+            run = runs.pop()
+            try:
+                one = self.close(run)
+            except (InputError, NoEvidenceError) as error:
+                if len(run) == 1:
+                    self.stuck = f"hours up to {run[0]:%Y-%m-%d %H:%M} UTC cannot be closed: {error}"
+                    return closed
+                runs += [[hour] for hour in run]  # up to the one that is in the way
+                continue
+            closed = Closed(
+                closed.hours + one.hours, closed.unpriced | one.unpriced, closed.findings + one.findings
+            )
+            self._remember(run[0], until)
+        if first is not None and len(hours) <= CATCH_UP_HOURS and first < self._since(current):
+            self._remember(first, until)
+        return closed
+
+    def _remember(self, since: datetime, until: datetime) -> None:
+        """Make durable which hours are closed without a gap."""
+        told = {_FROM: since.isoformat().encode(), _UNTIL: until.isoformat().encode()}
+        if any(self.journal.marks.get(name) != mark for name, mark in told.items()):
+            self.journal.append(meter.RECORDS.empty_table(), marks=told)
 
     @property
     def kept_from(self) -> date | None:
         """The first day (UTC) whose records are kept; None where none were ever let go."""
         mark = self.journal.marks.get(_KEPT)
         return date.fromisoformat(mark.decode()) if mark else None
+
+    @property
+    def _kept_hour(self) -> datetime | None:
+        kept = self.kept_from
+        return None if kept is None else datetime(kept.year, kept.month, kept.day, tzinfo=UTC)
 
     def first_hour(self) -> datetime | None:
         """The oldest hour that was metered; None where none was."""

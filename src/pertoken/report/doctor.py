@@ -18,7 +18,7 @@ from pertoken.errors import InputError
 from pertoken.fleet import RunningFleet
 from pertoken.meter import State
 from pertoken.meter.attribute import BOOK, FINDINGS, Finding
-from pertoken.report.books import HOUR, IMPORTED, NVML, SCRAPED, WRITTEN, Books, Look
+from pertoken.report.books import CATCH_UP_HOURS, HOUR, IMPORTED, NVML, SCRAPED, WRITTEN, Books, Look
 
 Severity = Literal["wrong", "look"]
 KINDS: dict[str, str] = {
@@ -256,6 +256,21 @@ def _open_hours(books: Books, now: datetime, alive: Process) -> Iterable[Complai
     if late:
         text = f"{late[0]:%Y-%m-%d %H:%M UTC} is the oldest: run `pertoken close`, or start `pertoken serve`"
         yield Complaint("closing", text, hours=len(late))
+    yield from _old_hours(books, now, alive)
+
+
+def _old_hours(books: Books, now: datetime, alive: Process) -> Iterable[Complaint]:
+    """Hours from before those that are closed, which a running service catches up on by and by."""
+    if books.stuck:
+        yield Complaint("closing", books.stuck)
+    behind = books.behind(now) if alive.closes and not books.stuck else []
+    if len(behind) > CATCH_UP_HOURS:
+        text = f"from {behind[0]:%Y-%m-%d %H:%M UTC} on, from the newest back, {CATCH_UP_HOURS} hours a minute: wait"
+        yield Complaint("closing", text, hours=len(behind))
+    gone = books.too_late()
+    if gone:
+        text = f"records came for {gone[0]:%Y-%m-%d %H:%M UTC}, whose day is no longer kept: they are in no figure"
+        yield Complaint("closing", text, hours=len(gone))
 
 
 def _alerts(alive: Process) -> Iterable[Complaint]:
@@ -274,7 +289,7 @@ def _free_bytes(books: Books) -> int | None:
 
 
 def _facts(books: Books, now: datetime) -> dict[str, str]:
-    recovery, until = books.journal.recovery, books.closed_until
+    recovery, until = books.journal.recovery, books.reached
     facts = {
         "time here": f"{now:%Y-%m-%d %H:%M UTC}",
         "closed until": f"{until:%Y-%m-%d %H:%M UTC}" if until else "never closed",

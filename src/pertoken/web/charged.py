@@ -40,7 +40,7 @@ def statement(
     if found is not None:
         return Statement.from_dict(found) if tenant else Chargeback.from_dict(found)
     with _books(folder, fleet_file) as books:
-        span = month_named(month, books.fleet, books.ledger, books.closed_until)
+        span = month_named(month, books.fleet, books.ledger, books.reached)
         if not tenant:
             return chargeback(books.ledger, books.fleet, span, spread)
         return made(books.ledger, books.fleet, span, tenant, spread)

@@ -197,9 +197,10 @@ def close(folder: Path, fleet_file: Path | None, start: datetime, end: datetime)
         answer: dict[str, Any] = found
         return answer
     with _books(folder, fleet_file) as books:
-        hours = [h for h in hours_in(start, end) if h <= datetime.now(UTC)]
+        now = datetime.now(UTC)
+        hours = [h for h in hours_in(start, end) if h <= now]
         metered = books.metered(hours)
-        done = books.close(metered)
+        done = books.close_span(metered, now)
     unpriced = {h.isoformat(): why for h, why in done.unpriced.items()}
     return {"hours": len(done.hours), "unmetered": len(hours) - len(metered), "unpriced": unpriced}
 
