@@ -9,12 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from pertoken.report import doctor
 from pertoken.report.books import open_books
+from pertoken.tables import usage_rows
 from pertoken.web import exporter
 from pertoken.web.exporter import FAMILIES, Exporter
 from pertoken.web.service import Service
@@ -119,6 +121,31 @@ def test_figures_are_what_the_ledger_says(filled: Client) -> None:
                 metric="usd_per_mtok_total",
             )
             assert got == row["usd_per_mtok_total"]
+
+
+def test_joule_per_token_is_of_what_was_measured(filled: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An API's tokens, whose energy nobody measures, stand in no J per token: not in all's, not in a model's."""
+    ledger = filled.app.state.service.books.ledger  # type: ignore[attr-defined]
+    hour = np.array(["2026-11-24T07"], "datetime64[h]")
+    for model, tokens in (("m", 2e6), ("other", 1e6)):
+        amounts = {("output", "energy_kwh"): np.array([1.0]), ("output", "output_tokens"): np.array([tokens])}
+        named = {"pool": "h100", "model": model, "tenant": "a", "basis": "measured"}
+        ledger.add_usage(usage_rows(hour, amounts, book="actual", **named))
+    joule = 2 * 3_600_000 / 3e6
+    for most in (20, 2):  # past the names of their own, the rest is a ratio of sums as well
+        monkeypatch.setattr(exporter, "MOST_NAMES", most)
+        found = samples(Exporter(filled.app.state.service).page("").text(False))  # type: ignore[attr-defined]
+        asked = {"window": "24h", "metric": "joule_per_token_total"}
+        assert value(found, "energy_per_token_joules", **asked) == pytest.approx(joule)
+        assert total(found, "model_energy_per_token_joules", **asked, model="m") == pytest.approx(
+            3_600_000 / 2e6
+        )
+        other = "other" if most > 2 else "(other)"
+        assert value(found, "model_energy_per_token_joules", **asked, model=other) == pytest.approx(3.6)
+        assert not total(found, "pool_energy_per_token_joules", **asked, pool="api")
+        assert not total(found, "tenant_energy_per_token_joules", **asked, tenant="b"), "an API's alone"
+    own = samples(Exporter(filled.app.state.service).page("a").text(False))  # type: ignore[attr-defined]
+    assert value(own, "tenant_energy_per_token_joules", **asked, tenant="a") == pytest.approx(joule)
 
 
 def test_both_formats_are_what_their_readers_take(filled: Client) -> None:

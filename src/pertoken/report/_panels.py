@@ -76,6 +76,7 @@ _TOTAL, _OUTPUT, _INPUT = (f'metric="usd_per_mtok_{end}"' for end in ("total", "
 _WITH_IDLE = 'metric="usd_per_mtok_output_with_idle"'
 _HOUR, _ENERGY_SPEND, _SERVED = 'window="1h"', 'category="energy"', 'meter!="training_tokens"'
 _J_TOTAL = 'metric="joule_per_token_total"'
+_MEASURED = "Of the pools whose energy was measured: an API's tokens are in none of it."
 
 _OVERVIEW = Dashboard(
     "overview",
@@ -89,7 +90,7 @@ _OVERVIEW = Dashboard(
         ),
         Panel("Spend", _one(f"sum({_of('spend_usd')})"), _USD, "stat", 4),
         Panel("Tokens", _one(f"sum({_of('tokens')})"), _COUNT, "stat", 4),
-        Panel("Energy per token", _one(_of("energy_per_token_joules", _J_TOTAL)), _JOULE, "stat", 4),
+        Panel("Energy per token", _one(_of("energy_per_token_joules", _J_TOTAL)), _JOULE, "stat", 4, _MEASURED),
         Panel("GPU hours used", _one(_of("utilisation_ratio")), _SHARE, "stat", 4),
         Panel(
             "USD per M tokens",
@@ -160,7 +161,7 @@ def _by(label: str, *, more: tuple[Panel, ...] = ()) -> Dashboard:
             Panel("USD per M input tokens, idle not included", _one(of("cost_per_mtok_usd", _INPUT), legend), _USD),
             Panel(f"Tokens by {label}", _one(f"sum by ({label}) ({of('tokens')})", legend), _COUNT, stacked=True),
             Panel("Tokens by kind", _one(f"sum by (meter) ({of('tokens')})", "{{meter}}"), _COUNT, stacked=True),
-            Panel("Energy per token", _one(of("energy_per_token_joules", _J_TOTAL), legend), _JOULE),
+            Panel("Energy per token", _one(of("energy_per_token_joules", _J_TOTAL), legend), _JOULE, about=_MEASURED),
             Panel(
                 "GPU hours by phase",
                 _one(_gpu_hours(f"sum by (phase) ({of('gpu_held_seconds')})"), "{{phase}}"), _COUNT, stacked=True,
@@ -183,7 +184,7 @@ _ENERGY = Dashboard(
             "Mean power in the newest closed hour",
             _one(f"{_at('energy_joules', _HOUR)} / {SECONDS_PER_HOUR}"), "watt", "stat", 4,
         ),
-        Panel("Energy per token", _one(_of("energy_per_token_joules", _J_TOTAL)), _JOULE, "stat", 4),
+        Panel("Energy per token", _one(_of("energy_per_token_joules", _J_TOTAL)), _JOULE, "stat", 4, _MEASURED),
         Panel(
             "PUE, of what is measured at the plug",
             _one(f"{_of('energy_joules')} / {_of('server_energy_joules')}"), _COUNT, "stat", 4,
@@ -205,9 +206,19 @@ _ENERGY = Dashboard(
             _KWH,
         ),
         Panel("Energy by pool", _one(_kwh(_of("pool_energy_joules")), "{{pool}}"), _KWH, stacked=True),
-        Panel("J per token", _one(_of("energy_per_token_joules"), "{{metric}}"), _JOULE),
+        Panel("J per token", _one(_of("energy_per_token_joules"), "{{metric}}"), _JOULE, about=_MEASURED),
         Panel(
-            "J per token by model", _one(_of("model_energy_per_token_joules", _J_TOTAL), "{{model}}"), _JOULE
+            "J per token by model", _one(_of("model_energy_per_token_joules", _J_TOTAL), "{{model}}"), _JOULE,
+            about=_MEASURED,
+        ),
+        Panel(
+            "Tokens of pools whose energy nobody measured",
+            _one(
+                f"sum by (pool) ({_of('pool_tokens')}) "
+                f"unless on (pool) sum by (pool) ({_of('pool_energy_joules')})",
+                "{{pool}}",
+            ),
+            _COUNT, stacked=True, about="They are in no J per token; an API's never can be.",
         ),
         Panel("Energy by tenant", _one(_kwh(_of("tenant_energy_joules")), "{{tenant}}"), _KWH, stacked=True),
         Panel(

@@ -36,7 +36,11 @@ _FIGURES = (
         "usd",
         "USD per million tokens, by the metric's name; absent while hours are unpriced",
     ),
-    ("energy_per_token_joules", "joules", "J per token, by the metric's name"),
+    (
+        "energy_per_token_joules",
+        "joules",
+        "J per token, by the metric's name, of the pools whose energy was measured in the window alone",
+    ),
     ("utilisation_ratio", "ratio", "GPU hours used over GPU hours held"),
     ("slo_attainment_ratio", "ratio", "requests that met the SLO over requests that finished"),
 )

@@ -62,7 +62,7 @@ router = APIRouter()
 
 _MTOK = tuple(name for name in METRICS if name.startswith("usd_per_mtok_"))
 _JOULE = tuple(name for name in METRICS if name.startswith("joule_per_token_"))
-_METRICS = (*_MTOK, *_JOULE, "utilisation", "slo_attainment")
+_RATIOS = (*_MTOK, "utilisation", "slo_attainment")
 _QUANTITIES: dict[str, tuple[str, float]] = {
     "requests": ("requests", 1),
     "gpu_hours": ("gpu_held_seconds", SECONDS_PER_HOUR),
@@ -138,6 +138,7 @@ class _Window:
         self.start, self.end = until - timedelta(hours=WINDOWS[name]), until
         self.unpriced = ledger.unpriced(BOOK, self.start, self.end)
         self.priced = not self.unpriced
+        self._measured = self._pools_with("energy_kwh")
 
     def costliest(self, scope: str) -> frozenset[str]:
         """The names that have series of their own: what is idle, and those that cost most."""
@@ -177,22 +178,35 @@ class _Window:
                 name, factor = _QUANTITIES[meter]
                 more = {"phase": row["phase"]} if meter == "gpu_hours" else {}
                 page.put(f"{prefix}{name}", amount * factor, **window, **labels(row), **more)
-        self._ratios(page, prefix, self._ledger.metric(*_METRICS, by=by, **self._what()), scope, kept)
+        self._ratios(page, scope, self._metrics(by, {}), kept)
         if others:
-            rest = self._what() | {"where": {**self._where, scope: sorted(others)}}
-            self._ratios(page, prefix, self._ledger.metric(*_METRICS, **rest), scope, None)
+            self._ratios(page, scope, self._metrics([], {scope: sorted(others)}), None)
+
+    def _metrics(self, by: list[str], only: Mapping[str, list[str]]) -> Iterable[dict[str, Any]]:
+        """Rows of the ratios; J per token of pools whose energy was measured alone: tokens of others would lower it."""
+        asked: dict[str, Any] = {"by": by, "start": self.start, "end": self.end}
+        where = {**self._where, **only}
+        yield from self._ledger.metric(*_RATIOS, where=where, **asked).to_pylist()
+        measured = sorted(self._measured.intersection(only.get("pool", self._measured)))
+        yield from self._ledger.metric(*_JOULE, where={**where, "pool": measured}, **asked).to_pylist()
+
+    def _pools_with(self, meter: str) -> frozenset[str]:
+        what = self._what() | {"where": {**self._where, "meter": meter}}
+        return frozenset(r["pool"] for r in self._ledger.usage("pool", **what).to_pylist() if r["quantity"])
 
     def _ratios(
-        self, page: Page, prefix: str, table: pa.Table, scope: str, kept: frozenset[str] | None
+        self, page: Page, scope: str, rows: Iterable[Mapping[str, Any]], kept: frozenset[str] | None
     ) -> None:
-        for row in self._sums(table):
+        prefix = f"{scope}_" if scope else ""
+        for row in rows:
             if scope and kept is not None and row[scope] not in kept:
                 continue
             labels = {"window": self.name}
             if scope:
                 labels[scope] = OTHER if kept is None else str(row[scope]) or NONE
-            found = {name: row[name] for name in _METRICS if row[name] is not None}
-            for name, value in found.items():
+            for name, value in row.items():
+                if value is None:
+                    continue
                 if name in _MTOK and self.priced:
                     page.put(f"{prefix}cost_per_mtok_usd", value, **labels, metric=name)
                 elif name in _JOULE:
