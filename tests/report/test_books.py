@@ -274,16 +274,16 @@ def test_old_hours_that_have_no_price_hinder_no_others(books_of: Make) -> None:
             "gpu: L4, site: dc, price: {term: on_demand", "gpu: H100-SXM, site: dc, price: {term: on_demand"
         )
     )
-    books.close_due(START)
+    now = datetime(2026, 10, 2, tzinfo=UTC)
+    books.close_due(now)
     told(books, datetime(2015, 1, 1, tzinfo=UTC), "output_tokens", 5, "usage/gw")
-    while len(books.close_due(START).hours):
-        pass
-    # Lambda's first price is of 2026-09-20, a day of Los Angeles: the hours since are closed, the one before is named.
+    # Lambda's first price is of 2026-09-20, and a peak is priced with its whole month: October is the first that closes.
+    assert len(books.close_due(now).hours) == 17
     assert books.stuck.startswith(
-        "hours up to 2026-09-20 06:00 UTC cannot be closed: no on_demand price of H100"
+        "hours up to 2026-10-01 06:00 UTC cannot be closed: no on_demand price of H100"
     )
-    assert usd(books)["capital"] > 0
-    assert books.close_due(START + HOUR).hours == (START,)
+    assert usd(books)["capital"] == 17 * 2
+    assert books.close_due(now + HOUR).hours == (now,)
 
 
 def test_days_that_are_no_longer_kept_hinder_no_close(books_of: Make) -> None:
