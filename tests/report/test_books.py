@@ -277,7 +277,7 @@ def test_old_hours_that_have_no_price_hinder_no_others(books_of: Make) -> None:
     now = datetime(2026, 10, 2, tzinfo=UTC)
     books.close_due(now)
     told(books, datetime(2015, 1, 1, tzinfo=UTC), "output_tokens", 5, "usage/gw")
-    # Lambda's first price is of 2026-09-20, and a peak is priced with its whole month: October is the first that closes.
+    # Lambda's first price is of 2026-09-20, and a peak is priced with its month: October is the first to close.
     assert len(books.close_due(now).hours) == 17
     assert books.stuck.startswith(
         "hours up to 2026-10-01 06:00 UTC cannot be closed: no on_demand price of H100"
