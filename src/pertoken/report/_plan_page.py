@@ -3,13 +3,13 @@ found."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pertoken.rates._local import local_hours
+from pertoken.catalog.holidays import DAYS_PER_WEEK
+from pertoken.rates._local import LocalHours, local_hours
 from pertoken.report._compare_notes import tokens
 from pertoken.report._compare_table import usd
 from pertoken.report._page import (
@@ -34,6 +34,9 @@ SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 Spec = dict[str, Any]
 _STRIP_DAYS = 15
 """Longer schedules are drawn as days × hours."""
+_TICK_HOURS = 6
+_TICKS = 16
+"""Times named under a figure, at most: of months, as many as there are."""
 _EVENTS = 200
 """Spans listed in the page; the calendar files hold all."""
 
@@ -151,10 +154,7 @@ def _heat(planned: Planned) -> Spec:
         "encoding": {
             "x": {
                 "field": "at",
-                "type": "quantitative",
-                "title": f"local hours ({planned.scenario.horizon.timezone})",
-                "scale": {"domain": [0, len(days)], "nice": False},
-                "axis": {**_day_axis(days), "grid": True, "zindex": 1},
+                **_time_axis(local, planned.scenario.horizon.timezone, zindex=1),
             },
             "x2": {"field": "until"},
             "y": {
@@ -170,14 +170,32 @@ def _heat(planned: Planned) -> Spec:
     }
 
 
-def _day_axis(days: Sequence[str]) -> Spec:
-    """Ticks where a day begins. Hours are told apart by their place: the one a clock shows twice is drawn twice."""
-    starts = [at for at, day in enumerate(days) if at == 0 or day != days[at - 1]]
-    names = ", ".join(f"'{days[at][5:]}'" for at in starts)
+def _time_axis(local: LocalHours, timezone: str, **more: Any) -> Spec:
+    """Positions of hours under a figure, a few of them named by the local clock: hours of 24, the date where a day begins.
+
+    Hours are told apart by their place: the one a clock shows twice is drawn twice.
+    """
+    day, hour, month = local.day, local.hour, local.month
+    begins = np.concatenate([[True], day[1:] != day[:-1]])
+    first = begins & ((day == 1) | (np.arange(len(day)) == 0))
+    week = begins & (np.cumsum(begins) % DAYS_PER_WEEK == 1)
+    finest = begins | ((hour % _TICK_HOURS == 0) & np.concatenate([[True], hour[1:] != hour[:-1]]))
+    marked = next((which for which in (finest, begins, week) if which.sum() <= _TICKS), first)
+    at = [int(place) for place in np.flatnonzero(marked)]
+    names = [f"{month[t]:02d}-{day[t]:02d}" if begins[t] else f"{hour[t]:02d}:00" for t in at]
+    told = ", ".join(f"'{name}'" for name in names)
     return {
-        "values": starts,
-        "labelExpr": f"[{names}][indexof({starts}, datum.value)]",
-        "labelAlign": "left",
+        "type": "quantitative",
+        "title": f"local time ({timezone})",
+        "scale": {"domain": [0, len(day)], "nice": False},
+        "axis": {
+            "values": at,
+            "labelExpr": f"[{told}][indexof({at}, datum.value)]",
+            "labelAlign": "left",
+            "labelOverlap": True,
+            "grid": True,
+            **more,
+        },
     }
 
 
@@ -235,22 +253,25 @@ def _power(planned: Planned) -> Spec | None:
     metered = sorted({k.site for k in f.instance.peaks if f.schedule.site_kw[k.site].any()})
     if not metered:
         return None
+    local = local_hours(f.instance.hours, planned.scenario.horizon.timezone)
     values = []
     for s in metered:
         pools = np.flatnonzero(f.instance.pool_site == s)
         price = f.instance.energy_prices(f.instance.pool_names)[pools[0]] if len(pools) else None
-        for t, hour in enumerate(f.instance.hours):
-            values.append(
-                {
-                    "hour": f"{hour.astype('datetime64[s]')!s}Z",
-                    "site": f.instance.site_names[s],
-                    "kw": round(float(f.schedule.site_kw[s, t]), 3),
-                    "price": None if price is None else round(float(price[t]), 5),
-                }
-            )
-    x = {"field": "hour", "type": "temporal", "title": None}
+        site, count = f.instance.site_names[s], len(f.instance.hours)
+        values += [
+            {
+                "at": at,
+                "site": site,
+                "kw": round(float(f.schedule.site_kw[s, t]), 3),
+                "price": None if price is None else round(float(price[t]), 5),
+            }
+            for at, t in enumerate([*range(count), count - 1])  # the last hour again: where it ends
+        ]
+    x = {"field": "at", **_time_axis(local, planned.scenario.horizon.timezone)}
+    unnamed = {**x, "title": None, "axis": {**x["axis"], "labels": False, "ticks": False}}
     kw = {"mark": {"type": "area", "interpolate": "step-after", "color": PALETTE[1]}, "width": 860, "height": 120,
-          "encoding": {"x": x, "y": {"field": "kw", "type": "quantitative", "title": "kW"}}}  # fmt: skip
+          "encoding": {"x": unnamed, "y": {"field": "kw", "type": "quantitative", "title": "kW"}}}  # fmt: skip
     usd_kwh = {"mark": {"type": "line", "interpolate": "step-after", "color": PALETTE[7]}, "width": 860, "height": 70,
                "encoding": {"x": x, "y": {"field": "price", "type": "quantitative", "title": "USD/kWh"}}}  # fmt: skip
     return {
