@@ -171,7 +171,7 @@ def _heat(planned: Planned) -> Spec:
 
 
 def _time_axis(local: LocalHours, timezone: str, **more: Any) -> Spec:
-    """Positions of hours under a figure, a few of them named by the local clock: hours of 24, the date where a day begins.
+    """Positions of hours under a figure, a few of them named by the local clock: hours of 24, dates where days begin.
 
     Hours are told apart by their place: the one a clock shows twice is drawn twice.
     """
