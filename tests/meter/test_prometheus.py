@@ -277,19 +277,20 @@ def test_one_fallen_counter_restarts_them_all() -> None:
 def test_growth_over_an_hour_is_split_whole_tokens_staying_whole() -> None:
     table = scrapes(counter(0), counter(101), start_s=T0 - 5.0)
     rows = {r["ts"].hour: r["quantity"] for r in table.to_pylist() if r["meter"] == "output_tokens"}
-    assert sorted(rows.values()) == [33, 68]
+    assert sorted(rows.values()) == [34, 67]
     assert len(rows) == 2
 
 
-def test_a_silence_is_marked_and_its_growth_booked_where_it_was_seen() -> None:
-    table = scrapes(counter(0), counter(900), step_s=7200.0, start_s=T0 + 1800)
+@pytest.mark.parametrize(
+    ("grown", "hours"),
+    [(900, [225, 450, 225]), (7, [2, 3, 2]), (1, [0, 1, 0]), (2, [0, 1, 1]), (0, [0, 0, 0])],
+)
+def test_a_silence_is_marked_and_its_growth_split_by_time_to_the_token(grown: int, hours: list[int]) -> None:
+    table = scrapes(counter(0), counter(grown), step_s=7200.0, start_s=T0 + 1800)
     rows = table.to_pylist()
-    # None in the hours nobody read: what was counted then stands where it was seen.
-    assert [(r["ts"].hour, r["quantity"]) for r in rows if r["meter"] == "output_tokens"] == [
-        (7, 0),
-        (8, 0),
-        (9, 900),
-    ]
+    tokens = [r for r in rows if r["meter"] == "output_tokens"]
+    assert {r["ts"].hour: r["quantity"] for r in tokens} == dict(zip((7, 8, 9), hours, strict=True))
+    assert {r["basis"] for r in tokens} == {"assumed:mean_over_gap"}
     gaps = {r["ts"].hour: r["quantity"] for r in rows if r["meter"] == "gap_seconds"}
     assert gaps == {7: 1800, 8: 3600, 9: 1800}
     assert not [r for r in rows if r["meter"] == "seen_seconds"]
@@ -304,11 +305,22 @@ def test_energy_over_a_silence_is_its_mean_power_and_no_peak() -> None:
     assert by_hour == pytest.approx({7: 0.5, 8: 1, 9: 1, 10: 1, 11: 0.5})
     assert {r["basis"] for r in found} == {"measured:mean_over_gap"}
     assert sum(r["quantity"] for r in table.to_pylist() if r["meter"] == "gap_seconds") == 4 * 3600
-    # A counter that fell began anew at a time nobody knows: what it counted since stands where it was seen.
+    # A counter that fell (a driver was loaded anew) began at a time nobody knows: no peak, but its mean is assumed.
     table = scrapes(text.format(9e12), text.format(3.6e9), step_s=4 * 3600.0, start_s=T0 + 1800)
     found = [r for r in table.to_pylist() if r["meter"] == "gpu_energy_kwh"]
-    assert [(r["ts"].hour, r["basis"]) for r in found] == [(11, "measured")]
-    assert found[0]["quantity"] == pytest.approx(1)
+    by_hour = {r["ts"].hour: r["quantity"] for r in found}
+    assert by_hour == pytest.approx({7: 0.125, 8: 0.25, 9: 0.25, 10: 0.25, 11: 0.125})
+    assert {r["basis"] for r in found} == {"assumed:mean_over_gap"}
+
+
+def test_an_engine_that_began_anew_in_a_silence_counts_from_its_start() -> None:
+    """Its start stands on the page: its tokens are spread from there on, not over the hours it did not run."""
+    text = 'process_start_time_seconds {}\nvllm:generation_tokens_total{{model_name="m"}} {}\n'
+    started = T0 + 2 * 3600 + 1800
+    pages = text.format(T0 - 60, 5000), text.format(started, 600)
+    table = scrapes(*pages, step_s=3 * 3600.0, start_s=T0 + 1800)
+    found = [r for r in table.to_pylist() if r["meter"] == "output_tokens"]
+    assert {r["ts"].hour: r["quantity"] for r in found} == {9: 300, 10: 300}
 
 
 def test_a_clock_that_steps_back_counts_nothing_twice() -> None:

@@ -74,7 +74,11 @@ class Claims:
         if seen or claimed or training:
             return max(seen, claimed + training)
         if any(self.tally.tokens(kind) for kind in ("engine", "usage")):
-            self.notes.tell("no_gpu_hours", "give its targets gpus, scrape its GPUs, or import its bill")
+            silent = "a source was silent, and nobody saw whether its GPUs were held: import its bill"
+            text = (
+                silent if self.tally.gaps() else "give its targets gpus, scrape its GPUs, or import its bill"
+            )
+            self.notes.tell("no_gpu_hours", text)
         return None
 
     def gpu_hours(self, held: float, tokens: Counts) -> dict[tuple[str, str, str, str], float]:
@@ -158,6 +162,8 @@ class Claims:
     ) -> None:
         """GPU-hours that were seen, the share of them that was busy, and how that is known, to who used them."""
         held, busy, how = hours
+        if not held:
+            return  # silent all hour: its tokens are known afterwards, its work is not
         only = next(iter(models)) if len(models) == 1 else ""
         work, method = self._work(who, models) if models and busy else ({}, "")
         mass = sum(p + d for p, d in work.values())

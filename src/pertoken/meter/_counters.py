@@ -2,11 +2,10 @@
 in, state out.
 
 A counter's growth between two readings is booked to the hour it fell in, split by time where the two readings
-stand in different hours. After a silence longer than `MAX_GAP_S` the growth is booked where it was seen and
-the silence is marked with ``gap_seconds``: nobody knows in which of the hours it happened, and none is
-invented. Energy alone is split by time then too (`OVER_GAP`): its mean power is measured, and all of it in one
-hour would be a peak there never was. A counter that starts again (its value fell, or its process started since)
-counts from zero.
+stand in different hours. So is the growth over a silence longer than `MAX_GAP_S`, and the silence is marked with
+``gap_seconds``: its mean power is measured (`OVER_GAP`), the hours of its tokens are assumed (`SPREAD`). All of it
+in the hour it was seen would be a peak there never was, and tokens away from the events that say whose they are.
+A counter that starts again (its value fell, or its process started since) counts from zero.
 """
 
 from __future__ import annotations
@@ -39,6 +38,8 @@ TOLD_AT_ZERO = ("running_seconds", "active_seconds", "output_tokens")
 """Meters whose zero says something: idle is not unknown, and who counts tokens here is believed on none too."""
 OVER_GAP = "measured:mean_over_gap"
 """Basis of energy that a counter went on counting over a silence: its mean power is known, and holds in each hour."""
+SPREAD = "assumed:mean_over_gap"
+"""Basis of what was counted over a silence, its hours unknown: the same in each second of it."""
 _LARGEST_GPU_W = 20_000.0  # no board draws this: a reading above it is in milliwatts
 _STARTED_S = 1.0  # tolerance of process start times, which move by a tick
 _SETTLED_S = 60.0  # after this, a series new to an instance that sends them one by one was not there before
@@ -145,7 +146,8 @@ def advance(
                 _start(new, reading.value)
             elif _fits(rule, reading.series) and reading.value == reading.value:
                 picked.append((reading, rule))
-    if whole and _fell(state, picked):
+    told = state.last_s + _STARTED_S < new.start_s <= now_s  # when it began anew, to the second
+    if whole and not told and _fell(state, picked):
         new.start_s = now_s
     for reading, rule in picked:
         new.first_s = new.first_s or reading.time_s
@@ -272,7 +274,7 @@ def _growth(
     if before is None:
         start = _since_zero(work, rule, time_s)
         if start is not None and value > 0:
-            yield value * rule.scale, start, "measured"
+            yield value * rule.scale, start, SPREAD if time_s - start > MAX_GAP_S else "measured"
         return
     restarted = not rule.device and before.time_s + _STARTED_S < state.start_s <= time_s
     grown = value if restarted or value < before.value else value - before.value
@@ -281,9 +283,12 @@ def _growth(
     length = time_s - before.time_s
     if rule.milli_trap and length > 0 and amount * JOULES_PER_KWH / length > _LARGEST_GPU_W:
         amount /= MILLISECONDS_PER_SECOND
-    over_gap = rule.steady and length > MAX_GAP_S and value >= before.value
+    start_s = min(start_s, time_s)
+    basis = "measured"
+    if time_s - start_s > MAX_GAP_S:
+        basis = OVER_GAP if rule.steady and value >= before.value else SPREAD
     if amount > 0 or rule.meter in TOLD_AT_ZERO:
-        yield amount, min(start_s, time_s), OVER_GAP if over_gap else "measured"
+        yield amount, start_s, basis
 
 
 def _since_zero(work: _Pass, rule: Foreign, time_s: float) -> float | None:

@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from pertoken.meter._counters import (
     MAX_GAP_S,
-    OVER_GAP,
     TOLD_AT_ZERO,
     Quantity,
     Reading,
@@ -22,6 +21,7 @@ from pertoken.meter._counters import (
 from pertoken.meter._exposition import Series, parse
 from pertoken.meter._names import rules_of
 from pertoken.meter._remote_write import decode
+from pertoken.meter._split import split
 from pertoken.meter.records import concat, empty, records
 from pertoken.units import DAYS_PER_YEAR, HOURS_PER_DAY, METERS, MILLISECONDS_PER_SECOND, SECONDS_PER_HOUR
 
@@ -202,21 +202,16 @@ def _table(quantities: list[Quantity], target: Target, now_s: float) -> pa.Table
 
 
 def _parts(q: Quantity, amount: float) -> list[tuple[float, float]]:
-    """An amount by hour. Whole tokens stay whole: what rounding leaves goes to the last hour."""
-    length = q.end_s - q.start_s
+    """An amount by hour, by time. Whole tokens stay whole, by largest remainder."""
     pieces = hours_of(q.start_s, q.end_s)
     if len(pieces) <= 1:
         return [(q.end_s, amount)]
-    if length > MAX_GAP_S and q.meter != "gap_seconds" and q.basis != OVER_GAP:
-        # Growth across a silence has no known hours: it stands where it was seen, and the hours before are spoken for.
-        return [*((piece.time_s, 0.0) for piece in pieces[:-1]), (q.end_s, amount)]
-    whole = amount == int(amount) and q.meter not in _CONTINUOUS
-    left, parts = amount, []
-    for piece in pieces[:-1]:
-        part = float(int(amount * piece.fraction)) if whole else amount * piece.fraction
-        parts.append((piece.time_s, part))
-        left -= part
-    return [*parts, (q.end_s, left)]
+    if amount == int(amount) and q.meter not in _CONTINUOUS:
+        late = pieces[::-1]  # of equal remainders the later is counted
+        counts = split(int(amount), dict(enumerate(p.fraction for p in late)))
+        return [(piece.time_s, float(counts.get(at, 0))) for at, piece in enumerate(late)]
+    parts = [(piece.time_s, amount * piece.fraction) for piece in pieces[:-1]]
+    return [*parts, (q.end_s, amount - sum(part for _, part in parts))]
 
 
 def _pool(target: Target, labels: Mapping[str, str]) -> str:
