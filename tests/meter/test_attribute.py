@@ -168,8 +168,8 @@ def test_a_gap_is_idle_of_unknown_kind_and_reported() -> None:
 
 
 def test_what_a_silent_engine_counts_later_is_not_booked_by_events_too() -> None:
-    """Three hours: heard, silent, heard again. The engine's count over the silence is split by time, and events say whose
-    each hour's is: tokens count once, the tenant keeps its own, and what the GPU-hours were used for nobody knows."""
+    """Three hours: heard, silent, heard again. The engine's count over the silence is split by time, and events say
+    whose each hour's is: tokens count once, the tenant keeps its own, and what the GPU-hours were used for nobody knows."""
     target, state, tables = prometheus.Target("a", "h100", model="m"), State(0.0), []
     text = "process_start_time_seconds 5\nvllm:prompt_tokens_total {0}\nvllm:generation_tokens_total {0}\n"
     start = HOUR.timestamp()

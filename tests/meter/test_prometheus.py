@@ -323,6 +323,16 @@ def test_an_engine_that_began_anew_in_a_silence_counts_from_its_start() -> None:
     assert {r["ts"].hour: r["quantity"] for r in found} == {9: 300, 10: 300}
 
 
+def test_a_restart_seen_before_a_silence_does_not_say_that_the_process_ran_through_it() -> None:
+    """No start on the page, a fallen counter before: an engine that was then stopped for hours held nothing."""
+    state, tables = State(T0 - 60), []
+    for now_s, value in ((T0, 900), (T0 + 15, 10), (T0 + 30, 20), (T0 + 4 * 3600, 20)):
+        table, state = read(counter(value), TARGET, state, now_s=now_s)
+        tables.append(table)
+    assert state.start_s > T0
+    assert not [r for r in pa.concat_tables(tables).to_pylist() if r["meter"] == "held_unseen"]
+
+
 def test_a_clock_that_steps_back_counts_nothing_twice() -> None:
     state = State(T0)
     total = 0.0

@@ -159,6 +159,17 @@ def test_a_restart_is_seen_by_its_start_time_or_its_fall() -> None:
     assert sums["output_tokens"] == 130 + 20
 
 
+@pytest.mark.parametrize(("together", "held"), [(True, 1200.0), (False, 0.0)])
+def test_a_start_told_in_a_later_request_does_not_hold_gpus(together: bool, held: float) -> None:
+    """Counters in one request and the start in the next: it may be the start of another process."""
+    start = counter(T0 - 99, T0 + 600, name="process_start_time_seconds")
+    before = [counter(T0 - 99, T0, name="process_start_time_seconds"), counter(100, T0)]
+    after = counter(130, T0 + 600)
+    later = [body([start, after])] if together else [body([after]), body([start])]
+    sums, _ = deliver(body(before), *later, targets={"a:8000": Target("a:8000", pool="h100", gpus=2.0)})
+    assert (sums["gap_seconds"], sums.get("held_unseen", 0.0)) == (600, held)
+
+
 def test_stale_markers_and_strange_instances_add_nothing() -> None:
     stale = counter(float("nan"), T0 + 15)
     strange = ({"__name__": "vllm:generation_tokens_total", "instance": "zz"}, [(1, 1.0)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -77,7 +77,7 @@ def read_samples(
         Reading(Series(name, labels), value, now_s) for name, labels, value in samples if rules_of(name)
     ]
     quantities, new = advance(state, readings, now_s=now_s, whole=True)
-    return _table(quantities + _watched(readings, state.last_s, new.start_s, now_s), target, now_s), new
+    return _table(quantities + _watched(readings, state.last_s, now_s), target, now_s), new
 
 
 def read_remote_write(
@@ -130,14 +130,14 @@ def by_instance(
             if reading.time_s > before:
                 at_time[reading.time_s].append(reading)
         for time_s, together in at_time.items():
-            quantities += _watched(together, before, new[key].start_s, time_s)
+            quantities += _watched(together, before, time_s)
             before = time_s
         tables.append(_table(quantities, targets[key], now_s))
     return concat(tables), new, dict(unknown)
 
 
-def _watched(readings: Iterable[Reading], last_s: float, start_s: float, now_s: float) -> list[Quantity]:
-    """Seconds a target was seen since `last_s`, or the gap; its process runs since `start_s` [POSIX s, 0: unknown]."""
+def _watched(readings: Collection[Reading], last_s: float, now_s: float) -> list[Quantity]:
+    """Seconds a target was seen since `last_s` [POSIX s], or the gap, from what was read of it at `now_s`."""
     rules = [(r, rule) for r in readings for rule in rules_of(r.series.name) if rule.how != "start"]
     if not rules or not last_s:
         return []
@@ -146,7 +146,10 @@ def _watched(readings: Iterable[Reading], last_s: float, start_s: float, now_s: 
     # A page may tell of an engine and of its GPUs (NIM, Triton): each is seen.
     kinds = dict.fromkeys(rule.kind for _, rule in rules)
     meter = "gap_seconds" if length > MAX_GAP_S else "seen_seconds"
-    basis = _ALIVE if meter == "gap_seconds" and 0 < start_s <= last_s else "measured"
+    # What was read before the silence, or comes in a later request, does not say that this is the same process.
+    starts = [r.value for r in readings for rule in rules_of(r.series.name) if rule.how == "start"]
+    alive = bool(starts) and all(0 < start_s <= last_s for start_s in starts)
+    basis = _ALIVE if meter == "gap_seconds" and alive else "measured"
     found = [Quantity(kind, meter, "", "", {}, *interval, length, basis) for kind in kinds]
     if meter == "seen_seconds":
         gpus: dict[str, dict[str, str]] = {}
