@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from pertoken.meter._findings import Notes
-from pertoken.meter._models import under_two_names
+from pertoken.meter._models import may_be_one, under_two_names
 from pertoken.meter._split import MICRO, explained
 from pertoken.meter._tally import Tally, Tokens
 from pertoken.meter.records import phase_of
@@ -63,8 +63,7 @@ def tokens_of(tally: Tally, notes: Notes) -> Counts:
             notes.tell("unmatched", f"usage events tell of {model!r}, which no engine here serves", amount)
     _check_gateway(tally, notes, record, counts)
     for alike in under_two_names({model for model, _ in counts}) if record == "engine" else ():
-        text = f"{' and '.join(map(repr, alike[:3]))} are one model: give their sources `names` that make them one"
-        notes.tell("two_names", text)
+        notes.tell("two_names", may_be_one(alike))
     for (model, tenant, phase, meter), count in tally.others().items():
         result[model, tenant, phase, meter] += count
     return {key: value for key, value in result.items() if value}

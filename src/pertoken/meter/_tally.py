@@ -36,21 +36,29 @@ class Tally:
         self._cache: dict[str, Tokens] = {}
         self._counting: dict[str, set[str]] | None = None
 
-    def unify(self) -> None:
-        """Give a model one name in this pool, that of the engines (else the gateway), where others tell another."""
-        names = self.names_of({m for (kind, _, m, *_) in self._rows if kind in ("usage", "gateway")})
+    def unify(self, elsewhere: Collection[str] = ()) -> None:
+        """Give a model one name in this pool, that of the engines (else the gateway), where others tell another.
+
+        `elsewhere`: the names other pools serve.
+        """
+        served = self.served()
+        told: dict[str, float] = defaultdict(float)
+        for (kind, _, model, _, _, meter), quantity in self._rows.items():
+            if kind in ("usage", "gateway") and base_meter(meter) in _COUNTS:
+                told[model] += quantity
+        names = renamed(told, served, elsewhere, told) if served else {}
         if names:
             rows, self._rows, self._counting = self._rows, defaultdict(float), None
             for (kind, source, model, tenant, phase, meter), quantity in rows.items():
                 same = names.get(model, model) if kind in ("usage", "gateway") else model
                 self._rows[kind, source, same, tenant, phase, meter] += quantity
 
-    def names_of(self, models: Collection[str]) -> dict[str, str]:
-        """Those of the models that are served here under another name, with that name."""
-        served: set[str] = set()
+    def served(self) -> set[str]:
+        """Names of the models served here, the engines' (else the gateway's)."""
+        found: set[str] = set()
         for record in ("engine", "gateway"):
-            served = served or {m for (kind, _, m, *_) in self._rows if kind == record and m}
-        return renamed(models, served) if served else {}
+            found = found or {m for (kind, _, m, *_) in self._rows if kind == record and m}
+        return found
 
     def counts(self, kind: str, model: str | None = None) -> bool:
         """Whether a kind of source counts output tokens here (of a model), be they none."""
@@ -224,9 +232,18 @@ def tallies(totals: pa.Table, fleet: Fleet) -> dict[datetime, dict[str, Tally]]:
     for hour, source, pool, model, tenant, phase, meter, _, quantity in zip(*columns, strict=True):
         tally_of(found[hour], pool, fleet).add(source, model, tenant, phase, meter, quantity)
     for pools in found.values():
-        for tally in pools.values():
-            tally.unify()
+        served = {name: tally.served() for name, tally in pools.items() if name in fleet.pools}
+        sold = api_models(fleet)
+        for name, tally in pools.items():
+            if name:
+                others = [of for known in (served, sold) for pool, of in known.items() if pool != name]
+                tally.unify(set[str]().union(*others))
     return dict(found)
+
+
+def api_models(fleet: Fleet) -> dict[str, set[str]]:
+    """The model that each API pool of the fleet sells."""
+    return {name: {pool.price.model} for name, pool in fleet.pools.items() if isinstance(pool.price, Api)}
 
 
 def tally_of(pools: dict[str, Tally], name: str, fleet: Fleet) -> Tally:

@@ -25,15 +25,16 @@ from pertoken.meter._claims import Claims, Predictor, Served, Work
 from pertoken.meter._counted import check_priced, check_used, tokens_of
 from pertoken.meter._energy import energies
 from pertoken.meter._findings import FINDINGS, Finding, Notes
+from pertoken.meter._models import known_as, may_be_one, renamed, renamed_in, under_two_names
 from pertoken.meter._split import MICRO, quantised, split
-from pertoken.meter._tally import Tally, tallies, tally_of
+from pertoken.meter._tally import Tally, api_models, tallies, tally_of
 from pertoken.scenario import Api, Fleet, Pool
 from pertoken.tables import USAGE
-from pertoken.units import METERS, SECONDS_PER_HOUR, base_meter
+from pertoken.units import IDLE, METERS, SECONDS_PER_HOUR, base_meter
 
 __all__ = [
     "BOOK", "FINDINGS", "Attribution", "Finding", "Predictor", "Served", "Work", "attribute", "stray_pool",
-    "stray_pools",
+    "stray_pools", "unplaced", "unplaced_models",
 ]  # fmt: skip
 
 BOOK = "actual"
@@ -73,6 +74,38 @@ def stray_pool(name: str, known: Collection[str]) -> str:
     return f"records name the pool {name[:100]!r} and are in no figure, the fleet has {has}{meant}"
 
 
+def unplaced_models(rows: pa.Table, fleet: Fleet, served: Collection[str]) -> dict[str, int]:
+    """How many usage records name no pool and a model that no pool is known to serve, by model, most frequent first.
+
+    Parameters: rows (`records.RECORDS`); served, models that engines or gateways count. A model has an empty name where
+    the record names none.
+    """
+    pools: Any = rows.column("pool")
+    if "" not in pc.unique(pools).to_pylist():
+        return {}
+    nowhere: Any = pc.equal(pools, pa.scalar(""))
+    models: Any = rows.filter(pc.and_(nowhere, pc.starts_with(rows.column("source"), "usage/"))).column(
+        "model"
+    )
+    counted: Any = pc.value_counts(models)
+    apis = {p.price.model for p in fleet.pools.values() if isinstance(p.price, Api)} - {""}
+    found = {str(c["values"]): int(c["counts"]) for c in counted.to_pylist()}
+    found = {m: n for m, n in found.items() if m not in apis and not (m and known_as(m, served))}
+    return {m: found[m] for m in sorted(found, key=lambda m: (-found[m], m))[:_MOST_STRAY]}
+
+
+def unplaced(counts: Mapping[str, int]) -> list[str]:
+    """What to say of records that fit no pool, by model.
+
+    >>> unplaced({"gpt-4.1-mini": 3})
+    ['3 records (gpt-4.1-mini) fit no pool: in no figure until the event names a pool']
+    """
+    tail = "fit no pool: in no figure until the event names a pool"
+    return [
+        f"{n} {'record' if n == 1 else 'records'} ({m[:100] or 'no model'}) {tail}" for m, n in counts.items()
+    ]
+
+
 @dataclass(frozen=True)
 class Attribution:
     """Usage rows (`tables.USAGE`, book ``actual``) and what was found on the way."""
@@ -102,6 +135,7 @@ def attribute(
                 f"{hour.isoformat()} has no time zone: give one, such as {hour.isoformat()}+00:00"
             )
         pools = by_hour.get(hour, {})
+        findings += _doubtful(pools, fleet, hour)
         unplaced = _placed(pools, fleet)
         strangers = sorted(set(pools) - set(fleet.pools) - {""})
         findings += [Finding("unknown_pool", hour, n, stray_pool(n, fleet.pools)) for n in strangers]
@@ -132,12 +166,15 @@ def _rows(pool: Pool, fleet: Fleet, tally: Tally, notes: Notes, predictor: Predi
         return rows
     claims = Claims(pool, tally, notes, predictor)
     held = claims.held()
-    check_used(tally, notes, () if held is None else _BOOKED)
-    if held is None:
+    board = tally.sum("device", "gpu_energy_kwh")
+    check_used(tally, notes, () if held is None and not board else _BOOKED)
+    total = quantised(held or 0.0)
+    gpu_hours = split(total, claims.gpu_hours(held or 0.0, tokens)) if total else {}
+    if board and not total:
+        text = f"{board:.6g} kWh of its boards stand in an hour in which nothing says that GPUs were held"
+        notes.tell("no_gpu_hours", text, board)
+    elif held is None:
         return rows
-    parts = claims.gpu_hours(held, tokens)
-    total = quantised(held)
-    gpu_hours = split(total, parts) if total else {}
     rows += [(m, t, phase, "gpu_hours", n, basis) for (m, t, phase, basis), n in gpu_hours.items()]
     return rows + _energy(pool, fleet, tally, notes, {k: n / MICRO for k, n in gpu_hours.items()})
 
@@ -145,8 +182,7 @@ def _rows(pool: Pool, fleet: Fleet, tally: Tally, notes: Notes, predictor: Predi
 def _energy(
     pool: Pool, fleet: Fleet, tally: Tally, notes: Notes, gpu_hours: Mapping[tuple[str, str, str, str], float]
 ) -> list[Row]:
-    if not gpu_hours:
-        return []
+    gpu_hours = gpu_hours or {("", IDLE, "idle", "assumed:unseen"): 0.0}  # what was measured stands in a row all the same
     found = energies(tally, pool, fleet.sites[pool.site], gpu_hours)
     if pool.price.term in ("owned", "colocated"):
         held, seen = sum(gpu_hours.values()), tally.sum("device", "gpu_seen_seconds") / SECONDS_PER_HOUR
@@ -158,7 +194,8 @@ def _energy(
             notes.tell("no_energy", text, held - seen)
     rows = []
     for energy in found:
-        parts = split(quantised(energy.total), energy.weights) if quantised(energy.total) else {}
+        weights = energy.weights if any(energy.weights.values()) else dict.fromkeys(energy.weights, 1.0)
+        parts = split(quantised(energy.total), weights) if quantised(energy.total) else {}
         rows += [(m, t, phase, energy.meter, n, energy.basis) for (m, t, phase, _), n in parts.items()]
     return rows
 
@@ -173,8 +210,7 @@ def _placed(pools: dict[str, Tally], fleet: Fleet) -> dict[str, float]:
     if loose is None:
         return {}
     unplaced: dict[str, float] = defaultdict(float)
-    models = {model for model, _ in loose.tokens("usage")}
-    names = defaultdict(dict, {name: tally.names_of(models) for name, tally in pools.items()})
+    names = _named(pools, fleet)
     for (model, meter), told in loose.tokens("usage").items():
         weights: dict[str, float] = {}
         for name in fleet.pools:
@@ -193,6 +229,30 @@ def _placed(pools: dict[str, Tally], fleet: Fleet) -> dict[str, float]:
             for name, part in split(count, weights, MICRO).items():
                 tally_of(pools, name, fleet).place(names[name].get(model, model), tenant, meter, part)
     return dict(unplaced)
+
+
+def _named(pools: Mapping[str, Tally], fleet: Fleet) -> Mapping[str, Mapping[str, str]]:
+    """By pool, the name it serves a router's model under: one that a pool has to the letter is that pool's."""
+    amounts: dict[str, float] = defaultdict(float)
+    for (model, _), told in pools[""].tokens("usage").items():
+        amounts[model] += sum(told.values())
+    served = {name: pools[name].served() for name in fleet.pools if name in pools}
+    sold = api_models(fleet)
+    found = defaultdict(dict, renamed_in(amounts, served, set[str]().union(*sold.values())))
+    for name, models in sold.items():  # the gateway in front of an API may have a name of its own
+        found[name].update(renamed(models & set(amounts), served.get(name, ())))
+    return found
+
+
+def _doubtful(pools: Mapping[str, Tally], fleet: Fleet, hour: datetime) -> list[Finding]:
+    """Names of which a router told one: it went to the pool that has it to the letter, not to the other's."""
+    told = {model for model, _ in pools[""].tokens("usage")} if "" in pools else set()
+    served = [pools[name].served() for name in fleet.pools if name in pools]
+    return [
+        Finding("two_names", hour, "", may_be_one(alike))
+        for alike in (under_two_names(set().union(*served)) if told else ())
+        if told.intersection(alike) and not any(len(names.intersection(alike)) > 1 for names in served)
+    ]
 
 
 def _usage(rows: Iterable[tuple[datetime, str, str, str, str, str, int, str]]) -> pa.Table:
