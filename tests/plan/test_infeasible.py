@@ -142,16 +142,16 @@ def test_shadow_prices_are_differences(make: Make) -> None:
     i = make(site_cap_kw=np.full((1, 4), 1.7), job_tokens=np.array([2.2e6]), job_deadline=np.array([3]))
     prices = shadow_prices(i)
 
-    def least(changed: Instance) -> float:
-        session = Session(build(changed), Watch(10))
+    def least(changed: Instance, cuts: bool = True) -> float:
+        session = Session(build(changed, cuts=cuts), Watch(10))
         assert session.relax()
         return session.objective
 
-    base, step = least(i), 1e-4
+    base, uncut, step = least(i), least(i, cuts=False), 1e-4
     more = i.requests.copy()
     more[0, 1] += step * 1e3
     tokens = i.tokens_per_request()[0] * step * 1e3 / 1e6
-    assert (least(replace(i, requests=more)) - base) / tokens == pytest.approx(
+    assert (least(replace(i, requests=more), cuts=False) - uncut) / tokens == pytest.approx(
         prices.usd_per_mtok["chat"][1], rel=1e-3
     )
     cap = replace(i, site_cap_kw=i.site_cap_kw + 1)
@@ -170,9 +170,27 @@ def test_shadow_prices_are_differences(make: Make) -> None:
     assert base - least(one) == pytest.approx(prices.usd_per_gpu["rent"], rel=1e-6)
     assert 0 < prices.usd_per_gpu["rent"] < 3.0 * 4
     trained = replace(i, job_tokens=i.job_tokens + step * 1e6)
-    assert (least(trained) - base) / step == pytest.approx(prices.usd_per_mtok_trained["train"], rel=1e-3)
+    assert (least(trained, cuts=False) - uncut) / step == pytest.approx(
+        prices.usd_per_mtok_trained["train"], rel=1e-3
+    )
     later = replace(i, job_deadline=i.job_deadline + 1)
     assert base - least(later) == pytest.approx(prices.usd_per_deadline_hour["train"], abs=1e-6)
+
+
+def test_token_prices_leave_out_cuts_that_hold_the_demand(make: Make) -> None:
+    """With cuts active: duals times demand are what a little more of all demand costs, hour by hour."""
+    i = make(4, requests=np.array([[700.0, 1300.0, 400.0, 900.0], [0.0, 0.0, 0.0, 0.0]]))
+    i = replace(i, unit_whole=np.ones(len(i.unit_pool), dtype=np.bool_))
+
+    def least(changed: Instance, cuts: bool = False) -> float:
+        session = Session(build(changed, cuts=cuts), Watch(10))
+        assert session.relax()
+        return session.objective
+
+    assert least(i, cuts=True) > least(i) * (1 + 1e-6)  # the cuts are active
+    mtok = i.requests[0] * i.tokens_per_request()[0] / 1e6
+    more = (least(replace(i, requests=i.requests * (1 + 1e-5))) - least(i)) / 1e-5
+    assert float((shadow_prices(i).usd_per_mtok["chat"] * mtok).sum()) == pytest.approx(more, rel=1e-3)
 
 
 def test_frontiers_fall_and_rise(make: Make) -> None:

@@ -1,8 +1,8 @@
 """What one more of something is worth: prices of the plan's constraints, and frontiers against a second goal.
 
-All are of the linear relaxation, machines taken as divisible. Tokens are priced at the margin. A machine, a kW of cap
-and an hour of deadline are whole steps: the difference of two optima, as the first bit of a machine is worth more than
-all of it.
+All are of the linear relaxation, machines taken as divisible. Tokens are priced at the margin, of the program without
+cuts, which hold the demand as a number. A machine, a kW of cap and an hour of deadline are whole steps: the difference
+of two optima with cuts, as the first bit of a machine is worth more than all of it.
 """
 
 from __future__ import annotations
@@ -48,12 +48,33 @@ def shadow_prices(
 ) -> ShadowPrices:
     """The prices of an instance's constraints. Raises PerTokenError where the relaxation has no optimum."""
     goal = goal or Goal()
+    per_class, per_job = _tokens(instance, goal, time_limit_s)
     program = build(instance, goal)
+    session = _relaxed(program, time_limit_s)
+    base = session.objective
+    return ShadowPrices(
+        per_class,
+        per_job,
+        _gpus(instance, program, session, base),
+        _power(instance, program, session, base),
+        _deadlines(instance, goal, base, time_limit_s),
+    )
+
+
+def _relaxed(program: Program, time_limit_s: float) -> Session:
     session = Session(program, Watch(time_limit_s))
     if not session.relax():
         raise PerTokenError(f"no shadow prices: the relaxation is {session.status}")
-    dual = session.row_dual
-    tokens = instance.tokens_per_request()
+    return session
+
+
+def _tokens(
+    instance: Instance, goal: Goal, time_limit_s: float
+) -> tuple[dict[str, Floats], dict[str, float]]:
+    """Cost of a million tokens more by class and hour, and by job: duals of the demand's rows, the only ones that hold
+    the demand."""
+    program = build(instance, goal, cuts=False)
+    dual, tokens = _relaxed(program, time_limit_s).row_dual, instance.tokens_per_request()
     per_class: dict[str, Floats] = {}
     per_job: dict[str, float] = {}
     for block in program.blocks:
@@ -64,14 +85,7 @@ def shadow_prices(
         elif block.name == "deadline":
             usd = dual[block.rows] / block.per_row * TOKENS_PER_MTOK
             per_job = {name: float(u) for name, u in zip(block.entities, usd, strict=True)}
-    base = session.objective
-    return ShadowPrices(
-        per_class,
-        per_job,
-        _gpus(instance, program, session, base),
-        _power(instance, program, session, base),
-        _deadlines(instance, goal, base, time_limit_s),
-    )
+    return per_class, per_job
 
 
 def _saved(session: Session, base_usd: float) -> float:

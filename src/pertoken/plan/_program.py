@@ -85,9 +85,10 @@ from pertoken.units import GRAMS_PER_KILOGRAM
 __all__ = ["INF", "Coefficients", "Goal", "Program", "RowBlock", "build", "class_meters", "coefficients"]
 
 
-def build(instance: Instance, goal: Goal | None = None) -> Program:
+def build(instance: Instance, goal: Goal | None = None, *, cuts: bool = True) -> Program:
     """The program of an instance, all of it from array operations.
 
+    cuts: with the rows `share`; they hold the demand as a number, so without them where its price is asked for.
     Raises InputError where an objective or budget needs numbers the instance lacks (carbon of an unknown
     grid).
     """
@@ -103,7 +104,7 @@ def build(instance: Instance, goal: Goal | None = None) -> Program:
     open_rows(b, instance, goal)
     minimum_rows(b, instance, goal)
     on_prem_rows(b, instance, goal)
-    if goal.objective != "tokens":
+    if cuts and goal.objective != "tokens":
         add_cuts(b, instance, goal.scale)
     power_rows(b, instance)
     return _finish(b, instance, goal, scale)
