@@ -165,18 +165,19 @@ class Client:
     def send_events(self, events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         """Send usage events in batches: `records` that are durable now, `duplicates` that already were.
 
-        ``unknown_pools``, where there are any, counts by name the records of pools that the fleet does not have: they
-        are kept and in no figure. A key sent twice counts once: after an error, send all of them again. ``ts`` may be
-        a datetime.
+        ``unknown_pools``, where there are any, counts by name the records of pools that the fleet does not have,
+        ``unplaced_models`` by model those that name no pool and fit none: they are kept and in no figure. A key sent
+        twice counts once: after an error, send all of them again. ``ts`` may be a datetime.
         """
         sums = {"records": 0, "duplicates": 0}
-        strays: Counter[str] = Counter()
+        strays: dict[str, Counter[str]] = {"unknown_pools": Counter(), "unplaced_models": Counter()}
         for body in _batches(events):
             taken = self.ask("POST", "/v1/events", body, kind=_NDJSON)
             for name in sums:
                 sums[name] += taken[name]
-            strays.update(taken.get("unknown_pools") or {})
-        return {**sums, "unknown_pools": dict(strays)} if strays else dict(sums)
+            for name, counts in strays.items():
+                counts.update(taken.get(name) or {})
+        return {**sums, **{name: dict(counts) for name, counts in strays.items() if counts}}
 
     # -- plain
 

@@ -254,6 +254,57 @@ def test_our_own_columns(tmp_path: Path, suffix: str) -> None:
     assert {r["model"] for r in found} == {"m", "ours"}
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".json", ".parquet"])
+@pytest.mark.parametrize("kind", ["litellm", "openai", "langfuse", "pertoken"])
+def test_a_row_without_token_counts_is_refused(tmp_path: Path, kind: str, suffix: str) -> None:
+    """A file given under another's name must not be taken for one of nothing."""
+    path = tmp_path / f"file{suffix}"
+    columns = {"a": [1, 3], "b": [2, 4]}
+    lines = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    if suffix == ".parquet":
+        pq.write_table(pa.table(columns), path)
+    elif suffix == ".csv":
+        path.write_text("a,b\n1,2\n3,4\n")
+    else:
+        path.write_text(json.dumps(lines) if suffix == ".json" else "\n".join(map(json.dumps, lines)))
+    found, refused = rows(path, kind)
+    assert not found
+    assert [r.partition(f"; {kind}")[0] for r in refused] == [
+        f"row {n}: no token counts found; columns are a, b" for n in (1, 2)
+    ]
+
+
+def test_what_has_no_tokens_of_its_own_is_left_out(tmp_path: Path) -> None:
+    """Calls that failed, parts of a stream, spans: no row of them was to be booked; an answer without a count was."""
+    path = tmp_path / "answers.jsonl"
+    lines = [
+        {"id": "c1", "object": "chat.completion.chunk", "usage": None},
+        {
+            "custom_id": "b1",
+            "response": {"status_code": 400, "body": {"error": {"message": "no"}}},
+            "error": None,
+        },
+        {"id": "c2", "object": "chat.completion", "model": "m", "usage": {}},
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    found, refused = rows(path, "openai")
+    assert (found, len(refused)) == ([], 1)
+    assert refused[0].startswith(
+        "row 3: no token counts found; columns are id, object, model, usage; openai tells"
+    )
+    lines = [{"id": "o1", "type": "SPAN"}, {"id": "o2", "level": "ERROR"}, {"id": "o3", "type": "GENERATION"}]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    found, refused = rows(path, "langfuse")
+    assert (found, [r[:28] for r in refused]) == ([], ["row 3: no token counts found"])
+
+
+def test_an_allocation_without_gpu_hours_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "allocation.json"
+    path.write_text(json.dumps({"data": [{"blue": {"a": 1, "b": 2}, "red": 5}]}))
+    found, refused = rows(path, "opencost")
+    assert (found, refused) == ([], ["blue: no gpuHours found; fields are a, b", "red: it is no allocation"])
+
+
 def test_one_bad_row_spoils_itself_alone(tmp_path: Path) -> None:
     path = tmp_path / "usage.csv"
     path.write_text("key,meter,quantity\na,requests,1\nb,request,1\nc,requests,2\nd,requests,-1\n")

@@ -64,6 +64,34 @@ def test_a_pool_the_fleet_does_not_have_is_said(fleet: Path, tmp_path: Path) -> 
     assert found["why"][0].endswith("did you mean other?")
 
 
+def test_calls_that_fit_no_pool_are_said_and_wrong(fleet: Path, tmp_path: Path) -> None:
+    """They are taken and in no figure; `doctor` finds them however old they are."""
+    for days in (0.2, 40):
+        moment = (datetime.now(UTC) - timedelta(days=days)).timestamp()
+        answer = {"created": moment, "usage": {"prompt_tokens": 10, "completion_tokens": 5}}
+        lines = [
+            {**answer, "id": "a", "provider": "google", "model": "gemini-2.5-pro"},
+            {**answer, "id": "b", "provider": "openai", "model": "gpt-4.1-mini"},
+        ]
+        file, data = tmp_path / "answers.jsonl", tmp_path / f"data{days}"
+        file.write_text("\n".join(map(json.dumps, lines)))
+        found = import_file(data, fleet, file, FileOf("openai"))
+        assert (found["records"], found["unplaced_models"]) == (6, {"gpt-4.1-mini": 3})
+        assert found["why"] == [
+            "3 records (gpt-4.1-mini) fit no pool: in no figure until the event names a pool"
+        ]
+        (told,) = [c for c in diagnose(data, fleet)["complaints"] if c["kind"] == "unmatched"]
+        assert (told["severity"], told["text"][:35]) == ("wrong", "usage events of gpt-4.1-mini fit no")
+
+
+def test_a_file_without_token_counts_is_refused(fleet: Path, tmp_path: Path) -> None:
+    file = tmp_path / "x.csv"
+    file.write_text("a,b\n1,2\n")
+    found = import_file(tmp_path / "data", fleet, file, FileOf("openai"))
+    assert (found["records"], found["refused"]) == (0, 1)
+    assert found["why"][0].startswith("row 1: no token counts found; columns are a, b")
+
+
 def test_a_training_log_and_what_is_refused(fleet: Path, tmp_path: Path) -> None:
     log = tmp_path / "run.jsonl"
     log.write_text('{"ts": 1795503600, "step": 1, "tokens": 100, "seconds": 36, "gpus": 10}\n')

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from pertoken.fleet import Sources, load_fleet
+from pertoken.meter.files import NAME_MAP
 from pertoken.meter.journal import WINDOW_ROWS
 from pertoken.report.books import CATCH_UP_HOURS, open_books
 from pertoken.report.doctor import KINDS
@@ -47,6 +48,15 @@ def test_limits_are_as_written() -> None:
     assert "128 MiB may be on their way" in PAGE
     assert WINDOW_ROWS == 4_000_000
     assert f"at most {CATCH_UP_HOURS} (four weeks) each minute" in PAGE
+
+
+def test_every_field_that_an_import_reads_is_on_the_page() -> None:
+    for name, fields in NAME_MAP.items():
+        told = "; ".join(
+            f"{ours}: {', '.join(f'`{f}`' for f in theirs)}" if (ours,) != theirs else f"`{ours}`"
+            for ours, theirs in fields.items()
+        )
+        assert f"| `{name}` | {told} |" in PAGE, f"| `{name}` | {told} |"
 
 
 def test_the_event_on_the_page_is_taken(client_of: Callable[..., Client]) -> None:

@@ -252,14 +252,44 @@ def test_states_do_not_move_on_where_the_journal_refused(
 def test_a_pool_the_fleet_does_not_have_is_told_at_once_and_kept(client: Client) -> None:
     batch = [event("a"), event("b", pool="h10"), event("c", pool="h10"), event("d", pool="")]
     taken = client.post("/v1/events", json=batch).json()
-    assert taken == {"records": 4, "duplicates": 0, "unknown_pools": {"h10": 2}}
+    strange = {"unknown_pools": {"h10": 2}, "unplaced_models": {"m": 1}}
+    assert taken == {"records": 4, "duplicates": 0, **strange}
     complaints = client.get("/v1/doctor").json()["complaints"]
     (found,) = [c for c in complaints if c["kind"] == "unknown_pool"]
     assert "'h10'" in found["text"]
     assert "the fleet has h100, api: did you mean h100?" in found["text"]
     assert (found["severity"], found["pool"]) == ("wrong", "h10")
     again = client.post("/v1/events", json=batch).json()
-    assert again == {"records": 0, "duplicates": 4, "unknown_pools": {"h10": 2}}
+    assert again == {"records": 0, "duplicates": 4, **strange}
+
+
+def test_a_model_that_fits_no_pool_is_told_unless_an_engine_serves_it(client: Client, clock: Clock) -> None:
+    """A router names the model alone: its engines may be known, by their own name of it."""
+
+    def loose(key: str, model: str) -> dict[str, int]:
+        taken = client.post("/v1/events", json=[event(key, pool="", model=model)]).json()
+        found: dict[str, int] = taken.get("unplaced_models", {})
+        return found
+
+    assert loose("a", "tiny") == {"tiny": 1}
+    body = write_request(
+        {"vllm:generation_tokens_total": 5.0},
+        int(clock.at_s * 1000),
+        instance="vllm:8000",
+        model_name="org/Tiny",
+    )
+    headers = {"content-type": "application/x-protobuf"}
+    assert client.post("/api/v1/write", content=body, headers=headers).status_code == 200
+    clock.at_s += 90
+    later = write_request(
+        {"vllm:generation_tokens_total": 9.0},
+        int(clock.at_s * 1000),
+        instance="vllm:8000",
+        model_name="org/Tiny",
+    )
+    assert client.post("/api/v1/write", content=later, headers=headers).status_code == 200
+    assert loose("b", "tiny") == {}
+    assert loose("c", "gpt-4.1-mini") == {"gpt-4.1-mini": 1}
 
 
 def test_of_many_unknown_pools_the_most_frequent_are_named(client: Client) -> None:

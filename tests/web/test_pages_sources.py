@@ -40,7 +40,14 @@ def test_each_source_has_its_last_word(fleet: RunningFleet) -> None:
         "scrape/quiet": State(0.0, last_s=NOW_S - 1000).to_bytes(),
         "scrape/gone": State(0.0, last_s=NOW_S - 99_000).to_bytes(),
     }
-    heard = {"usage/gateway": NOW - timedelta(minutes=50), "engine/good": NOW, "device/good": NOW}
+    # A pod that left its file_sd file, and an instance dropped from the fleet file, owe nothing.
+    marks["written/dropped"] = State(0.0, last_s=NOW_S - 600).to_bytes()
+    heard = {
+        "gateway/dropped": NOW,
+        "usage/gateway": NOW - timedelta(minutes=50),
+        "engine/good": NOW,
+        "device/good": NOW,
+    }
     targets = [
         Target("good", "h100", 15.0),
         Target("quiet", "h100", 15.0),
@@ -48,7 +55,7 @@ def test_each_source_has_its_last_word(fleet: RunningFleet) -> None:
     ]
     found = {s.name: s for s in sources_of(fleet, marks, heard, targets, Process(), NOW)}
     assert {name: s.state for name, s in found.items()} == {
-        "bad": "failing", "vllm:8000": "never", "gone": "silent", "quiet": "silent", "good": "telling",
+        "bad": "failing", "vllm:8000": "never", "quiet": "silent", "good": "telling",
         "gateway": "telling",
     }  # fmt: skip
     assert (found["good"].silent_s, found["good"].pool, found["good"].interval_s) == (10.0, "h100", 15.0)

@@ -6,7 +6,7 @@ with a `quantity`, or the `usage` block of an API's answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from operator import attrgetter
 from typing import Any
@@ -18,12 +18,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pertoken.errors import InputError
+from pertoken.meter._models import known_as
 from pertoken.meter._usage_block import UsageBlock, tokens
 from pertoken.meter.records import RECORDS, check_texts, checked, empty, phase_of, records
+from pertoken.scenario import Api, Fleet
 from pertoken.units import MICROSECONDS_PER_SECOND
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_EVENTS = 1_000_000
+_MOST_NAMED = 20
 _MOST_SPELLED = 4 * MAX_BODY_BYTES
 """Bytes of a coded column once each row has its own text."""
 CONTENT_TYPES = {
@@ -350,3 +353,35 @@ def each(lines: Iterable[bytes], take: Callable[[bytes], Event | None]) -> tuple
         if event is not None:
             events.append(event)
     return events, refused
+
+
+def unplaced_models(rows: pa.Table, fleet: Fleet, served: Collection[str]) -> dict[str, int]:
+    """How many usage records name no pool and a model that no pool is known to serve, by model, most frequent first.
+
+    Parameters: rows (`records.RECORDS`); served, models that engines or gateways count. A model has an empty name where
+    the record names none.
+    """
+    pools: Any = rows.column("pool")
+    if "" not in pc.unique(pools).to_pylist():
+        return {}
+    nowhere: Any = pc.equal(pools, pa.scalar(""))
+    models: Any = rows.filter(pc.and_(nowhere, pc.starts_with(rows.column("source"), "usage/"))).column(
+        "model"
+    )
+    counted: Any = pc.value_counts(models)
+    apis = {p.price.model for p in fleet.pools.values() if isinstance(p.price, Api)} - {""}
+    found = {str(c["values"]): int(c["counts"]) for c in counted.to_pylist()}
+    found = {m: n for m, n in found.items() if m not in apis and not (m and known_as(m, served))}
+    return {m: found[m] for m in sorted(found, key=lambda m: (-found[m], m))[:_MOST_NAMED]}
+
+
+def unplaced(counts: Mapping[str, int]) -> list[str]:
+    """What to say of records that fit no pool, by model.
+
+    >>> unplaced({"gpt-4.1-mini": 3})
+    ['3 records (gpt-4.1-mini) fit no pool: in no figure until the event names a pool']
+    """
+    tail = "fit no pool: in no figure until the event names a pool"
+    return [
+        f"{n} {'record' if n == 1 else 'records'} ({m[:100] or 'no model'}) {tail}" for m, n in counts.items()
+    ]

@@ -29,6 +29,9 @@ BATCH = 50_000
 MAX_JSON_BYTES = 512 * 1024 * 1024
 _LONGEST_LINE = 1024 * 1024
 
+_COLUMNS = ("key", "ts", "pool", "model", "tenant", "meter", "quantity", "phase")
+_TOKENS = ("input_tokens", "cached_input_tokens", "output_tokens")
+_MOST_NAMED = 20
 NAME_MAP: dict[str, dict[str, tuple[str, ...]]] = {
     "litellm": {
         "key": ("request_id",),
@@ -46,6 +49,7 @@ NAME_MAP: dict[str, dict[str, tuple[str, ...]]] = {
         "model": ("model",),
         "tenant": ("tenant", "user"),
         "provider": ("provider",),
+        "usage": ("usage", "usageMetadata"),
     },
     "langfuse": {
         "key": ("id",),
@@ -53,14 +57,15 @@ NAME_MAP: dict[str, dict[str, tuple[str, ...]]] = {
         "model": ("model", "providedModelName", "internalModel"),
         "tenant": ("tenant", "userId", "projectId"),
         "provider": ("provider",),
+        "usage": ("usageDetails", "usage"),
     },
     "opencost": {
         "tenant": ("namespace",),
         "gpu_hours": ("gpuHours",),
+        "start": ("start",),
+        "end": ("end",),
     },
-    "pertoken": {
-        name: (name,) for name in ("key", "ts", "pool", "model", "tenant", "meter", "quantity", "phase")
-    },
+    "pertoken": {name: (name,) for name in (*_COLUMNS, *_TOKENS)},
 }
 """By format, ours to the fields that tell it; the first that is not empty counts."""
 
@@ -209,6 +214,15 @@ def _text(row: Mapping[str, Any], format_name: str, name: str) -> str:
     return "" if value is None else str(value)
 
 
+def _uncounted(row: Mapping[str, Any], format_name: str) -> InputError:
+    """What to say of a row that tells of no tokens, and may be of another format."""
+    wanted = {"litellm": ("prompt_tokens", "completion_tokens"), "pertoken": ("meter", *_TOKENS)}
+    fields = [f for name in wanted.get(format_name, ("usage",)) for f in NAME_MAP[format_name][name]]
+    named = [str(name)[:100] for name in row][:_MOST_NAMED]
+    columns = f"columns are {', '.join(named)}" if named else "it has no columns"
+    return InputError(f"no token counts found; {columns}; {format_name} tells them in {', '.join(fields)}")
+
+
 def _event(row: Any, format_name: str, where: Where, usage: UsageBlock | None) -> Event | None:
     key = _text(row, format_name, "key")
     if not key:
@@ -259,6 +273,8 @@ def _litellm(row: Any, where: Where) -> Event | None:
         metadata = msgspec.json.decode(metadata)
     detail = _first(metadata, "litellm", "detail") if isinstance(metadata, dict) else None
     counts = {name: _first(row, "litellm", name) for name in ("prompt_tokens", "completion_tokens")}
+    if not _counts(detail) and all(v is None for v in counts.values()):
+        raise _uncounted(row, "litellm")
     block = {
         **(detail if isinstance(detail, dict) else {}),
         **{k: v for k, v in counts.items() if v is not None},
@@ -274,10 +290,22 @@ def _openai(row: Any, where: Where) -> Event | None:
     if isinstance(inner, dict):
         body = inner.get("body", inner)
         row = {**(body if isinstance(body, dict) else {}), "custom_id": row.get("custom_id"), **_outer(row)}
-    block = row.get("usage") or row.get("usageMetadata")
-    if block is None:
+    block = _first(row, "openai", "usage")
+    if not block and _is_no_answer(row):
         return None
+    if not _counts(block):
+        raise _uncounted(row, "openai")
     return _event(row, "openai", where, _usage(block))
+
+
+def _is_no_answer(row: Mapping[str, Any]) -> bool:
+    """A list, a part of a stream, or a call that failed: none of them has tokens of its own."""
+    return bool(row.get("error")) or row.get("object") in ("list", "chat.completion.chunk")
+
+
+def _counts(block: Any) -> bool:
+    """Whether a usage block counts anything."""
+    return isinstance(block, Mapping) and any(str(value).isdigit() for value in block.values())
 
 
 def _outer(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -291,15 +319,18 @@ def _langfuse(row: Any, where: Where) -> Event | None:
         raise InputError("the row is no object")
     if str(row.get("type", "GENERATION")).upper() != "GENERATION":
         return None
-    details = row.get("usageDetails")
+    first, second = NAME_MAP["langfuse"]["usage"]
+    details = row.get(first)
     if isinstance(details, str):
         details = msgspec.json.decode(details)
     if not isinstance(details, dict) or not details:
-        usage = row.get("usage")
+        usage = row.get(second)
         details = usage if isinstance(usage, dict) else {}
     counts = {k: int(v) for k, v in details.items() if isinstance(v, int | float | str) and str(v).isdigit()}
     if not counts:
-        return None
+        if str(row.get("level", "")).upper() == "ERROR":
+            return None  # the call failed
+        raise _uncounted(row, "langfuse")
     inputs = {k: v for k, v in counts.items() if k.startswith(("input", "prompt", "cache_"))}
     outputs = {k: v for k, v in counts.items() if k.startswith(("output", "completion"))}
     plain_in = counts.get("input", counts.get("prompt_tokens", 0))
@@ -317,9 +348,9 @@ def _own(row: Any, where: Where) -> Event | None:
     """Our own columns, as `events.Event`; token columns make a usage block."""
     if not isinstance(row, dict):
         raise InputError("the row is no object")
-    tokens = {
-        k: row[k] for k in ("input_tokens", "cached_input_tokens", "output_tokens") if row.get(k) is not None
-    }
+    tokens = {k: row[k] for k in _TOKENS if row.get(k) is not None}
+    if not tokens and row.get("meter") is None:
+        raise _uncounted(row, "pertoken")
     plain = {k: v for k, v in row.items() if k not in tokens and v is not None}
     unknown = set(plain) - set(NAME_MAP["pertoken"])
     if unknown:
@@ -378,11 +409,17 @@ def _opencost(found: Any, where: Where) -> FileBatch:
 
 
 def _allocation(name: str, allocation: Any) -> Iterator[tuple[float, str, str, float]]:
+    if not isinstance(allocation, dict):
+        raise InputError("it is no allocation")
     properties = allocation.get("properties") or {}
-    hours = float(allocation.get(NAME_MAP["opencost"]["gpu_hours"][0]) or 0.0)
+    (field,) = NAME_MAP["opencost"]["gpu_hours"]
+    if field not in allocation:
+        named = ", ".join(str(f)[:100] for f in [*allocation][:_MOST_NAMED])
+        raise InputError(f"no {field} found; fields are {named}")
+    hours = float(allocation[field] or 0.0)
     tenant = str(properties.get(NAME_MAP["opencost"]["tenant"][0]) or name)
     tenant = _NOBODYS.get(tenant, tenant)
-    start, end = (_moment(allocation[edge]) for edge in ("start", "end"))
+    start, end = (_moment(allocation[NAME_MAP["opencost"][edge][0]]) for edge in ("start", "end"))
     if not start < end or end - start > timedelta(days=366):
         raise InputError(f"its window from {start} to {end} is none")
     if not hours:

@@ -125,6 +125,11 @@ class Journal:
         with self._lock:
             return [_moment(hour) for hour in sorted(self._index.places) if self._index.dirty(hour)]
 
+    def hours(self) -> dict[datetime, int]:
+        """Hours (UTC) that the segments have records of, with the blocks that hold some; past days may be exported."""
+        with self._lock:
+            return {_moment(hour): len(places) for hour, places in self._index.places.items()}
+
     def read(self, hour: datetime) -> HourRead:
         """All records of an hour, exported ones included."""
         number = _number(hour)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
@@ -26,6 +26,7 @@ from pertoken.meter._split import MICRO, split
 from pertoken.meter._steps import stepped
 from pertoken.meter._twins import without_twins
 from pertoken.meter.attribute import BOOK, Finding, Predictor
+from pertoken.meter.events import unplaced_models
 from pertoken.meter.journal import Appended, HourRead
 from pertoken.rates.site import UTILITY_HOURS
 from pertoken.report._billing import Span, restate
@@ -48,6 +49,10 @@ _LONGEST = timedelta(days=3660)
 _CHUNK_HOURS = _KEPT_LOOKS = 24 * 7
 CATCH_UP_HOURS = 24 * 7 * 4
 """Hours from before those that are closed without a gap, closed at most at a time: the newest ones go first, always."""
+_SERVED_FOR = timedelta(minutes=1)
+"""How long it is remembered which models are served."""
+_BLOCKS_LOOKED = 1000
+"""Blocks of the journal read for hours that nobody asked for: a second at most."""
 LEDGER_FILE, _JOURNAL = "ledger.duckdb", "journal"
 
 
@@ -83,6 +88,7 @@ class Books:
         self.unpriced: dict[datetime, str] = {}
         self.stuck = ""
         """Why `close_due` could not close old hours the last time; empty: it could."""
+        self._served: tuple[datetime | None, frozenset[str]] = None, frozenset()
         self._predictor = predictor
         self._lock = threading.Lock()
         self._reading = threading.Lock()  # the journal is read from one thread at a time
@@ -102,6 +108,29 @@ class Books:
     def take_file(self, rows: pa.Table) -> Appended:
         """`take` of records that were read from a file."""
         return self.take(rows, from_file(rows))
+
+    def unplaced(self, rows: pa.Table, now: datetime) -> dict[str, int]:
+        """Records that fit no pool as far as is known now, counted by model: in no figure until they name one."""
+        if not unplaced_models(rows, self.fleet, ()):
+            return {}
+        asked, served = self._served
+        if not asked or abs(now - asked) > _SERVED_FOR:
+            self._served = now, (served := self._models_served(now))
+        return unplaced_models(rows, self.fleet, served)
+
+    def _models_served(self, now: datetime) -> frozenset[str]:
+        """Models of pools that are no API: those that are booked, and what engines and gateways count in this hour."""
+        pools = [n for n, pool in self.fleet.pools.items() if not isinstance(pool.price, Api)]
+        where = {"book": BOOK, "pool": pools, "meter": "output_tokens"}
+        found = (
+            {str(m) for m in self.ledger.usage("model", where=where)["model"].to_pylist()} if pools else set()
+        )
+        self._growing.follow(now)
+        running = self._growing.records(_hour(now))
+        if running is not None:
+            told = zip(running["source"].to_pylist(), running["model"].to_pylist(), strict=True)
+            found |= {str(model) for source, model in told if str(source).startswith(("engine/", "gateway/"))}
+        return frozenset(found)
 
     def due(self, now: datetime) -> list[datetime]:
         """Hours that a close is owed: complete ones never closed, from the first metered one on, and any before now
@@ -300,6 +329,19 @@ class Books:
     def follow(self, now: datetime) -> None:
         """Read the newest records for `so_far` and `lately`, which then have less to do."""
         self._growing.follow(now)
+
+    def elsewhere(self, besides: Collection[datetime]) -> list[datetime]:
+        """The newest hours of records, without `besides`, that are cheap to `look` at: known by their close, or few."""
+        found: list[datetime] = []
+        left = _BLOCKS_LOOKED
+        for hour, blocks in sorted(self.journal.hours().items(), reverse=True):
+            if hour in besides:
+                continue
+            left -= 0 if hour in self._looks else blocks
+            if left < 0 or len(found) == _KEPT_LOOKS:
+                break
+            found.append(hour)
+        return found[::-1]
 
     def _paid_so_far(self, hour: datetime, usage: pa.Table, rates: pa.Table, micro: int) -> list[pa.Table]:
         return self._paid_by_the_hour(hour, usage, _by_the_hour(rates), micro)

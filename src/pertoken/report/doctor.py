@@ -35,9 +35,21 @@ KINDS: dict[str, str] = {
 """What doctor looks for, by name."""
 
 _SILENT_S = 300.0
-_WRONG = ("silent", "unpriced", "journal", "disk", "closing", "unknown_pool", "overcommitted", "alerts")
+_WRONG = (
+    "silent",
+    "unpriced",
+    "journal",
+    "disk",
+    "closing",
+    "unknown_pool",
+    "unmatched",
+    "overcommitted",
+    "alerts",
+)
 _AT_ONCE = ("unknown_pool", "assumed_phase")
 """Findings of the running hour that do not get better by its end; of the others it is too early to speak."""
+_IN_NO_FIGURE = ("unknown_pool", "unmatched")
+"""Findings that are looked for as far back as records are kept and cheap to read: what they are of is in no figure."""
 _LOW_BYTES = 1 << 30
 _MOST = 200
 _FIGURE = re.compile(r"(?<![^\s(])[\d.,]*\d%?(?![^\s,;:.)])")
@@ -117,7 +129,7 @@ def told(diagnosis: dict[str, Any]) -> str:
 
 
 def examine(books: Books, now: datetime, *, hours: int = 24, process: Process | None = None) -> Diagnosis:
-    """Look at the books and at the last `hours` full hours before `now`.
+    """Look at the books and at the last `hours` full hours before `now`, further back for records in no figure.
 
     Raises InputError on fewer than one hour or more than a year of them.
     """
@@ -129,12 +141,19 @@ def examine(books: Books, now: datetime, *, hours: int = 24, process: Process | 
     alive = process or Process()
     books.follow(now)
     looks = {hour: books.look(hour) for hour in [*window, current]}
+    before = [books.look(hour) for hour in books.elsewhere(looks)]
     found = [
         *_silent(books, now, alive),
         *_silent_senders(books, looks, current),
         *_unpriced(books),
         *_findings(
-            f for hour, look in looks.items() for f in look.findings if hour < current or f.kind in _AT_ONCE
+            [f for look in before for f in look.findings if f.kind in _IN_NO_FIGURE]
+            + [
+                f
+                for hour, look in looks.items()
+                for f in look.findings
+                if hour < current or f.kind in _AT_ONCE
+            ]
         ),
         *_journal(books, alive),
         *_clock(alive),

@@ -93,7 +93,7 @@ def sources_of(
     process: Process,
     now: datetime,
 ) -> list[Source]:
-    """Every source the fleet file names or that was heard, the troubled first.
+    """Every source the fleet and file_sd files name now, and senders that were heard, the troubled first.
 
     Parameters: marks of the journal, which hold the states of counters; heard, by source of the records, its newest
     time; targets, fetched now.
@@ -103,16 +103,15 @@ def sources_of(
     named |= {WRITTEN + w.instance: (w.pool, None, "") for w in fleet.sources.written}
     if fleet.sources.nvml_pool or fleet.sources.nvml_pools:
         named[NVML] = (fleet.sources.nvml_pool, None, process.nvml)
-    for mark in marks:
-        if mark.startswith((SCRAPED, WRITTEN, NVML)):
-            named.setdefault(mark, ("", None, ""))
     found = []
     for key, (pool, interval_s, error) in named.items():
         way, _, name = key.partition("/")
         last_s = State.from_bytes(marks[key]).last_s if key in marks else 0.0
         last = datetime.fromtimestamp(last_s, UTC) if last_s else None
         found.append(_source(now, way, name or "local GPUs", pool, interval_s, last, error))
-    known = {name.partition("/")[2] for name in named}
+    # What left its file_sd file, or the fleet file, owes nothing more: neither it nor what it told of is listed.
+    left = {mark for mark in marks if mark.startswith((SCRAPED, WRITTEN, NVML))}
+    known = {name.partition("/")[2] for name in {*named, *left}}
     for source, moment in heard.items():
         way, _, name = source.partition("/")
         if way in WAYS and name not in known:

@@ -59,6 +59,12 @@ class Taken(BaseModel):
         description="Records sent that name a pool the fleet does not have, by that name: at most 20 names, the most "
         "frequent first; left out where there are none. They are kept, and in no figure until the fleet has the pool.",
     )
+    unplaced_models: dict[str, int] = Field(
+        default_factory=dict,
+        description="Records sent that name no pool and a model that fits none, by that model (empty: none): "
+        "at most 20, the most frequent first; left out where there are none. They are kept, and in no figure until the "
+        "event names a pool.",
+    )
 
 
 @router.post(
@@ -136,7 +142,12 @@ async def _take(
     """Read a body, hand it on in a thread, and answer once it is durable."""
     async with held(request, most_bytes, coded=coded) as body:
         done = await asyncio.to_thread(take, body)
-    return Taken(records=done.rows, duplicates=done.duplicates, unknown_pools=done.unknown_pools)
+    return Taken(
+        records=done.rows,
+        duplicates=done.duplicates,
+        unknown_pools=done.unknown_pools,
+        unplaced_models=done.unplaced_models,
+    )
 
 
 @asynccontextmanager

@@ -27,6 +27,7 @@ from pertoken.errors import InputError
 from pertoken.fleet import load_fleet
 from pertoken.ledger import open_ledger
 from pertoken.meter.attribute import BOOK, stray_pool, stray_pools
+from pertoken.meter.events import unplaced
 from pertoken.report.actual import Facts, LedgerSource, Source, Variance, compare_books
 from pertoken.report.books import LEDGER_FILE, Books, hours_in, open_books
 from pertoken.report.doctor import examine
@@ -215,12 +216,15 @@ def import_file(
     """Put a file's records into the journal, through the service that holds the folder, else directly.
 
     Gives `records` now durable, `duplicates` that already were, `refused` rows, and the first reasons (`why`);
-    `unknown_pools`, where records name pools the fleet does not have, counted by name, each told in `why` too. The
-    hours it touches are closed by the running service within a minute, else by `pertoken close`.
+    `unknown_pools`, where records name pools the fleet does not have, counted by name, and `unplaced_models`, where
+    they name none and a model that fits none, each told in `why` too. The hours it touches are closed by the running
+    service within a minute, else by `pertoken close`.
+
     Raises InputError where no service runs and no fleet file is given, or the file cannot be opened.
     """
     found: dict[str, Any] = {"records": 0, "duplicates": 0, "refused": 0, "why": []}
     strays: Counter[str] = Counter()
+    loose: Counter[str] = Counter()
     fleet = load_fleet(fleet_file) if fleet_file else None
     with ExitStack() as stack:
         running = ask(folder, "GET", "/healthz") is not None
@@ -233,11 +237,15 @@ def import_file(
                 found["records"] += taken["records"]
                 found["duplicates"] += taken["duplicates"]
                 strays.update(taken.get("unknown_pools", {}))
+                loose.update(taken.get("unplaced_models", {}))
             progress(share)
         pools = books.fleet.pools if books else fleet.pools if fleet else None
     if strays:
         found["unknown_pools"] = dict(strays.most_common(_STRAYS))
         found["why"] += [f"{count} {_stray(name, pools)}" for name, count in strays.most_common(_STRAYS)]
+    if loose:
+        found["unplaced_models"] = dict(loose.most_common(_STRAYS))
+        found["why"] += unplaced(found["unplaced_models"])
     return found
 
 
@@ -252,7 +260,10 @@ def _take(folder: Path, books: Books | None, rows: pa.Table) -> dict[str, Any]:
     if books is not None:
         done = books.take_file(rows)
         strays = stray_pools(rows, books.fleet.pools)
-        return {"records": done.rows, "duplicates": done.duplicates, "unknown_pools": strays}
+        loose = books.unplaced(rows, datetime.now(UTC))
+        return {
+            "records": done.rows, "duplicates": done.duplicates, "unknown_pools": strays, "unplaced_models": loose,
+        }  # fmt: skip
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.schema) as stream:
         stream.write_table(rows)

@@ -51,11 +51,13 @@ class Health:
 
 
 class Received(NamedTuple):
-    """What became of a batch: rows durable now, rows that already were, and sent rows by a pool the fleet lacks."""
+    """What became of a batch: rows durable now, rows that already were, sent rows by a pool the fleet lacks, and those
+    that name no pool, by a model that fits none."""
 
     rows: int
     duplicates: int
     unknown_pools: dict[str, int]
+    unplaced_models: dict[str, int]
 
 
 class Service:
@@ -178,7 +180,8 @@ class Service:
             self._refused("the journal takes nothing")
             raise
         self.health.journal = ""
-        return Received(done.rows, done.duplicates, stray_pools(checked, self.fleet.pools))
+        strays = stray_pools(checked, self.fleet.pools)
+        return Received(done.rows, done.duplicates, strays, self.books.unplaced(checked, now))
 
     def _refused(self, why: str) -> None:
         self.health.refused[why] = self.health.refused.get(why, 0) + 1
