@@ -277,3 +277,60 @@ def test_the_loop_keeps_its_interval_and_stops(target: Target, journal: Journal,
     time.sleep(1.2)
     assert len(target.asked) == asked
     assert one.watched()[0].good_s > 0
+
+
+def page(count: int, started_s: float) -> bytes:
+    return tokens(count) + f"process_start_time_seconds {started_s}\n".encode()
+
+
+REPLICAS = ((1_000_000, NOW_S - 9000.0), (900_000, NOW_S - 5000.0))
+"""Two processes' counters when they were first asked, and when they began; each grows by 10 a scrape."""
+
+
+@pytest.mark.parametrize(("stays", "counts"), [(0, 690), (1, 100)])
+def test_an_address_that_two_processes_share_counts_nothing_and_says_why(
+    target: Target, journal: Journal, tmp_path: Path, clock: Clock, stays: int, counts: int
+) -> None:
+    """A Service with two replicas, of which one leaves after 10 minutes and the other stays.
+
+    Once nobody else has answered for 5 minutes it counts: from its last page, or, where none was read, from now on.
+    """
+    one = scraper(journal, tmp_path, clock, scrape=[{"url": target.url, "pool": "p"}])
+    (watched,) = one.watched()
+
+    def scrape(turn: int, which: int) -> str:
+        count, started_s = REPLICAS[which]
+        clock.at_s = NOW_S + 15 * turn
+        target.answer = lambda h: send(h, page(count + 10 * turn, started_s))
+        one.scrape(watched)
+        return watched.error
+
+    assert scrape(0, 0) == ""
+    for turn in range(1, 40):
+        assert "two processes answer at this address" in scrape(turn, turn % 2)
+    assert counted(journal) == 0
+    told = [scrape(turn, stays) for turn in range(40, 70)]
+    assert (told[0] != "", told[-1]) == (True, "")
+    assert counted(journal) == counts
+
+
+def test_a_process_that_takes_over_counts_from_its_start(
+    target: Target, journal: Journal, tmp_path: Path, clock: Clock
+) -> None:
+    """A new replica starts, gets ready, and then has the address to itself: counted late, and whole."""
+    one = scraper(journal, tmp_path, clock, scrape=[{"url": target.url, "pool": "p"}])
+    (watched,) = one.watched()
+
+    def at(seconds: float, count: int, started_s: float) -> str:
+        clock.at_s, target.answer = NOW_S + seconds, lambda h: send(h, page(count, started_s))
+        one.scrape(watched)
+        return watched.error
+
+    assert at(0, 100, NOW_S - 9000) == ""
+    assert at(15, 150, NOW_S - 9000) == ""
+    assert "two processes" in at(30, 20, NOW_S + 5)  # it was loading while the old one answered
+    assert "two processes" in at(300, 60, NOW_S + 5)
+    assert at(345, 70, NOW_S + 5) == ""
+    assert counted(journal) == 50 + 70
+    assert at(360, 5, NOW_S + 350) == ""  # a restart: it began after the old one's last answer
+    assert counted(journal) == 50 + 70 + 5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import logging
+import re
 import threading
 import time
 import zlib
@@ -28,6 +29,11 @@ _WORKERS = 8
 _LOOK_S = 5.0
 """How often file_sd files are looked at."""
 _TIMEOUT_S = 10.0
+_STARTED = re.compile(rb"^process_start_time_seconds(?:\{[^}]*\})?[ \t]+([0-9.eE+]+)", re.MULTILINE)
+_TICK_S = 1.0
+"""What a process' start may differ by from page to page."""
+_ALONE_S, _ALONE_SCRAPES = 300.0, 20
+"""For how long, and how many scrapes, nobody else has answered where a process has its address to itself."""
 
 
 @dataclass
@@ -44,6 +50,10 @@ class Watched:
     busy: bool = False
     due_s: float = 0.0
     """By the monotonic clock."""
+    answered: dict[float, float] = field(default_factory=dict)
+    """When each process last answered, by its start: more than one means that they share the address."""
+    process_s: float = 0.0
+    """Start of the process whose counters `state` holds; 0: that of `state` itself."""
 
 
 class Scraper:
@@ -112,6 +122,7 @@ class Scraper:
                 authorization_file=watched.authorization_file,
             )
             now_s = self._clock()
+            _check_alone(watched, text, now_s)
             rows, state = prometheus.read(
                 text, watched.target, watched.state, now_s=now_s, openmetrics=openmetrics
             )
@@ -166,6 +177,40 @@ class Scraper:
         problems += [f"{name!r} is given twice: the first is scraped" for name in twice]
         self.problem = "; ".join(problems)[:500]
         return list(by_name.values())
+
+
+def _check_alone(watched: Watched, page: bytes, now_s: float) -> None:
+    """Whether one process has the address to itself: a Service with several replicas answers from another one each
+    time, and the difference of two processes' counters is nobody's tokens.
+
+    A process that began after the last answer of the one before has taken its place: that is a restart. Where it ran
+    already, its pages are left out until nobody else has answered for a while. Then it counts from its start, if it
+    began while this address was watched, and else from now on: its past is not known to be nobody else's.
+    Raises InputError.
+    """
+    starts = _STARTED.findall(page)
+    if len(starts) != 1:
+        return  # untold, or a page of many processes
+    try:
+        start_s = float(starts[0])
+    except ValueError:
+        return  # the reader says what is wrong with it
+    alone_s = max(_ALONE_S, _ALONE_SCRAPES * watched.interval_s)
+    others = {
+        start: at
+        for start, at in watched.answered.items()
+        if abs(start - start_s) > _TICK_S and now_s - at <= alone_s and start_s <= at
+    }
+    watched.answered = {**others, start_s: now_s}
+    if others:
+        raise InputError(
+            "two processes answer at this address in turn, so nothing of it is counted: give each replica an address "
+            "of its own (docs/grafana.md, Kubernetes)"
+        )
+    before_s, first_s = watched.process_s or watched.state.start_s, watched.state.first_s
+    if before_s and abs(start_s - before_s) > _TICK_S and start_s < max(before_s, first_s):
+        watched.state = State(now_s)
+    watched.process_s = start_s
 
 
 def _watched(written: ScrapeTarget) -> Watched:
