@@ -169,7 +169,7 @@ def test_a_gap_is_idle_of_unknown_kind_and_reported() -> None:
 
 def test_what_a_silent_engine_counts_later_is_not_booked_by_events_too() -> None:
     """Three hours: heard, silent, heard again. The engine's count over the silence is split by time, and events say
-    whose each hour's is: tokens count once, the tenant keeps its own, and what the GPU-hours were used for nobody knows."""
+    whose each hour's is: tokens count once, the tenant keeps its own, what the GPU-hours were used for nobody knows."""
     target, state, tables = prometheus.Target("a", "h100", model="m"), State(0.0), []
     text = "process_start_time_seconds 5\nvllm:prompt_tokens_total {0}\nvllm:generation_tokens_total {0}\n"
     start = HOUR.timestamp()
@@ -196,6 +196,30 @@ def test_what_a_silent_engine_counts_later_is_not_booked_by_events_too() -> None
     silent = [r for r in found.usage.to_pylist() if r["hour"] == hours[1] and r["meter"] == "gpu_hours"]
     assert [(r["tenant"], r["phase"], r["basis"]) for r in silent] == [(IDLE, "idle", "assumed:unseen")]
     assert [f.kind for f in found.findings if f.hour == hours[1]] == ["gap", "no_energy"]
+
+
+@pytest.mark.parametrize(("fell", "held"), [(False, [1, 1, 1]), (True, [0.5, 0, 0.5])])
+def test_energy_of_boards_stands_in_every_hour_of_a_silence(fell: bool, held: list[float]) -> None:
+    """A rented board whose counter ran on was held; where it fell nobody knows: what was measured stands."""
+    target, state, tables = prometheus.Target("d", "h100"), State(0.0), []
+    start = HOUR.timestamp()
+    text = 'DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{{gpu="0",UUID="A"}} {}\n'
+    for minute in (*range(31), *range(150, 181)):
+        since = minute - 100 if fell and minute > 30 else minute + 1000
+        table, state = prometheus.read(
+            text.format(since * 6e6), target, state, now_s=start + 60 * minute - 0.001
+        )
+        tables.append(table)
+    hours = [HOUR + timedelta(hours=n) for n in range(3)]
+    found = attribute(totals(concat(tables)), fleet(h100={"price": RENTED}), hours)
+    gpu_hours = by(found.usage, "gpu_hours", "hour")
+    assert [float(gpu_hours.get(h, 0)) for h in hours] == pytest.approx(held, abs=1e-3)
+    energy = by(found.usage, "gpu_energy_kwh", "hour")
+    assert sum(energy.values()) == pytest.approx((110 if fell else 180) * 6e-3 / 3.6, abs=2e-6)
+    assert all(energy[h] > 0 for h in hours)
+    texts = [f.text for f in found.findings if f.kind == "no_gpu_hours"]
+    assert len(texts) == fell
+    assert all("kWh were metered in an hour in which nothing" in t for t in texts)
 
 
 @pytest.mark.parametrize(("began", "held"), [(5.0, (1, 1, 1)), (7000.0, (0.5, 0, 0.5)), (0.0, (0.5, 0, 0.5))])

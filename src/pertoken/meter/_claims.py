@@ -68,7 +68,8 @@ class Claims:
             return billed
         if isinstance(count, int) and self.pool.price.term in HELD_BY_COUNT:
             return float(count)
-        seen = self.tally.sum("device", "gpu_seen_seconds") / SECONDS_PER_HOUR
+        boards = [self.tally.sum("device", meter) for meter in ("gpu_seen_seconds", "held_unseen")]
+        seen = sum(boards) / SECONDS_PER_HOUR
         claimed = self.tally.sum("engine", "held_gpus") / SECONDS_PER_HOUR + self._unseen()
         training = self.tally.sum("training", "gpu_hours")
         if seen or claimed or training:

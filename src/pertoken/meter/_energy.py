@@ -40,7 +40,8 @@ def energies(tally: Tally, pool: Pool, site: Site, gpu_hours: Rows) -> list[Ener
     idle = sum(h for (_, _, phase, _), h in gpu_hours.items() if phase == "idle")
     board = tally.sum("device", "gpu_energy_kwh")
     node, meter = tally.sum("node", "it_energy_kwh"), tally.sum("site", "energy_kwh")
-    host_w = card.host_idle_w + (card.host_busy_w - card.host_idle_w) * (1 - idle / held)
+    busy = 1 - idle / held if held else 0.0
+    host_w = card.host_idle_w + (card.host_busy_w - card.host_idle_w) * busy
     plug, plug_basis = node, "measured:node"
     if not node and board:
         plug, plug_basis = board + host_w * held / WATTS_PER_KILOWATT, "measured:gpu+host"

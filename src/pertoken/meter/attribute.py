@@ -25,7 +25,7 @@ from pertoken.meter._claims import Claims, Predictor, Served, Work
 from pertoken.meter._counted import check_priced, check_used, tokens_of
 from pertoken.meter._energy import energies
 from pertoken.meter._findings import FINDINGS, Finding, Notes
-from pertoken.meter._models import known_as, may_be_one, renamed, renamed_in, under_two_names
+from pertoken.meter._models import may_be_one, renamed, renamed_in, under_two_names
 from pertoken.meter._split import MICRO, quantised, split
 from pertoken.meter._tally import Tally, api_models, tallies, tally_of
 from pertoken.scenario import Api, Fleet, Pool
@@ -34,7 +34,7 @@ from pertoken.units import IDLE, METERS, SECONDS_PER_HOUR, base_meter
 
 __all__ = [
     "BOOK", "FINDINGS", "Attribution", "Finding", "Predictor", "Served", "Work", "attribute", "stray_pool",
-    "stray_pools", "unplaced", "unplaced_models",
+    "stray_pools",
 ]  # fmt: skip
 
 BOOK = "actual"
@@ -72,38 +72,6 @@ def stray_pool(name: str, known: Collection[str]) -> str:
     has = ", ".join([*known][:_MOST_STRAY]) or "none"
     meant = f": did you mean {near[0]}?" if near else ""
     return f"records name the pool {name[:100]!r} and are in no figure, the fleet has {has}{meant}"
-
-
-def unplaced_models(rows: pa.Table, fleet: Fleet, served: Collection[str]) -> dict[str, int]:
-    """How many usage records name no pool and a model that no pool is known to serve, by model, most frequent first.
-
-    Parameters: rows (`records.RECORDS`); served, models that engines or gateways count. A model has an empty name where
-    the record names none.
-    """
-    pools: Any = rows.column("pool")
-    if "" not in pc.unique(pools).to_pylist():
-        return {}
-    nowhere: Any = pc.equal(pools, pa.scalar(""))
-    models: Any = rows.filter(pc.and_(nowhere, pc.starts_with(rows.column("source"), "usage/"))).column(
-        "model"
-    )
-    counted: Any = pc.value_counts(models)
-    apis = {p.price.model for p in fleet.pools.values() if isinstance(p.price, Api)} - {""}
-    found = {str(c["values"]): int(c["counts"]) for c in counted.to_pylist()}
-    found = {m: n for m, n in found.items() if m not in apis and not (m and known_as(m, served))}
-    return {m: found[m] for m in sorted(found, key=lambda m: (-found[m], m))[:_MOST_STRAY]}
-
-
-def unplaced(counts: Mapping[str, int]) -> list[str]:
-    """What to say of records that fit no pool, by model.
-
-    >>> unplaced({"gpt-4.1-mini": 3})
-    ['3 records (gpt-4.1-mini) fit no pool: in no figure until the event names a pool']
-    """
-    tail = "fit no pool: in no figure until the event names a pool"
-    return [
-        f"{n} {'record' if n == 1 else 'records'} ({m[:100] or 'no model'}) {tail}" for m, n in counts.items()
-    ]
 
 
 @dataclass(frozen=True)
@@ -166,13 +134,13 @@ def _rows(pool: Pool, fleet: Fleet, tally: Tally, notes: Notes, predictor: Predi
         return rows
     claims = Claims(pool, tally, notes, predictor)
     held = claims.held()
-    board = tally.sum("device", "gpu_energy_kwh")
-    check_used(tally, notes, () if held is None and not board else _BOOKED)
+    metered = tally.sum("device", "gpu_energy_kwh") + tally.sum("node", "it_energy_kwh")
+    check_used(tally, notes, () if held is None and not metered else _BOOKED)
     total = quantised(held or 0.0)
     gpu_hours = split(total, claims.gpu_hours(held or 0.0, tokens)) if total else {}
-    if board and not total:
-        text = f"{board:.6g} kWh of its boards stand in an hour in which nothing says that GPUs were held"
-        notes.tell("no_gpu_hours", text, board)
+    if metered and not total:
+        text = f"{metered:.6g} kWh were metered in an hour in which nothing says that GPUs were held"
+        notes.tell("no_gpu_hours", text, metered)
     elif held is None:
         return rows
     rows += [(m, t, phase, "gpu_hours", n, basis) for (m, t, phase, basis), n in gpu_hours.items()]
@@ -182,7 +150,9 @@ def _rows(pool: Pool, fleet: Fleet, tally: Tally, notes: Notes, predictor: Predi
 def _energy(
     pool: Pool, fleet: Fleet, tally: Tally, notes: Notes, gpu_hours: Mapping[tuple[str, str, str, str], float]
 ) -> list[Row]:
-    gpu_hours = gpu_hours or {("", IDLE, "idle", "assumed:unseen"): 0.0}  # what was measured stands in a row all the same
+    gpu_hours = gpu_hours or {
+        ("", IDLE, "idle", "assumed:unseen"): 0.0
+    }  # what was measured stands in a row all the same
     found = energies(tally, pool, fleet.sites[pool.site], gpu_hours)
     if pool.price.term in ("owned", "colocated"):
         held, seen = sum(gpu_hours.values()), tally.sum("device", "gpu_seen_seconds") / SECONDS_PER_HOUR

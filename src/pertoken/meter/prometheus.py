@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pertoken.meter._counters import (
     MAX_GAP_S,
+    OVER_GAP,
     TOLD_AT_ZERO,
     Quantity,
     Reading,
@@ -166,6 +167,12 @@ def _watched(readings: Collection[Reading], last_s: float, now_s: float) -> list
 def _table(quantities: list[Quantity], target: Target, now_s: float) -> pa.Table:
     """Quantities summed by hour, pool, model and meter."""
     sums: dict[tuple[str, str, str, str, str, float], float] = defaultdict(float)
+    # A board whose counter ran on over a silence was there meanwhile: what it drew has GPU-hours to stand in.
+    quantities = quantities + [
+        q._replace(meter="held_unseen", amount=q.end_s - q.start_s, basis=_ALIVE)
+        for q in quantities
+        if q.kind == "device" and q.basis == OVER_GAP
+    ]
     running: dict[tuple[float, float], set[str]] = defaultdict(set)
     for q in quantities:
         if q.meter == "running_seconds":
@@ -229,5 +236,5 @@ _ALIVE = "measured:alive"
 """Basis of a silence whose process ran before and after it: it held its GPUs meanwhile."""
 _CONTINUOUS = {m.name for m in METERS.values() if m.unit not in ("token", "request")} | {
     "prefill_seconds", "decode_seconds", "running_seconds", "active_seconds", "seen_seconds",
-    "gpu_seen_seconds", "gap_seconds", "held_gpus",
+    "gpu_seen_seconds", "gap_seconds", "held_gpus", "held_unseen",
 }  # fmt: skip
