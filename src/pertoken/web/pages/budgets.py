@@ -264,7 +264,7 @@ def _tenants(
 def _month(service: Service, asked: str) -> Month:
     zone = ZoneInfo(service.fleet.chargeback.timezone)
     name = asked or f"{service.now().astimezone(zone):%Y-%m}"
-    return month_named(name, service.fleet, service.books.ledger, service.books.closed_until)
+    return month_named(name, service.fleet, service.books.ledger, service.books.reached)
 
 
 def _months(service: Service, shown: Month | None = None) -> list[tuple[str, str, bool]]:
