@@ -196,13 +196,15 @@ def import_(
     as_json: Json = False,
 ) -> None:
     """Files of usage and training logs into the journal; a row that was already there counts once."""
+    from pertoken.report._written import counted
     from pertoken.report.imports import FileOf
     from pertoken.web.serve import import_file as run
 
     what = FileOf(format_name, pool, name, model, tenant, gpus, sequence_tokens)
     with progress_bar("importing") as progress:
         found = run(data, fleet, file, what, progress)
-    text = f"{found['records']} records taken, {found['duplicates']} already there, {found['refused']} rows refused"
+    taken, refused = counted(found["records"], "record"), counted(found["refused"], "row")
+    text = f"{taken} taken, {found['duplicates']:,} already there, {refused} refused"
     show(found if as_json else "\n".join([text, *found["why"]]), as_json)
     if found["refused"]:
         raise typer.Exit(1)
