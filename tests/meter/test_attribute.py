@@ -260,13 +260,55 @@ def test_an_engine_that_began_anew_in_a_silence_counts_nothing_of_before() -> No
     }  # fmt: skip
 
 
+def test_what_an_idle_engine_has_no_counter_for_is_booked_from_events() -> None:
+    """Requests and cached tokens that it never counts; cached ones not where it counted no prompts at all."""
+    idle = told("engine/a", ("seen_seconds", 3600.0), ("output_tokens", 0.0))
+    event = told("usage/x", ("cached_input_tokens", 3.0), ("requests", 1.0), tenant="blue")
+    found = run(idle, event)
+    assert by(found.usage, "requests", "tenant") == {"blue": 1}
+    assert by(found.usage, "cached_input_tokens", "tenant") == {"blue": 3}
+    found = run(idle, told("engine/a", ("prompt_tokens", 0.0)), event)
+    assert by(found.usage, "requests", "tenant") == {"blue": 1}
+    assert not by(found.usage, "cached_input_tokens", "tenant")
+    texts = [f.text for f in found.findings if f.kind == "disagree"]
+    assert texts == ["usage events tell 3 more cached_input_tokens of 'm' than the engine prompts"]
+
+
+@pytest.mark.parametrize(("engine_of", "cached"), [("", {"blue": 60, "red": 40}), ("blue", {"blue": 100})])
+def test_no_more_prompt_tokens_are_booked_than_were_counted(engine_of: str, cached: dict[str, int]) -> None:
+    """Events tell more cached tokens than the engine prompts: theirs are scaled down, and it is found."""
+    engine = told(
+        "engine/a",
+        ("seen_seconds", 3600.0),
+        ("prompt_tokens", 100.0),
+        ("output_tokens", 1.0),
+        tenant=engine_of,
+    )
+    events = [
+        told("usage/x", ("input_tokens", 7.0), ("cached_input_tokens", n), tenant=tenant)
+        for tenant, n in (("blue", 180.0), ("red", 120.0))
+    ]
+    found = run(engine, *events)
+    assert by(found.usage, "cached_input_tokens", "tenant") == cached
+    assert not by(found.usage, "input_tokens", "tenant")
+    assert sum(f.amount for f in found.findings if "cached_input_tokens" in f.text) == 200
+    if not engine_of:
+        assert any("14 more input_tokens" in f.text for f in found.findings)
+
+
 def test_an_engine_that_counts_none_is_believed() -> None:
     """An event at the edge of an hour whose engine counted it in the next one is not booked twice."""
-    idle = told("engine/a", ("seen_seconds", 3600.0), ("running_seconds", 0.0), ("output_tokens", 0.0))
+    idle = told(
+        "engine/a",
+        ("seen_seconds", 3600.0),
+        ("running_seconds", 0.0),
+        ("output_tokens", 0.0),
+        ("requests", 0.0),
+    )
     event = told("usage/x", ("input_tokens", 3.0), ("output_tokens", 9.0), ("requests", 1.0), tenant="blue")
     found = run(idle, event)
     assert {r["meter"] for r in found.usage.to_pylist()} == {"gpu_hours"}
-    assert [f.amount for f in found.findings if f.kind == "disagree"] == [3, 9]
+    assert [f.amount for f in found.findings if f.kind == "disagree"] == [3, 9, 1]
     nameless = told("usage/x", ("output_tokens", 9.0), model="")
     assert [f.kind for f in run(idle, nameless).findings] == ["unmatched", "no_energy"]
     # One without a counter of tokens leaves them to who has one.

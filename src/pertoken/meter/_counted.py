@@ -31,7 +31,7 @@ def tokens_of(tally: Tally, notes: Notes) -> Counts:
     record = next((k for k in _RECORD if tally.counts(k) or tally.tokens(k)), "usage")
     counts = tally.tokens(record)
     told = tally.tokens("usage") if record != "usage" else {}
-    _take_out_cached(tally, record, counts, told)
+    _take_out_cached(tally, notes, record, counts, told)
     for (model, meter), by_tenant in counts.items():
         total = by_tenant.get("", 0)
         # Price steps by prompt length are known call by call, to the events alone.
@@ -43,7 +43,7 @@ def tokens_of(tally: Tally, notes: Notes) -> Counts:
             if not tenant or tenant not in by_tenant
         }
         parts = {(tenant, meter): count for tenant, count in by_tenant.items() if tenant}
-        if total:
+        if total or not parts:
             parts |= _told(notes, record, model, meter, total, mine)
         for (tenant, name), count in parts.items():
             result[model, tenant, phase_of(name), name] += count
@@ -53,9 +53,10 @@ def tokens_of(tally: Tally, notes: Notes) -> Counts:
         # An engine that counts no requests or no cached tokens leaves them to those who do.
         served = any(m == model for m, _ in counts)
         known = served or tally.counts(record, model)  # none is a count: of an idle engine, or a silent one
-        if known and base_meter(meter) in ("input_tokens", "output_tokens"):
+        tokens = base_meter(meter) in ("input_tokens", "output_tokens")
+        if known and (tokens or tally.tells(record, model, base_meter(meter))):
             _told(notes, record, model, meter, 0, {("", meter): sum(told[model, meter].values())})
-        elif served:
+        elif known:
             for tenant, count in told[model, meter].items():
                 result[model, tenant, phase_of(meter), meter] += count
         elif not known and base_meter(meter) == "output_tokens":
@@ -97,14 +98,24 @@ def _told(
     return parts
 
 
-def _take_out_cached(tally: Tally, record: str, counts: Tokens, told: Tokens) -> None:
-    """Where an engine counts prompts whole and the events know what was cached, that is no computed
-    input."""
-    for (model, meter), by_tenant in told.items():
-        prompt = counts.get((model, "input_tokens"))
-        known = (model, "cached_input_tokens") in counts
-        if base_meter(meter) == "cached_input_tokens" and prompt and not known and tally.whole(record, model):
-            prompt[""] = max(0, prompt.get("", 0) - sum(by_tenant.values()))
+def _take_out_cached(tally: Tally, notes: Notes, record: str, counts: Tokens, told: Tokens) -> None:
+    """Where an engine counts prompts whole and the events know what was cached, that is no computed input, and no
+    more is cached than was counted."""
+    for model in sorted({m for m, meter in told if base_meter(meter) == "cached_input_tokens"}):
+        if (model, "cached_input_tokens") in counts or not tally.whole(record, model):
+            continue
+        prompt = counts.get((model, "input_tokens"), {})
+        for meter in sorted(n for m, n in told if m == model and base_meter(n) == "cached_input_tokens"):
+            by_tenant = told[model, meter]
+            for of in sorted({t if t in prompt else "" for t in by_tenant}):
+                mine = {t: n for t, n in by_tenant.items() if (t if t in prompt else "") == of}
+                parts, over = explained(prompt.get(of, 0), mine, None)
+                if over > 0:
+                    more = f"usage events tell {over / MICRO:.0f} more {meter} of {model!r} than the {record} prompts"
+                    notes.tell("disagree", more, over / MICRO)
+                    by_tenant.update({t: parts.get(t, 0) for t in mine})
+                if of in prompt:
+                    prompt[of] -= sum(by_tenant[t] for t in mine)
 
 
 def _check_gateway(

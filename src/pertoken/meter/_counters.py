@@ -34,8 +34,8 @@ from pertoken.units import JOULES_PER_KWH, MILLISECONDS_PER_SECOND, SECONDS_PER_
 
 MAX_GAP_S = 300.0
 """Silence up to this is an ordinary pause between readings."""
-TOLD_AT_ZERO = ("running_seconds", "active_seconds", "output_tokens")
-"""Meters whose zero says something: idle is not unknown, and who counts tokens here is believed on none too."""
+TOLD_AT_ZERO = ("running_seconds", "active_seconds", "output_tokens", "prompt_tokens", "requests")
+"""Meters whose zero says something: idle is not unknown, and who counts here is believed on none too."""
 OVER_GAP = "measured:mean_over_gap"
 """Basis of energy that a counter went on counting over a silence: its mean power is known, and holds in each hour."""
 SPREAD = "assumed:mean_over_gap"

@@ -180,9 +180,13 @@ class Tally:
         """Whether any source told a meter, be it zero."""
         return any(m == meter for (*_, m) in self._rows)
 
+    def tells(self, kind: str, model: str, meter: str) -> bool:
+        """Whether a kind of source tells a meter of a model, be it zero."""
+        return any(k == kind and o == model and base_meter(m) == meter for (k, _, o, _, _, m) in self._rows)
+
     def whole(self, kind: str, model: str) -> bool:
         """Whether a kind of source counts a model's prompts whole, cached tokens inside."""
-        return any(k == kind and o == model and m == "prompt_tokens" for (k, _, o, _, _, m) in self._rows)
+        return self.tells(kind, model, "prompt_tokens")
 
     def of(self, source: str, meter: str) -> float:
         """One source's quantity of a meter."""
@@ -193,7 +197,7 @@ class Tally:
         heard = {
             s
             for (k, s, _, _, _, m), q in self._rows.items()
-            if k == "engine" and m not in _UNHEARD and (q or m != "output_tokens")
+            if k == "engine" and m not in _UNHEARD and (q or m not in _COUNTS)
         }
         return sorted(heard)
 
