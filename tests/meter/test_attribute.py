@@ -198,6 +198,24 @@ def test_what_a_silent_engine_counts_later_is_not_booked_by_events_too() -> None
     assert [f.kind for f in found.findings if f.hour == hours[1]] == ["gap", "no_energy"]
 
 
+def test_a_silent_engine_that_ran_on_keeps_its_share_of_an_owned_pool() -> None:
+    """Neither engine says its GPUs: the one that was silent shares in them, its neighbour is not booked all of them."""
+    silent = told("engine/a", ("gap_seconds", 3600.0), ("held_unseen", 0.0), model="")
+    busy = told(
+        "engine/b",
+        ("seen_seconds", 3600.0),
+        ("running_seconds", 3600.0),
+        ("output_tokens", 10.0),
+        ("requests", 1.0),
+    )
+    pool = fleet(h100={"count": 8})
+    found = attribute(totals(concat([silent, busy])), pool, [HOUR])
+    assert by(found.usage, "gpu_hours", "tenant") == {IDLE: 4, "": 4}
+    bill = told("bill/b", ("gpu_hours", 8.0), tenant="red")
+    found = attribute(totals(concat([silent, bill])), pool, [HOUR])
+    assert by(found.usage, "gpu_hours", "tenant") == {"red": 8}
+
+
 @pytest.mark.parametrize(("fell", "held"), [(False, [1, 1, 1]), (True, [0.5, 0, 0.5])])
 def test_energy_of_boards_stands_in_every_hour_of_a_silence(fell: bool, held: list[float]) -> None:
     """A rented board whose counter ran on was held; where it fell nobody knows: what was measured stands."""

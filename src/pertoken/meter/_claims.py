@@ -94,17 +94,20 @@ class Claims:
             claimed += unseen
         instances = self.tally.engines()
         stated = {i: h for i in instances if (h := self.tally.of(i, "held_gpus") / SECONDS_PER_HOUR)}
-        rest = [i for i in instances if i not in stated]
+        rest = [i for i in instances if i not in stated and not self.tally.of(i, "held_unseen")]
+        billed = self.tally.billed_to()
+        if billed and not any(self.tally.of(i, "seen_seconds") for i in instances):
+            instances, rest = [], []  # nobody was heard, and the bill knows whose the hours are
         claimed += sum(stated.values())
         share = max(0.0, held - claimed) / len(rest) if rest else 0.0
-        for instance in instances:
+        for instance in (*stated, *rest):
             self._instance(instance, stated.get(instance, share), instance in stated, tokens, claim)
             claimed += 0.0 if instance in stated else share
         if not instances:
-            for (model, tenant), amount in self.tally.billed_to().items():
+            for (model, tenant), amount in billed.items():
                 claim.parts[model, tenant, "idle", "assumed:unseen"] += amount
                 claimed += amount
-            if not self.tally.billed_to():
+            if not billed:
                 claimed += self._unwatched(max(0.0, held - claimed), tokens, claim)
         if claimed > held * (1 + 1e-6):
             text = f"{claimed:.3f} GPU·h are claimed, {held:.3f} are held: claims were scaled down"

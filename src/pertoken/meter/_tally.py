@@ -18,7 +18,6 @@ from pertoken.units import METERS, base_meter
 _COUNTS = ("prompt_tokens", "input_tokens", "cached_input_tokens", "output_tokens", "requests")
 _ORDER = ("training", "usage", "gateway", "engine", "bill")
 """Who is believed on what needs no attribution, first to last."""
-_UNHEARD = ("gap_seconds", "held_unseen")
 _AS_TOLD = ("egress_gb", "storage_gb_hours")
 """Priced meters that are booked as they were told."""
 Tokens = dict[tuple[str, str], dict[str, int]]
@@ -193,11 +192,11 @@ class Tally:
         return sum(q for (_, s, _, _, _, m), q in self._rows.items() if s == source and m == meter)
 
     def engines(self) -> list[str]:
-        """Engine instances of the hour, those that were silent all through it left out."""
+        """Engine instances of the hour; of those that were silent all through it, the ones that ran on."""
         heard = {
             s
             for (k, s, _, _, _, m), q in self._rows.items()
-            if k == "engine" and m not in _UNHEARD and (q or m not in _COUNTS)
+            if k == "engine" and m != "gap_seconds" and (q or m not in _COUNTS)
         }
         return sorted(heard)
 

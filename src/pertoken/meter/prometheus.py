@@ -190,7 +190,8 @@ def _table(quantities: list[Quantity], target: Target, now_s: float) -> pa.Table
                 sums[q.kind, pool, model, q.meter, q.basis, time_s] += part
     for (kind, pool, model, meter, basis, time_s), amount in list(sums.items()):
         held = "held_gpus" if meter == "seen_seconds" else "held_unseen" if basis == _ALIVE else ""
-        if held and kind == "engine" and target.gpus:
+        # Without `gpus` its share of the pool's is unknown here: zero says that it ran on, and shares in them.
+        if held and kind == "engine" and (target.gpus or held == "held_unseen"):
             sums[kind, pool, model, held, basis, time_s] += amount * target.gpus
     if not sums:
         return empty()
