@@ -7,14 +7,13 @@ the same rows; an hour with usage that no rate prices stays open, and says so, w
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import pyarrow as pa
 
@@ -22,19 +21,18 @@ from pertoken import meter
 from pertoken.errors import InputError, MissingRateError, NoEvidenceError
 from pertoken.fleet import RunningFleet
 from pertoken.ledger import Ledger, open_ledger
-from pertoken.meter._split import MICRO, split
 from pertoken.meter._steps import stepped
 from pertoken.meter._twins import without_twins
 from pertoken.meter.attribute import BOOK, Finding, Predictor
 from pertoken.meter.events import unplaced_models
 from pertoken.meter.journal import Appended, HourRead
-from pertoken.rates.site import UTILITY_HOURS
 from pertoken.report._billing import Span, restate
-from pertoken.report._terms import hours_between, rates_of
+from pertoken.report._hourly import paid_by_the_hour, priced_by_the_hour
+from pertoken.report._terms import rates_of
 from pertoken.report.so_far import FRESH_S, Growing, Lately, SoFar
 from pertoken.scenario import Api
-from pertoken.tables import USAGE, concat, usage_rows
-from pertoken.units import IDLE, base_meter, site_pool
+from pertoken.tables import USAGE, concat
+from pertoken.units import base_meter
 
 HOUR = timedelta(hours=1)
 SCRAPED, WRITTEN, NVML = "scrape/", "written/", "nvml/"
@@ -344,7 +342,7 @@ class Books:
         return found[::-1]
 
     def _paid_so_far(self, hour: datetime, usage: pa.Table, rates: pa.Table, micro: int) -> list[pa.Table]:
-        return self._paid_by_the_hour(hour, usage, _by_the_hour(rates), micro)
+        return paid_by_the_hour(self.fleet, hour, usage, priced_by_the_hour(rates), micro)
 
     def _attributed(self, hour: datetime, records: pa.Table) -> meter.Attribution:
         """An hour's rows and findings, each engine counted from one source alone."""
@@ -384,7 +382,7 @@ class Books:
         """Close consecutive hours."""
         start, end = hours[0], hours[-1] + HOUR
         rates = rates_of(self.fleet, start, end)
-        by_hour = _by_the_hour(rates)
+        by_hour = priced_by_the_hour(rates)
         tables: list[pa.Table] = []
         findings: list[Finding] = []
         reached: dict[datetime, int] = {}
@@ -394,7 +392,7 @@ class Books:
             found = self._attributed(hour, read.records)
             findings += found.findings
             self._looks[hour] = _look(read.records, found)
-            tables += [found.usage, *self._paid_by_the_hour(hour, found.usage, by_hour)]
+            tables += [found.usage, *paid_by_the_hour(self.fleet, hour, found.usage, by_hour)]
             if hour in dirty:
                 reached[hour] = read.sequence
         with self.ledger.together():  # usage and what it costs: nobody shall see one without the other
@@ -434,52 +432,6 @@ class Books:
                         unpriced[at] = str(error)
                     at += HOUR
         return unpriced
-
-    def _paid_by_the_hour(
-        self, hour: datetime, usage: pa.Table, priced: set[tuple[Any, Any, Any]], micro: int = MICRO
-    ) -> list[pa.Table]:
-        """One hour, or `micro` millionths of it, of every site and pool whose overheads are paid by the hour.
-
-        A pool's hour goes to whoever held its GPUs (an API's: to whoever used its tokens); a site's is nobody's.
-        """
-        hours = hours_between(hour, hour + HOUR)
-        gone = micro / MICRO
-        tables = [
-            usage_rows(
-                hours,
-                {("idle", name): gone},
-                book=BOOK,
-                pool=site_pool(site),
-                model="",
-                tenant=IDLE,
-                basis="measured",
-            )
-            for site in self.fleet.sites
-            for name in ("site_hours", UTILITY_HOURS)
-            if (site_pool(site), hour, name) in priced
-        ]
-        pools = [p for p in self.fleet.pools if (p, hour, "site_hours") in priced]
-        weights: dict[str, dict[tuple[str, str, str], float]] = defaultdict(lambda: defaultdict(float))
-        if pools:
-            for row in usage.select(["pool", "model", "tenant", "phase", "meter", "quantity"]).to_pylist():
-                api = isinstance(self.fleet.pools[row["pool"]].price, Api)
-                if base_meter(row["meter"]).endswith("_tokens") if api else row["meter"] == "gpu_hours":
-                    weights[row["pool"]][row["model"], row["tenant"], row["phase"]] += float(row["quantity"])
-        for pool in pools:
-            parts = split(micro, weights.get(pool) or {("", IDLE, "idle"): 1.0})
-            tables += [
-                usage_rows(
-                    hours,
-                    {(phase, "site_hours"): part / MICRO},
-                    book=BOOK,
-                    pool=pool,
-                    model=model,
-                    tenant=tenant,
-                    basis="measured:gpu_hours",
-                )
-                for (model, tenant, phase), part in parts.items()
-            ]
-        return tables
 
 
 def open_books(fleet: RunningFleet, folder: str | Path, predictor: Predictor | None = None) -> Books:
@@ -533,12 +485,6 @@ def _runs(hours: list[datetime]) -> list[list[datetime]]:
         else:
             runs.append([hour])
     return runs
-
-
-def _by_the_hour(rates: pa.Table) -> set[tuple[Any, Any, Any]]:
-    """Pool, hour and meter of what is paid by the hour."""
-    columns = (rates[name].to_pylist() for name in ("pool", "hour", "meter"))
-    return {row for row in zip(*columns, strict=True) if base_meter(str(row[2])) == "site_hours"}
 
 
 def _look(records: pa.Table, found: meter.Attribution) -> Look:
