@@ -109,7 +109,7 @@ def _take_out_cached(tally: Tally, notes: Notes, record: str, counts: Tokens, to
             by_tenant = told[model, meter]
             for of in sorted({t if t in prompt else "" for t in by_tenant}):
                 mine = {t: n for t, n in by_tenant.items() if (t if t in prompt else "") == of}
-                parts, over = explained(prompt.get(of, 0), mine, None)
+                parts, over = explained(prompt.get(of, 0), mine, "")
                 if over > 0:
                     more = f"usage events tell {over / MICRO:.0f} more {meter} of {model!r} than the {record} prompts"
                     notes.tell("disagree", more, over / MICRO)
