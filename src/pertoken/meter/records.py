@@ -85,7 +85,9 @@ EVIDENCE: dict[str, Evidence] = {
         Evidence("gpu_seen_seconds", "GPU·s", "time GPUs were observed, summed over GPUs"),
         Evidence("gap_seconds", "s", "time a source was silent and nothing is known"),
         Evidence("held_gpus", "GPU·s", "GPUs an instance held, times the seconds it was observed"),
-        Evidence("held_unseen", "GPU·s", "GPUs held over a silence that their process or counter ran through"),
+        Evidence(
+            "held_unseen", "GPU·s", "GPUs held over a silence that their process or counter ran through"
+        ),
         Evidence("drafted_tokens", "token", "draft tokens proposed by speculative decoding"),
         Evidence("accepted_draft_tokens", "token", "draft tokens that were kept"),
         Evidence("preemptions", "preemption", "requests preempted and computed again"),
