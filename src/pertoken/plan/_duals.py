@@ -15,6 +15,8 @@ import numpy as np
 
 from pertoken.errors import PerTokenError
 from pertoken.plan._instance import Floats, Instance
+from pertoken.plan._outcome import loads_of
+from pertoken.plan._plan import Plan
 from pertoken.plan._program import Goal, Program, build
 from pertoken.plan._solve import Session, Watch
 from pertoken.units import TOKENS_PER_MTOK
@@ -41,6 +43,17 @@ class ShadowPrices:
         found: dict[str, Any] = {name: dict(getattr(self, name)) for name in self.__dataclass_fields__}
         found["usd_per_mtok"] = {name: [float(v) for v in hours] for name, hours in self.usd_per_mtok.items()}
         return found
+
+
+def prices_of(found: Plan, *, time_limit_s: float = 60.0) -> ShadowPrices:
+    """The prices of a plan's constraints; where a site's power is capped, with power at the load of its replicas.
+
+    Raises what `shadow_prices` raises.
+    """
+    i = found.instance
+    if np.isfinite(i.site_cap_kw).any() and any(curve is not None for curve in i.unit_curve):
+        i = replace(i, part_load=loads_of(i, found.schedule))
+    return shadow_prices(i, found.beside(), time_limit_s=time_limit_s)
 
 
 def shadow_prices(

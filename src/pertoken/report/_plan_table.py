@@ -176,9 +176,15 @@ def within_gap(planned: Planned, cost_usd: float) -> str:
     """
     f = planned.found
     saved = cost_usd - planned.cost_usd
-    if f.objective_name != "cost" or f.gap is None or abs(saved) > f.gap * abs(planned.cost_usd):
+    if f.objective_name != "cost" or f.gap is None:
         return ""
-    return f"within the gap ({usd(saved)})" if abs(saved) >= 0.005 else "nothing"  # not half a cent
+    if abs(saved) < _NOTHING_USD:
+        return "nothing"
+    return f"within the gap ({usd(saved)})" if abs(saved) <= f.gap * abs(planned.cost_usd) else ""
+
+
+_NOTHING_USD = 0.005
+"""Half a cent: what rounding in the ledger moves is no difference."""
 
 
 def price_lines(prices: ShadowPrices) -> list[tuple[str, str, float]]:
