@@ -9,8 +9,7 @@ import numpy as np
 
 from pertoken.errors import CannotServeError, InfeasibleError, PerTokenError
 from pertoken.plan._instance import Bools, Instance, Rate
-from pertoken.plan._outcome import Schedule, total_usd
-from pertoken.plan._power_rows import billed_kw
+from pertoken.plan._outcome import Schedule, derived, total_usd
 from pertoken.units import base_meter
 
 Solve = Callable[[Instance, int], Schedule]
@@ -19,25 +18,40 @@ Bill = Callable[[Instance, Schedule], Instance]
 
 @dataclass(frozen=True)
 class Alternative:
-    """Another way to do the same: its cost, None where it cannot be done, or (`cut`) was not found in time, and why."""
+    """Another way to do the same: its cost, None where it cannot be done, or (`cut`) was not found in time, and why.
+
+    limit: the one of the plan's limits that it cannot keep, where that is why.
+    """
 
     name: str
     cost_usd: float | None
     note: str = ""
     cut: bool = False
+    limit: str = ""
 
     @property
     def why(self) -> str:
         """In short why it has no cost; empty where it has."""
-        return "" if self.cost_usd is not None else "not found in time" if self.cut else "cannot be done"
+        if self.cost_usd is not None:
+            return ""
+        if self.cut:
+            return "not found in time"
+        return f"cannot keep the {self.limit}" if self.limit else "cannot be done"
 
 
-def alternatives(
-    instance: Instance, solve: Solve, bill: Bill, terms: tuple[str, ...] = ()
-) -> list[Alternative]:
-    """The plan's rivals, each solved with the same program.
+@dataclass(frozen=True)
+class Rival:
+    """An alternative with its schedule, as one of the plan's own instance; None where it has none."""
 
-    Parameters: solve: gives the schedule of an instance, or raises, knowing how many rivals are still to come;
+    told: Alternative
+    schedule: Schedule | None = None
+
+
+def alternatives(instance: Instance, solve: Solve, bill: Bill, terms: tuple[str, ...] = ()) -> list[Rival]:
+    """The plan's rivals, each solved with the same program and within the same limits.
+
+    Parameters: solve: gives the schedule of an instance that keeps its limits as billed, or raises, knowing how many
+    rivals are still to come;
     bill: the instance with energy in the tiers a schedule falls in; terms: price term of each pool (``owned``,
     ``on_demand``, ``api``, …), empty where unknown.
     """
@@ -48,7 +62,7 @@ def alternatives(
     singles = sum(
         not _missing(only(instance, one)) for one in np.eye(len(instance.pool_names), dtype=np.bool_)
     )
-    pays = _Payer(solve, bill, singles + some + tariffed + (policed.on_prem is not None))
+    pays = _Payer(instance, solve, bill, singles + some + tariffed + (policed.on_prem is not None))
     found = [_single(instance, pays)]
     if some:
         found.append(_restricted(instance, cloud, "always cloud", pays))
@@ -86,17 +100,22 @@ def only(instance: Instance, pools: Bools) -> Instance:
 class _Payer:
     """How a rival is scheduled, and what its schedule costs; `to_come` of them are still to be solved."""
 
+    whole: Instance
     solve: Solve
     bill: Bill
     to_come: int
 
-    def made(self, instance: Instance) -> Schedule:
+    def rival(self, name: str, part: Instance, flows: Bools) -> Rival:
+        """The schedule of an instance with some flows alone [(F,)], as one of the whole instance, at its rates."""
         self.to_come -= 1
-        return self.solve(instance, max(self.to_come, 0))
-
-    def least_usd(self, instance: Instance) -> float:
-        made = self.made(instance)
-        return total_usd(self.bill(instance, made), made)
+        try:
+            made = self.solve(part, max(self.to_come, 0))
+        except PerTokenError as error:
+            return _no_cost(name, error)
+        load = np.zeros((len(flows), made.load.shape[1]))
+        load[flows] = made.load
+        made = derived(self.whole, made.machines, made.held, made.units, load, made.backlog)
+        return Rival(Alternative(name, total_usd(self.bill(self.whole, made), made)), made)
 
 
 def _missing(part: Instance) -> str:
@@ -110,39 +129,47 @@ def _missing(part: Instance) -> str:
     return ""
 
 
-def _no_cost(name: str, error: PerTokenError) -> Alternative:
-    return Alternative(name, None, str(error), cut=not isinstance(error, InfeasibleError | CannotServeError))
+_LIMITS = {"power_cap": "power cap", "budget": "budget"}
 
 
-def _restricted(instance: Instance, pools: Bools, name: str, pays: _Payer) -> Alternative:
+def _no_cost(name: str, error: PerTokenError) -> Rival:
+    cut = not isinstance(error, InfeasibleError | CannotServeError)
+    causes = getattr(error, "causes", ())
+    limit = _LIMITS.get(causes[0].constraint, "") if causes else ""
+    return Rival(Alternative(name, None, str(error), cut, limit))
+
+
+def _restricted(instance: Instance, pools: Bools, name: str, pays: _Payer) -> Rival:
     part = only(instance, pools)
     if missing := _missing(part):
-        return Alternative(name, None, f"{missing} cannot run there")
-    try:
-        return Alternative(name, pays.least_usd(part))
-    except PerTokenError as error:
-        return _no_cost(name, error)
+        return Rival(Alternative(name, None, f"{missing} cannot run there"))
+    return pays.rival(name, part, pools[instance.flow_pool])
 
 
-def _single(instance: Instance, pays: _Payer) -> Alternative:
-    """The cheapest pool that can do everything alone."""
-    best, reasons, cut = None, [], False
-    for p, name in enumerate(instance.pool_names):
-        pools = np.arange(len(instance.pool_names)) == p
-        tried = _restricted(instance, pools, f"best single option ({name})", pays)
-        if tried.cost_usd is None:
-            reasons.append(f"{name}: {tried.note}")
-            cut = cut or tried.cut
-        elif best is None or best.cost_usd is None or tried.cost_usd < best.cost_usd:
-            best = tried
-    return best or Alternative("best single option", None, "; ".join(reasons), cut)
+def _single(instance: Instance, pays: _Payer) -> Rival:
+    """The cheapest pool that can do everything alone; the note says why others have no cost."""
+    tried = [
+        _restricted(instance, pools, f"best single option ({name})", pays)
+        for name, pools in zip(
+            instance.pool_names, np.eye(len(instance.pool_names), dtype=np.bool_), strict=True
+        )
+    ]
+    without = [(n, r.told) for n, r in zip(instance.pool_names, tried, strict=True) if r.schedule is None]
+    note = "; ".join(f"{name}: {told.note}" for name, told in without)
+    found = [(r.told.cost_usd, r) for r in tried if r.told.cost_usd is not None]
+    if found:
+        best = min(found, key=lambda pair: pair[0])[1]
+        return replace(best, told=replace(best.told, note=note))
+    limits = {told.limit for _, told in without}
+    cut = any(told.cut for _, told in without)
+    return Rival(Alternative("best single option", None, note, cut, limits.pop() if len(limits) == 1 else ""))
 
 
 def _varies(instance: Instance) -> bool:
     return any(base_meter(r.meter) == "energy_kwh" and np.ptp(r.usd_per_unit) > 1e-12 for r in instance.rates)
 
 
-def _ignoring_tariff(instance: Instance, pays: _Payer) -> Alternative:
+def _ignoring_tariff(instance: Instance, pays: _Payer) -> Rival:
     """The schedule of a planner that sees one mean price per kWh and no demand charge, billed at the real
     rates."""
 
@@ -152,9 +179,4 @@ def _ignoring_tariff(instance: Instance, pays: _Payer) -> Alternative:
         return replace(rate, usd_per_unit=np.full(len(instance.hours), float(rate.usd_per_unit.mean())))
 
     blind = replace(instance, rates=tuple(flat(r) for r in instance.rates), peaks=())
-    try:
-        made = pays.made(blind)
-    except PerTokenError as error:
-        return _no_cost("ignoring the tariff", error)
-    made = replace(made, peak_kw=billed_kw(instance, made.site_kw))
-    return Alternative("ignoring the tariff", total_usd(pays.bill(instance, made), made))
+    return pays.rival("ignoring the tariff", blind, np.ones(len(instance.flow_unit), dtype=np.bool_))

@@ -33,6 +33,8 @@ class Cause:
     missing: float
     unit: str
     remedy: str
+    least: str = ""
+    """``at least`` where more than that may be missing."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,8 @@ def error(causes: tuple[Cause, ...]) -> InfeasibleError:
     first = causes[0]
     ways = "; or ".join(dict.fromkeys(c.remedy for c in causes))
     found = InfeasibleError(
-        f"no schedule meets {first.constraint!r} of {first.entity!r}: {_number(first.missing)} {first.unit} missing. "
-        f"To fix: {ways}"
+        f"no schedule meets {first.constraint!r} of {first.entity!r}: {first.least}{_number(first.missing)} "
+        f"{first.unit} missing. To fix: {ways}"
     )
     found.causes = causes  # type: ignore[attr-defined]
     return found
@@ -173,6 +175,9 @@ def _named(instance: Instance, goal: Goal, found: list[tuple[_Slack, float]], wa
     """Causes from slacks: hours of one entity added up, with the remedy in words."""
     total: dict[tuple[str, str], float] = {}
     hours: dict[tuple[str, str], int] = {}
+    # Replicas draw more than the line below their power curve, by which caps and budgets are measured here.
+    limits = [goal.budget_usd, goal.budget_kgco2e, *instance.site_cap_kw.ravel()]
+    low = "at least " if any(instance.unit_curve) and np.isfinite(limits).any() else ""
     units: dict[tuple[str, str], str] = {}
     for slack, amount in found:
         key = (slack.family, slack.entity)
@@ -181,8 +186,9 @@ def _named(instance: Instance, goal: Goal, found: list[tuple[_Slack, float]], wa
         units[key] = slack.unit
     causes = []
     for (family, entity), amount in sorted(total.items(), key=lambda item: item[0]):
-        remedy = _remedy(instance, goal, family, entity, amount, hours[family, entity], watch)
-        causes.append(Cause(family, entity, amount, units[family, entity], remedy))
+        remedy = _remedy(instance, goal, family, entity, amount, hours[family, entity], watch, low)
+        least = low if family in ("budget", "power_cap", "serve") else ""
+        causes.append(Cause(family, entity, amount, units[family, entity], remedy, least))
     return causes
 
 
@@ -194,10 +200,19 @@ def _number(value: float) -> str:
 
 
 def _remedy(
-    instance: Instance, goal: Goal, family: str, entity: str, amount: float, hours: int, watch: Watch
+    instance: Instance,
+    goal: Goal,
+    family: str,
+    entity: str,
+    amount: float,
+    hours: int,
+    watch: Watch,
+    low: str,
 ) -> str:
     if family == "serve":
-        return f"serve {_number(amount)} fewer requests of {entity!r} (in {hours} hours), or let them wait"
+        return (
+            f"serve {low}{_number(amount)} fewer requests of {entity!r} (in {hours} hours), or let them wait"
+        )
     if family == "capacity":
         count = int(np.ceil(amount - _TINY))
         return f"add {count} machine{'s' if count > 1 else ''} to pool {entity!r}"
@@ -207,14 +222,14 @@ def _remedy(
             return f"train {_number(amount)} fewer tokens in {entity!r} (no later deadline within the horizon helps)"
         return f"move the deadline of {entity!r} {later} h later, or train {_number(amount)} fewer tokens"
     if family == "power_cap":
-        return f"raise the power cap of site {entity!r} by {_number(amount)} kW"
+        return f"raise the power cap of site {entity!r} by {low}{_number(amount)} kW"
     if family == "on_prem_first":
         return (
             f"let {_number(amount)} units of work of {entity!r} run elsewhere while there is room on premises "
             f"(in {hours} hours): policy.on_prem_first: false"
         )
     if family == "budget":
-        return f"raise the budget by {_number(amount)} {entity}"
+        return f"raise the budget by {low}{_number(amount)} {entity}"
     return f"raise the {family} limit of {entity!r} by {_number(amount)} tokens (in {hours} hours)"
 
 

@@ -247,9 +247,7 @@ class Instance:
     flow_hour_kw: Floats | None = None
     """`flow_kw` by hour, where the load a replica can have bounds it differently (F, T); None: the same in all."""
     part_load: Floats | None = None
-    """Load of each unit at which its power is bounded from above for a site's cap (K, T); None: the line is enough."""
-    spread_kwh: Floats | None = None
-    """Energy at the meter that the program takes as given: what replicas at part load draw beyond its line (P, T)."""
+    """Load of each unit at which the program has the tangent over its power curve (K, T); None: the line below it."""
     name: str = "plan"
     basis: str = "roofline"
     initial_on: Floats | None = None
@@ -399,7 +397,7 @@ def _check(instance: Instance) -> None:
         raise InputError(
             f"plan instance: unit_curve has {len(instance.unit_curve)} entries, expected {s['K']}"
         )
-    for name, axis in (("flow_hour_kw", "F"), ("spread_kwh", "P"), ("part_load", "K")):
+    for name, axis in (("flow_hour_kw", "F"), ("part_load", "K")):
         value = getattr(instance, name)
         if value is not None and value.shape != (s[axis], s["T"]):
             raise InputError(f"plan instance: {name} has shape {value.shape}, expected {(s[axis], s['T'])}")
@@ -425,7 +423,6 @@ def chosen(instance: Instance, hours: Ints, previous: Ints, weight: Floats) -> I
         backlog_most=None if i.backlog_most is None else i.backlog_most[:, hours],
         flow_hour_kw=None if i.flow_hour_kw is None else i.flow_hour_kw[:, hours],
         part_load=None if i.part_load is None else i.part_load[:, hours],
-        spread_kwh=None if i.spread_kwh is None else i.spread_kwh[:, hours],
         site_base_kw=i.site_base_kw[:, hours],
         site_cap_kw=i.site_cap_kw[:, hours],
         carbon_g_per_kwh=i.carbon_g_per_kwh[:, hours],

@@ -132,6 +132,8 @@ def _solve(instance: Instance, goal: Goal, gap_fraction: float, watch: Watch) ->
 
 def _nothing(instance: Instance, goal: Goal, status: str, watch: Watch) -> PerTokenError:
     """The error where no plan was found: infeasible with its causes, or out of time."""
+    if status == "infeasible" and instance.part_load is not None:
+        return PerTokenError("no plan found with power on lines above its curve; one may exist all the same")
     if status == "infeasible":
         patient = Watch(max(watch.time_limit_s, _EXPLAIN_S), watch.report)
         return _infeasible.error(_infeasible.explain(instance, goal, patient))

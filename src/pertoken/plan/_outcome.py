@@ -158,9 +158,19 @@ def _beyond_line(i: Instance, units: Floats, loads: Floats, load: Floats) -> Flo
     return beyond
 
 
-def spread_kwh(instance: Instance, s: Schedule) -> Floats:
-    """What a schedule's replicas at part load draw beyond the program's line [kWh at the meter, (P, T)]."""
-    return _beyond_line(instance, s.units, s.loads, s.load)
+def beyond_line_usd(instance: Instance, s: Schedule) -> float:
+    """What the energy that replicas at part load draw beyond the program's line costs, without demand charges [USD]."""
+    beyond = _beyond_line(instance, s.units, s.loads, s.load)
+    return float((beyond * instance.energy_prices(instance.pool_names) * instance.weight).sum())
+
+
+def job_hours(instance: Instance, s: Schedule) -> dict[str, int]:
+    """Hours from the start of the horizon until each job's last token; 0 where nothing of it runs."""
+    found = {}
+    for j, name in enumerate(instance.job_names):
+        running = np.flatnonzero(s.load[instance.flow_job == j].sum(axis=0) > 1e-9)
+        found[name] = int(running[-1]) + 1 if len(running) else 0
+    return found
 
 
 def loads_of(instance: Instance, s: Schedule) -> Floats:

@@ -60,8 +60,10 @@ class Plan:
 
     @property
     def gap(self) -> float | None:
-        """Relative distance of the objective from the bound."""
-        return gap(self.objective, self.bound)
+        """Relative distance of the objective from the bound; 0 where floats put it a hair beyond."""
+        sign = -1.0 if self.objective_name == "tokens" else 1.0
+        beyond = sign * (self.bound - self.objective) > 0
+        return 0.0 if beyond and np.isfinite(self.bound) else gap(self.objective, self.bound)
 
     def beside(self) -> Goal:
         """The goal of what is solved beside the plan: least cost of the same work within the same carbon budget.

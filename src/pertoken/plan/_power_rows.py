@@ -43,7 +43,8 @@ def power_rows(b: Builder, i: Instance) -> None:
     c = coefficients(i)
     position = np.full(len(i.site_names), -1, dtype=np.int64)
     position[sites] = np.arange(len(sites))
-    base = -_given_kw(i)[sites]
+    by_load, by_unit = drawn_kwh(i)
+    base = -i.site_base_kw[sites]
     rows = b.constraint("power", [i.site_names[s] for s in sites], base, base, "kW")
     b.add(rows, kw[sites], -1.0)
     here = np.isin(i.pool_site, sites)
@@ -54,39 +55,26 @@ def power_rows(b: Builder, i: Instance) -> None:
     b.add(mine, b.columns["held"][pools][:, None], c.energy_off[pools])
     b.add(mine, b.columns["rented"][pools], c.energy_off[pools])
     flows = np.flatnonzero(here[i.flow_pool])
-    b.add(rows[position[i.pool_site[i.flow_pool[flows]]]], b.columns["y"][flows], c.energy_flows[flows])
+    b.add(rows[position[i.pool_site[i.flow_pool[flows]]]], b.columns["y"][flows], by_load[flows])
+    units = np.flatnonzero(here[i.unit_pool])
+    b.add(rows[position[i.pool_site[i.unit_pool[units]]]], b.columns["units"][units], by_unit[units])
     for number, band in enumerate(i.peaks):
         _peak_rows(b, i, number, band)
+
+
+def drawn_kwh(i: Instance) -> tuple[Floats, Floats]:
+    """Energy at the meter per unit of load (F, T) and per unit that runs (K, T), as the program has it [kWh].
+
+    On the line below a unit's curve P; where `part_load` x is given, on the tangent there, which lies over it:
+    n·P(y/n) ≤ n·(P(x) − P'(x)·x) + P'(x)·y.
+    """
+    by_load, by_unit = i.line_kw().copy(), np.zeros((len(i.unit_pool), len(i.hours)))
     if i.part_load is not None:
-        _cap_rows(b, i, i.part_load)
-
-
-def _cap_rows(b: Builder, i: Instance, part_load: Floats) -> None:
-    """power_cap[s,t]: what is on, at no less than its power: that of a unit, n·P(y/n), lies below any tangent of P,
-    n·(P(x) − P'(x)·x) + P'(x)·y, and on it at the load x."""
-    sites = np.flatnonzero(np.isfinite(i.site_cap_kw).any(axis=1))
-    if not len(sites):
-        return
-    c, line = coefficients(i), i.line_kw()
-    rows = b.constraint(
-        "power_cap", [i.site_names[s] for s in sites], -INF, (i.site_cap_kw - i.site_base_kw)[sites], "kW"
-    )
-    for row, s in zip(rows, sites, strict=True):
-        for p in np.flatnonzero(i.pool_site == s):
-            b.add(row, b.columns["machines"][p], c.energy_machines[p])
-            b.add(row, b.columns["starts"][p], c.energy_starts[p])
-            b.add(row, b.columns["held"][p], c.energy_off[p])
-            b.add(row, b.columns["rented"][p], c.energy_off[p])
-        for f in np.flatnonzero((i.pool_site[i.flow_pool] == s) & (i.flow_unit >= 0)):
-            unit = int(i.flow_unit[f])
-            curve = i.unit_curve[unit] if i.unit_curve else None
-            slope = line[f] if curve is None else tangent(curve.load, curve.kw, part_load[unit])[1]
-            b.add(row, b.columns["y"][f], slope * i.pue[i.flow_pool[f]])
-        for k in np.flatnonzero(i.pool_site[i.unit_pool] == s):
-            curve = i.unit_curve[k] if i.unit_curve else None
-            if curve is not None:
-                rest = tangent(curve.load, curve.kw, part_load[k])[0]
-                b.add(row, b.columns["units"][k], rest * i.pue[i.unit_pool[k]])
+        for k, curve in enumerate(i.unit_curve):
+            if curve is not None and i.unit_whole[k]:
+                rest, slope = tangent(curve.load, curve.kw, i.part_load[k])
+                by_unit[k], by_load[i.flow_unit == k] = rest, slope
+    return by_load * i.pue[i.flow_pool], by_unit * i.pue[i.unit_pool]
 
 
 def tangent(load: Floats, kw: Floats, at: Floats) -> tuple[Floats, Floats]:
@@ -100,15 +88,6 @@ def tangent(load: Floats, kw: Floats, at: Floats) -> tuple[Floats, Floats]:
     slope = (kw[right] - kw[right - 1]) / (load[right] - load[right - 1])
     rest = (kw[None, :] - slope[:, None] * load[None, :]).max(axis=1)
     return np.asarray(rest, dtype=np.float64), np.asarray(slope, dtype=np.float64)
-
-
-def _given_kw(i: Instance) -> Floats:
-    """What a site draws whatever the program decides, shape (S, T)."""
-    given = i.site_base_kw.copy()
-    if i.spread_kwh is not None:
-        metered = i.pool_site >= 0
-        np.add.at(given, i.pool_site[metered], i.spread_kwh[metered])
-    return given
 
 
 def _peak_rows(b: Builder, i: Instance, number: int, band: Peak) -> None:
@@ -147,20 +126,26 @@ def _tier_rows(b: Builder, i: Instance, number: int, band: Peak, name: str) -> N
 
 def _most_kw(i: Instance, band: Peak) -> float:
     """More kW than a site can draw, or is billed already."""
-    total = _given_kw(i)[band.site]
-    for p in np.flatnonzero(i.pool_site == band.site):
-        flows = np.flatnonzero((i.flow_pool == p) & (i.flow_unit >= 0))
-        per_gpu = (i.line_kw()[flows].max(axis=1) / i.unit_gpus[i.flow_unit[flows]]).max(initial=0.0)
-        each = max(float(i.machine_kw[p]), float(i.off_kw[p])) + i.start_kwh[p] + per_gpu * i.machine_gpus[p]
-        most = np.minimum(i.held_most[p] + i.rented_most[p], i.machines_most[p])
-        total = total + i.pue[p] * np.maximum(most, i.held_most[p]) * each
-    most_kw = float(np.minimum(total, i.site_cap_kw[band.site]).max())
+    most_kw = float(np.minimum(most_kw_of(i, band.site), i.site_cap_kw[band.site]).max())
     if not np.isfinite(most_kw):
         raise InputError(
             f"site {i.site_names[band.site]!r}: its demand charge gets cheaper per kW with each tier, and nothing "
             "limits its power: give it a power_cap_kw"
         )
     return max(most_kw, band.already_kw)
+
+
+def most_kw_of(i: Instance, site: int) -> Floats:
+    """More kW than a site's machines and what else its meter sees can draw in each hour (T,)."""
+    total, (by_load, by_unit) = i.site_base_kw[site].copy(), drawn_kwh(i)
+    for p in np.flatnonzero(i.pool_site == site):
+        flows = np.flatnonzero((i.flow_pool == p) & (i.flow_unit >= 0))
+        units = i.flow_unit[flows]
+        per_gpu = ((by_load[flows] + by_unit[units]) / i.unit_gpus[units][:, None]).max(axis=0, initial=0.0)
+        each = max(float(i.machine_kw[p]), float(i.off_kw[p])) + i.start_kwh[p]
+        most = np.maximum(np.minimum(i.held_most[p] + i.rented_most[p], i.machines_most[p]), i.held_most[p])
+        total = total + most * (i.pue[p] * each + per_gpu * i.machine_gpus[p])
+    return np.asarray(total, dtype=np.float64)
 
 
 def peak_prices(i: Instance, shape: tuple[int, ...]) -> Floats:

@@ -20,8 +20,8 @@ Objective: least Σ price × quantity, with the very rates of the ledger:
 
 - cost = Σ_t w_t Σ_p [ gpu_hours(p,t)·(held[p] or rented[p,t]) + energy(p,t)·kwh[p,t] + start(p,t)·starts[p,t] ]
   + Σ token and egress meters + Σ_i Σ_n demand(i,n)·peak[i,n] + Σ_x fixed(x)·open[x] + fixed usage, where
-- kwh[p,t] = pue·( machine_kw·machines + off_kw·(held + rented − machines) + start_kwh·starts + Σ_f flow_kw·y )
-  + spread_kwh[p,t] (given: what an earlier schedule's replicas drew at part load beyond the line flow_kw is);
+- kwh[p,t] = pue·( machine_kw·machines + off_kw·(held + rented − machines) + start_kwh·starts + Σ_f flow_kw·y ),
+  flow_kw the line below the power curve of replicas; in later rounds Σ_k ( rest_kw·units + slope_kw·y ), its tangent;
 
 or least carbon = Σ intensity·kwh, or greatest scale.
 
@@ -43,7 +43,6 @@ s.t.
 - share[d,k,t]: x ≤ D − f·(⌈D⌉ − units[k,t]) (implied; a cut that tightens the relaxation)
 - spot, vendor: Σ tokens by limited flows ≤ fraction·Σ tokens of that workload, by hour
 - power[s,t]: kw[s,t] = base + Σ_p kwh[p,t], kw ≤ cap (a bound)
-- power_cap[s,t]: the same ≤ cap with units' power on lines above their curves, where the line below was not enough
 - peak[i,t]: kw[s(i),t] ≤ metered[i] ≤ Σ_n peak[i,n], peak[i] ≥ what the period has already seen
 - ratchet[i,q]: Σ_n peak[i,n] ≥ fraction·(metered[q] or Σ_n peak[q,n]) of each earlier month q it looks back on
 - tier[i,n]: width·tier[i,n] ≤ peak[i,n−1], peak[i,n] ≤ most·tier[i,n]
@@ -57,7 +56,6 @@ loses only the rounding of counts (0.1 to 0.3 % on fleets).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -75,10 +73,10 @@ from pertoken.plan._goal import (
     flow_price,
     places,
 )
-from pertoken.plan._instance import Fixed, Floats, Instance, Ints
+from pertoken.plan._instance import Fixed, Floats, Instance
 from pertoken.plan._machine_rows import machine_rows, start_rows
 from pertoken.plan._policy_rows import minimum_rows, on_prem_rows, policy_variables
-from pertoken.plan._power_rows import peak_prices, peak_variables, power_rows
+from pertoken.plan._power_rows import drawn_kwh, peak_prices, peak_variables, power_rows
 from pertoken.plan._work_rows import job_rows, limit_rows, open_rows, serve_rows
 from pertoken.units import GRAMS_PER_KILOGRAM
 
@@ -210,21 +208,23 @@ def _spread(b: Builder, parts: Sequence[tuple[str, Floats | float]]) -> Floats:
     return total
 
 
-def _energy_parts(c: Coefficients, per_kwh: Floats, pool_of_flow: Ints) -> list[tuple[str, Floats | float]]:
+def _energy_parts(i: Instance, c: Coefficients, per_kwh: Floats) -> list[tuple[str, Floats | float]]:
     """Coefficients of all energy at `per_kwh` (P, T) by variable."""
+    by_load, by_unit = drawn_kwh(i)
     return [
         ("machines", c.energy_machines * per_kwh),
         ("starts", c.energy_starts * per_kwh),
         ("held", (c.energy_off * per_kwh).sum(axis=1)),
         ("rented", c.energy_off * per_kwh),
-        ("y", c.energy_flows * per_kwh[pool_of_flow]),
+        ("units", by_unit * per_kwh[i.unit_pool]),
+        ("y", by_load * per_kwh[i.flow_pool]),
     ]
 
 
 def _finish(b: Builder, i: Instance, goal: Goal, class_scale: Floats) -> Program:
     c, w = coefficients(i), i.weight
     gpus = i.machine_gpus[:, None].astype(np.float64)
-    parts = _energy_parts(c, i.energy_prices(i.pool_names) * w, i.flow_pool)
+    parts = _energy_parts(i, c, i.energy_prices(i.pool_names) * w)
     parts += [
         ("held", (gpus * i.prices(i.held_names, "gpu_hours") * w).sum(axis=1)),
         ("rented", gpus * i.prices(i.pool_names, "gpu_hours") * w),
@@ -234,14 +234,10 @@ def _finish(b: Builder, i: Instance, goal: Goal, class_scale: Floats) -> Program
         ("open", np.array([_fixed_usd(i, f) for f in places(i)])),
     ]
     cost = _spread(b, parts)
-    carbon = _spread(b, _energy_parts(c, i.carbon_g_per_kwh / GRAMS_PER_KILOGRAM * w, i.flow_pool))
+    carbon = _spread(b, _energy_parts(i, c, i.carbon_g_per_kwh / GRAMS_PER_KILOGRAM * w))
     tokens = _spread(b, [("y", c.tokens_flows[:, None] * w)])
     offset = sum(_fixed_usd(i, f) for f in i.fixed if f.only_with is None)
-    spread_kg = 0.0
-    if i.spread_kwh is not None:
-        offset += float((i.spread_kwh * i.energy_prices(i.pool_names) * w).sum())
-        spread_kg = float((i.spread_kwh * i.carbon_g_per_kwh * w).sum()) / GRAMS_PER_KILOGRAM
-    _budgets(b, replace(goal, budget_kgco2e=goal.budget_kgco2e - spread_kg), cost, offset, carbon, tokens)
+    _budgets(b, goal, cost, offset, carbon, tokens)
     objective = {"cost": cost, "carbon": carbon, "tokens": _spread(b, [("scale", 1.0)])}[goal.objective]
     if not np.isfinite(objective).all():
         raise InputError(
@@ -256,7 +252,7 @@ def _finish(b: Builder, i: Instance, goal: Goal, class_scale: Floats) -> Program
     np.cumsum(np.bincount(rows, minlength=b.row_count), out=start[1:])
     return Program(
         cost=cost, cost_offset=offset, carbon=carbon, tokens=tokens, objective=objective,
-        objective_offset={"cost": offset, "carbon": spread_kg}.get(goal.objective, 0.0),
+        objective_offset=offset if goal.objective == "cost" else 0.0,
         maximise=goal.objective == "tokens",
         lower=np.concatenate(b.lower), upper=np.concatenate(b.upper), integer=np.concatenate(b.integer),
         row_lower=np.concatenate(b.row_lower), row_upper=np.concatenate(b.row_upper), start=start,

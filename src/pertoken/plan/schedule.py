@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from pertoken.errors import InfeasibleError, InputError, PerTokenError
-from pertoken.plan._against import Alternative, alternatives
+from pertoken.errors import InfeasibleError, InputError
+from pertoken.plan._against import Alternative, Bill, Rival, alternatives
 from pertoken.plan._goal import AMPLE
 from pertoken.plan._instance import Floats, Instance
 from pertoken.plan._objectives import OBJECTIVES, Objective, aim
-from pertoken.plan._outcome import Schedule, loads_of, spread_kwh
+from pertoken.plan._outcome import Schedule, job_hours
 from pertoken.plan._plan import Origin, Plan
 from pertoken.plan._program import INF, Goal, build
+from pertoken.plan._rounds import OF_THE_GAP, NoPlanError, bill_of, in_rounds, keeps, passed
 from pertoken.plan._solve import Progress, Report, Session, Watch, stoppable
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def plan(
     interval throughput is; keep: machines owned, colocated or reserved are there and paid for, not to be
     chosen. Raises InfeasibleError (with `causes`) where no schedule meets every constraint, InputError where
     the objective needs numbers the instance lacks, PerTokenError where the time limit ran out before any plan
-    was found.
+    was found, or where none was found within caps and budgets (NoPlanError), which does not prove that none exists.
     """
     if objective not in OBJECTIVES:
         raise InputError(f"unknown objective {objective!r}: one of {', '.join(OBJECTIVES)}")
@@ -111,11 +112,6 @@ def replan(
         return _of_scenario(found.origin, "cost", goal, gap, watch, change, every_size)
 
 
-_ROUNDS = 4
-_SLIGHT = 1e-6
-"""Part by which a limit may be passed: what floats lose."""
-
-
 def _as_it_is(instance: Instance) -> Instance:
     return instance
 
@@ -129,107 +125,12 @@ def _of_scenario(
     change: Callable[[Instance], Instance] = _as_it_is,
     every_size: bool = False,
 ) -> Plan:
-    """The plan of a scenario, its instance changed first.
-
-    It is billed as the ledger does: energy in the tiers its hours fall in, replicas at the power of their load. It is
-    solved again until tiers hold that it was solved with, and until what it draws is within caps and budgets.
-    """
-    from pertoken.plan._bills import with_tiers
-
-    scenario = origin.market.scenario
+    """The plan of a scenario, its instance changed first."""
     instance, notes = _with_room(origin, objective, goal, watch, every_size)
-    instance = change(instance)
-    best: Plan | None = None
-    for _ in range(_ROUNDS):
-        try:
-            found = aim(instance, objective, goal, gap_fraction, watch)
-        except InfeasibleError:
-            raise
-        except PerTokenError:  # out of time before there was another plan
-            if best is None:
-                raise
-            break
-        billed = _billed(found, with_tiers(found.instance, found.schedule, origin.market), best)
-        kept = _keeps(billed)
-        if best is None or kept > _keeps(best) or (kept and _nearer(billed, best)):
-            best = billed
-        if watch.over or (kept and _same_tiers(instance, billed.instance)):
-            break
-        instance = replace(instance, tier_shares=billed.instance.tier_shares)
-        if not kept:
-            instance = _tightened(instance, found)
-    assert best is not None
-    notes += _passed(best)
-    if instance.tier_shares:
-        notes += ("energy tiers: the bound holds for the tier each hour falls in",)
-    terms = tuple(scenario.pools[name].price.term for name in best.instance.pool_names)
-    if objective == "cost" and not instance.tier_shares and best.gap is not None and best.gap > gap_fraction:
-        beyond = (best.cost_usd - best.solver_cost_usd) / max(best.cost_usd, 1e-9)
-        if beyond > 0.1 * best.gap:
-            notes += (
-                f"of the gap {beyond:.2%} is power of replicas at part load, which the bound leaves out",
-            )
-    reached = best.gap is not None and best.gap <= gap_fraction * (1 + _SLIGHT) + _SLIGHT
-    status = "optimal" if reached else "heuristic" if best.status == "optimal" else best.status
-    return replace(
-        best, status=status, notes=best.notes + notes, terms=terms, elapsed_s=watch.elapsed_s(), origin=origin
-    )
-
-
-def _billed(found: Plan, instance: Instance, before: Plan | None) -> Plan:
-    """The plan with what it costs in an instance's tiers; its bound the first round's, where nothing was given yet."""
-    made = replace(found, instance=replace(instance, spread_kwh=None, part_load=None))
-    if found.objective_name == "cost":
-        made = replace(made, objective=made.cost_usd)
-    elif found.objective_name == "carbon":
-        made = replace(made, objective=made.carbon_kg)
-    return made if before is None or instance.tier_shares else replace(made, bound=before.bound)
-
-
-def _tightened(instance: Instance, found: Plan) -> Instance:
-    """The instance with what a plan's replicas drew at part load given, and bounded from above for a site's cap."""
-    spread = spread_kwh(found.instance, found.schedule)
-    before = instance.spread_kwh if instance.spread_kwh is not None else np.zeros_like(spread)
-    goal = found.goal
-    limited = np.isfinite(goal.budget_usd) or np.isfinite(goal.budget_kgco2e)
-    capped = (found.schedule.site_kw > instance.site_cap_kw).any()
-    return replace(
-        instance,
-        spread_kwh=np.maximum(spread, before) if limited else instance.spread_kwh,
-        part_load=loads_of(found.instance, found.schedule) if capped else instance.part_load,
-    )
-
-
-def _keeps(found: Plan) -> bool:
-    """Whether what a plan draws, as billed, is within the caps of its sites and its budgets."""
-    i, goal, more = found.instance, found.goal, 1 + _SLIGHT
-    if (found.schedule.site_kw > i.site_cap_kw * more + _SLIGHT).any():
-        return False
-    usd = not np.isfinite(goal.budget_usd) or found.cost_usd <= goal.budget_usd * more
-    return usd and (not np.isfinite(goal.budget_kgco2e) or found.carbon_kg <= goal.budget_kgco2e * more)
-
-
-def _passed(found: Plan) -> tuple[str, ...]:
-    """Notes on the limits that a plan cut short passes by what replicas at part load draw."""
-    i, why = found.instance, "power of replicas at part load, found last; let it run longer"
-    over_kw = (found.schedule.site_kw - i.site_cap_kw).max(axis=1, initial=0.0)
-    notes = [
-        f"site {name!r} draws up to {kw:.3g} kW more than its power cap: {why}"
-        for name, kw in zip(i.site_names, over_kw, strict=True)
-        if kw > _SLIGHT
-    ]
-    if not notes and not _keeps(found):
-        notes.append(f"the budget is passed by a little: {why}")
-    return tuple(notes)
-
-
-def _nearer(a: Plan, b: Plan) -> bool:
-    """Whether a plan is better than another that keeps its limits too."""
-    return a.objective > b.objective if a.objective_name == "tokens" else a.objective < b.objective
-
-
-def _same_tiers(a: Instance, b: Instance) -> bool:
-    return all(np.allclose(a.tier_shares[s], b.tier_shares[s], atol=1e-6) for s in a.tier_shares)
+    found = in_rounds(origin, change(instance), objective, goal, gap_fraction, watch)
+    pools = origin.market.scenario.pools
+    terms = tuple(pools[name].price.term for name in found.instance.pool_names)
+    return replace(found, notes=found.notes + notes, terms=terms, origin=origin)
 
 
 _MORE_ROOM = 4.0
@@ -268,31 +169,66 @@ def _values(session: Session, name: str) -> Floats:
     return np.where(columns >= 0, session.x[np.maximum(columns, 0)], 0.0)
 
 
-def savings(found: Plan, *, gap: float = 0.02, time_limit_s: float = 60.0) -> list[Alternative]:
-    """What else could be done and what it would cost: the best single pool, always cloud, ignoring the
-    tariff; within the plan's carbon budget."""
-    watch = Watch(time_limit_s)
+def held_against(
+    found: Plan, *, gap: float = 0.02, time_limit_s: float = 60.0
+) -> tuple[Plan, list[Alternative]]:
+    """What else could be done and what it would cost: the best single pool, always cloud, ignoring the tariff; within
+    the plan's power caps and carbon budget. And the plan, never dearer than any of them: one found to be cheaper, which
+    can only be within the plan's gap, is taken for it.
+
+    A plan with `on_prem_first` stays as it is: its rivals are free of that policy.
+    """
+    watch, bill = Watch(time_limit_s), bill_of(found.origin)
 
     def solve(instance: Instance, to_come: int) -> Schedule:
         share = Watch(max(watch.left_s() / (to_come + 1), 1.0), stop=watch.stop)
-        return aim(instance, "cost", found.beside(), gap, share).schedule
-
-    def bill(instance: Instance, made: Schedule) -> Instance:
-        from pertoken.plan._bills import with_tiers
-
-        return instance if found.origin is None else with_tiers(instance, made, found.origin.market)
+        return in_rounds(found.origin, instance, "cost", found.beside(), gap, share).schedule
 
     with stoppable(watch):
-        return alternatives(found.instance, solve, bill, found.terms)
+        rivals = alternatives(found.instance, solve, bill, found.terms)
+    return _cheapest(found, rivals, bill), [rival.told for rival in rivals]
+
+
+def savings(found: Plan, *, gap: float = 0.02, time_limit_s: float = 60.0) -> list[Alternative]:
+    """What else could be done and what it would cost, as `held_against` has it."""
+    return held_against(found, gap=gap, time_limit_s=time_limit_s)[1]
+
+
+def _cheapest(found: Plan, rivals: Sequence[Rival], bill: Bill) -> Plan:
+    """A plan of least cost, or its cheapest rival where that is cheaper (or keeps limits the plan does not)."""
+    if found.objective_name != "cost" or found.instance.on_prem is not None:
+        return found
+    best, name = found, ""
+    for rival in rivals:
+        if rival.schedule is not None:
+            made = _adopted(found, rival.schedule, bill)
+            better = made.cost_usd < best.cost_usd * (1 - _SAME)
+            if keeps(made) and (better or not keeps(best)):
+                best, name = made, rival.told.name
+    if best is found:
+        return found
+    stale = passed(found)
+    notes = tuple(n for n in found.notes if n not in stale and not n.startswith(OF_THE_GAP))
+    less = found.cost_usd - best.cost_usd
+    why = (
+        f"{less:,.2f} USD less than the first found" if less > 0 else "it keeps limits the first found passes"
+    )
+    return replace(best, notes=(*notes, f"the schedule is that of {name!r}: {why}"))
+
+
+_SAME = 1e-9
+"""Relative difference of cost that is none."""
+
+
+def _adopted(found: Plan, made: Schedule, bill: Bill) -> Plan:
+    """The plan with another schedule of its instance, under its bound."""
+    plan = replace(found, instance=bill(found.instance, made), schedule=made)
+    return replace(plan, objective=plan.cost_usd, solver_cost_usd=plan.cost_usd)
 
 
 def completion_hours(found: Plan) -> dict[str, int]:
     """Hours from the start of the horizon until each job's last token."""
-    i, done = found.instance, {}
-    for j, name in enumerate(i.job_names):
-        running = found.schedule.load[i.flow_job == j].sum(axis=0) > 1e-9
-        done[name] = int(np.flatnonzero(running)[-1]) + 1 if running.any() else 0
-    return done
+    return job_hours(found.instance, found.schedule)
 
 
 def frontier(
@@ -303,7 +239,7 @@ def frontier(
     gap: float = 0.01,
     time_limit_s: float = 120.0,
 ) -> list[tuple[float, Plan | None]]:
-    """The least cost at each value of a second goal; None where no plan exists there.
+    """The least cost at each value of a second goal; None where none exists or was found there.
 
     against: ``deadline`` (whole hours each job has from its own start), ``tokens`` (multiples of the
     demand), ``carbon`` (kgCO2e over the horizon). Of a plan, by its tiers, case and carbon budget. Raises
@@ -334,7 +270,7 @@ def frontier(
                     time_limit_s=time_limit_s,
                 )  # fmt: skip
             found.append((float(value), made))
-        except InfeasibleError:
+        except (InfeasibleError, NoPlanError):
             found.append((float(value), None))
     return found
 
