@@ -121,9 +121,9 @@ def _compare(job: Job, scenario: Scenario, folder: Path, tell: Tell) -> None:
 
 
 def _plan(job: Job, scenario: Scenario, folder: Path, tell: Tell) -> None:
-    from pertoken.plan._duals import shadow_prices
-    from pertoken.plan.schedule import frontier, savings
-    from pertoken.report.plan import AGAINST
+    from pertoken.plan._duals import prices_of
+    from pertoken.plan.schedule import frontier
+    from pertoken.report.plan import AGAINST, beside_rivals
     from pertoken.report.plan import run as plan
 
     def progress(step: Progress) -> None:
@@ -140,12 +140,11 @@ def _plan(job: Job, scenario: Scenario, folder: Path, tell: Tell) -> None:
         return
     if job.objective == "cost":
         tell({"step": "what it saves"})
-        planned = replace(planned, alternatives=savings(planned.found, time_limit_s=job.time_limit_s))
+        planned = beside_rivals(planned, time_limit_s=job.time_limit_s)
         _write_plan(planned, folder)
     if job.prices:
         tell({"step": "what one more of each would save"})
-        found = planned.found
-        prices = shadow_prices(found.instance, found.beside(), time_limit_s=job.time_limit_s)
+        prices = prices_of(planned.found, time_limit_s=job.time_limit_s)
         planned = replace(planned, prices=prices)
         _write_plan(planned, folder)
     if job.against:

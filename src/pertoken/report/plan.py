@@ -16,7 +16,7 @@ import numpy as np
 
 from pertoken.errors import InputError
 from pertoken.ledger import open_ledger
-from pertoken.plan._duals import ShadowPrices, shadow_prices
+from pertoken.plan._duals import ShadowPrices, prices_of
 from pertoken.plan.schedule import (
     OBJECTIVES,
     Against,
@@ -26,8 +26,8 @@ from pertoken.plan.schedule import (
     check_values,
     completion_hours,
     frontier,
+    held_against,
     plan,
-    savings,
 )
 from pertoken.report._page import write_whole
 from pertoken.report._plan_calendar import cron_rows, icalendar
@@ -245,14 +245,28 @@ def run(
         found = replace(
             found, notes=(*found.notes, "stopped by hand: only the plan itself, nothing beside it")
         )
-    rivals = savings(found, time_limit_s=time_limit_s) if with_savings and objective == "cost" else []
+    rivals: list[Alternative] = []
+    if with_savings and objective == "cost":
+        found, rivals = held_against(found, time_limit_s=time_limit_s)
     robust = _regret(chosen, under, keep, gap, time_limit_s) if under else None
-    prices = shadow_prices(found.instance, found.beside(), time_limit_s=time_limit_s) if with_prices else None
+    prices = prices_of(found, time_limit_s=time_limit_s) if with_prices else None
     front: list[tuple[float, float | None]] = []
     if against is not None:
         found, front = _front(found, against, values, gap, time_limit_s)
     closed = _closed(chosen, found, rivals, robust, steps)
     return replace(closed, prices=prices, against=AGAINST[against] if against else "", frontier=front)
+
+
+def beside_rivals(planned: Planned, *, time_limit_s: float) -> Planned:
+    """A plan of least cost with what it is held against; closed again where a rival is cheaper and taken for it.
+
+    Raises what `schedule.held_against` raises.
+    """
+    found, rivals = held_against(planned.found, time_limit_s=time_limit_s)
+    if found is planned.found:
+        return replace(planned, alternatives=rivals)
+    closed = _closed(planned.scenario, found, rivals, planned.robust, planned.progress)
+    return replace(closed, prices=planned.prices, against=planned.against, frontier=planned.frontier)
 
 
 def _regret(scenario: Scenario, under: Sequence[str], keep: bool, gap: float, time_limit_s: float) -> Robust:
