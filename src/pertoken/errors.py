@@ -10,6 +10,7 @@
     ├── NoEvidenceError           nothing supports the number that was asked for
     ├── MissingRateError          usage that no rate prices
     ├── InfeasibleError           a plan no schedule can meet; names the constraint in the way
+    ├── NoPlanError               no plan within the limits was found, which does not prove that there is none
     └── MissingExtraError         an optional part is not installed; carries the pip line
 """
 
@@ -81,6 +82,10 @@ class MissingRateError(PerTokenError):
 
 class InfeasibleError(PerTokenError):
     """No schedule meets every constraint; names the one in the way and what is missing."""
+
+
+class NoPlanError(PerTokenError):
+    """No plan within the limits was found, which does not prove that there is none."""
 
 
 class MissingExtraError(PerTokenError):

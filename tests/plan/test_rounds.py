@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from pertoken.errors import InfeasibleError
-from pertoken.plan._rounds import NoPlanError
+from pertoken.errors import InfeasibleError, NoPlanError
 from pertoken.plan.schedule import Plan, plan
 from pertoken.scenario import Scenario
 

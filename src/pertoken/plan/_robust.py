@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pertoken.errors import CannotServeError, InfeasibleError, InputError
+from pertoken.errors import CannotServeError, InfeasibleError, InputError, NoPlanError
 from pertoken.plan._instance import Floats, Instance
 from pertoken.plan.options import CASES
 from pertoken.plan.schedule import Plan, plan, replan
@@ -101,5 +101,5 @@ def _with_machines(found: Plan, there: Plan, gap: float, time_limit_s: float) ->
 
     try:
         return replan(there, change, gap=gap, time_limit_s=time_limit_s).cost_usd
-    except (InfeasibleError, CannotServeError):
+    except (InfeasibleError, NoPlanError, CannotServeError):
         return float("inf")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pertoken.errors import PerTokenError
+from pertoken.errors import NoPlanError, PerTokenError
 from pertoken.plan._instance import Floats, Instance
 from pertoken.plan._objectives import Objective, aim
 from pertoken.plan._outcome import Schedule, beyond_line_usd, job_hours, loads_of
@@ -35,10 +35,6 @@ OF_THE_GAP = "of the gap"
 """How the note begins that says what of a plan's gap the bound leaves out."""
 _LEVELS = (0.5, 0.25, 0.75, 1.0, 0.1)
 """Loads of replicas at which the tangents lie where no plan within the limits is at hand."""
-
-
-class NoPlanError(PerTokenError):
-    """None was found, which does not prove that there is none."""
 
 
 def in_rounds(

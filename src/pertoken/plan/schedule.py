@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from pertoken.errors import InfeasibleError, InputError
+from pertoken.errors import InfeasibleError, InputError, NoPlanError
 from pertoken.plan._against import Alternative, Bill, Rival, alternatives
 from pertoken.plan._goal import AMPLE
 from pertoken.plan._instance import Floats, Instance
@@ -21,7 +21,7 @@ from pertoken.plan._objectives import OBJECTIVES, Objective, aim
 from pertoken.plan._outcome import Schedule, job_hours
 from pertoken.plan._plan import Origin, Plan
 from pertoken.plan._program import INF, Goal, build
-from pertoken.plan._rounds import OF_THE_GAP, NoPlanError, bill_of, in_rounds, keeps, passed
+from pertoken.plan._rounds import OF_THE_GAP, bill_of, in_rounds, keeps, passed
 from pertoken.plan._solve import Progress, Report, Session, Watch, stoppable
 
 if TYPE_CHECKING:
