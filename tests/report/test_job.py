@@ -97,7 +97,7 @@ def test_a_plan_is_the_plan_and_its_book_closes_to_the_same_cent(tmp_path: Path)
     ledger.shut()
     assert (tmp_path / "calendar.ics").read_text().startswith("BEGIN:VCALENDAR")
     figures = [b for b in page["blocks"] if b["kind"] == "figure"]
-    assert any(f["spec"]["encoding"]["x"]["title"].startswith("local hours") for f in figures)
+    assert any(f["spec"]["encoding"]["x"]["title"].startswith("local time (") for f in figures)
 
 
 def test_addresses_given_out_stay() -> None:
