@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -230,6 +230,32 @@ def test_many_holes_are_read_by_the_hour(ledger: Ledger) -> None:
     same(ledger)
 
 
+def read_meanwhile(read: Callable[[], Any], change: Callable[[int], None]) -> set[Any]:
+    """What two readers saw while the ledger was changed eight times; at least once, and never an error."""
+    seen: list[Any] = []
+    failed: list[BaseException] = []
+    stop = threading.Event()
+
+    def reading() -> None:
+        try:
+            while not stop.is_set():
+                seen.append(read())
+        except BaseException as error:
+            failed.append(error)
+
+    readers = [threading.Thread(target=reading) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for turn in range(8):
+        change(turn)
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert not failed
+    assert seen
+    return set(seen)
+
+
 def test_readers_never_see_half_a_change(ledger: Ledger) -> None:
     """While days are struck off and summed again, every answer is one of the two that are right."""
     hours: Hours = SPAN[24 * 9 : 24 * 10]
@@ -247,30 +273,17 @@ def test_readers_never_see_half_a_change(ledger: Ledger) -> None:
         ledger.replace_usage("actual", moments, version)
         right.add(tokens())
         ledger.close()
-    seen: list[Any] = []
-    failed: list[BaseException] = []
-    stop = threading.Event()
 
-    def read() -> None:
-        try:
-            while not stop.is_set():
-                seen.append(tokens())
-                cost()
-        except BaseException as error:
-            failed.append(error)
+    def read() -> Any:
+        found = tokens()
+        cost()
+        return found
 
-    readers = [threading.Thread(target=read) for _ in range(2)]
-    for reader in readers:
-        reader.start()
-    for turn in range(8):
-        ledger.replace_usage("actual", moments, versions[turn % 2])
+    def turn(number: int) -> None:
+        ledger.replace_usage("actual", moments, versions[number % 2])
         ledger.close("actual", START + 9 * DAY, START + 10 * DAY)
-    stop.set()
-    for reader in readers:
-        reader.join()
-    assert not failed
-    assert seen
-    assert set(seen) <= right
+
+    assert read_meanwhile(read, turn) <= right
     same(ledger)
 
 
@@ -293,28 +306,7 @@ def test_what_is_changed_together_is_seen_together(ledger: Ledger) -> None:
     for version in versions:
         change(version)
         right.add(figures())
-    seen: list[Any] = []
-    failed: list[BaseException] = []
-    stop = threading.Event()
-
-    def read() -> None:
-        try:
-            while not stop.is_set():
-                seen.append(figures())
-        except BaseException as error:
-            failed.append(error)
-
-    readers = [threading.Thread(target=read) for _ in range(2)]
-    for reader in readers:
-        reader.start()
-    for turn in range(8):
-        change(versions[turn % 2])
-    stop.set()
-    for reader in readers:
-        reader.join()
-    assert not failed
-    assert seen
-    assert set(seen) <= right
+    assert read_meanwhile(figures, lambda turn: change(versions[turn % 2])) <= right
     assert "usage_by_day" in read_from(ledger, "pool")
     same(ledger)
 

@@ -317,8 +317,8 @@ def _row(standing: Standing) -> Sequence[Any]:
         percent(standing.spent_fraction),
         "–" if forecast is None else short(forecast.expected),
         "–" if forecast is None else f"{short(forecast.low)} to {short(forecast.high)}",
-        "it lasts" if standing.runs_out is None else _shortutc_told(standing.runs_out),
-        _shortutc_told(standing.ground.period.end),
+        "it lasts" if standing.runs_out is None else _short_utc(standing.runs_out),
+        _short_utc(standing.ground.period.end),
     )
 
 
@@ -432,7 +432,7 @@ def _amount(budget: Budget, value: Decimal) -> str:
     return f"{_number(budget, value)} {budget.unit}"
 
 
-def _shortutc_told(moment: datetime) -> str:
+def _short_utc(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%m-%d %H:%M}"
 
 
